@@ -1,0 +1,48 @@
+# Needs Python 3.11 or newer with pip, and make. Everything else is installed into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help install run test check lint format types imports lock clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+install: .venv/installed  ## build .venv from the hashed lock
+
+.venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.12 …"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+run: install  ## serve on 127.0.0.1:8000 with an embedded Postgres and Redis
+	@$(BIN)/budget-hub dev
+
+test: install  ## the whole test suite, on real embedded services
+	$(BIN)/pytest
+
+check: lint types imports test  ## everything CI runs
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+imports: install
+	$(BIN)/lint-imports --no-cache
+
+format: install  ## fix what ruff can fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock:  ## renew requirements.lock after a change of dependencies (needs uv)
+	uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
+		--all-extras --group dev pyproject.toml -o requirements.lock
+
+clean:  ## remove .venv and caches; data in .data/ stays
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,106 @@
+"""The composition root: builds everything, in order, and takes it down again."""
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from api import budgets, events, health
+from api.auth import routes as auth_routes
+from api.auth.local import LocalIdentity
+from api.auth.tokens import Tokens
+from api.http import ERROR_HANDLERS, RequestId
+from api.settings import Settings
+from api.socket import SyncSocket
+from hub.committer import APART_MAX, LANES
+from hub.hub import READERS_MAX, Hub
+from storage.bus import RedisBus
+from storage.database import Database
+from storage.event_log import PostgresLog
+from storage.migrate import pending
+from storage.snapshots import Snapshots
+from storage.users import Users
+
+REST_READS_MAX = 4  # connections beside those of the hub's own readers
+
+
+class NotMigrated(Exception):
+    """The database lacks migrations of this version of the code."""
+
+
+class App:
+    """The ASGI application: sockets to one side, everything else to Starlette."""
+
+    def __init__(self, socket: ASGIApp, rest: ASGIApp) -> None:
+        self._socket = socket
+        self._rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._socket if scope["type"] == "websocket" else self._rest
+        await app(scope, receive, send)
+
+
+@asynccontextmanager
+async def open_app(settings: Settings) -> AsyncIterator[App]:
+    """Everything built and running, until the context is left: then what was submitted is finished
+    and all connections are closed.
+
+    Raises `Disconnected` if Postgres is out of reach, `NotMigrated`."""
+    database = await Database.connect(
+        settings.database_url,
+        commits_max=LANES + APART_MAX,
+        reads_max=READERS_MAX + REST_READS_MAX,
+    )
+    try:
+        async with database.reading() as connection:
+            if lacking := await pending(connection):
+                raise NotMigrated(", ".join(migration.name for migration in lacking))
+        log = PostgresLog(database)
+        log_id = await log.log_id()
+        bus = None
+        if settings.redis_url is not None:
+            bus = RedisBus(settings.redis_url, log_id, uuid.uuid4().bytes, jitter=random.random)
+        hub = Hub(log, log_id, bus, now_ms=now_ms, jitter=random.random)
+        tokens = Tokens([settings.auth_secret.encode()], now=time.time)
+        identity = LocalIdentity(
+            [settings.auth_secret.encode()], Users(database), now=time.time, new_id=new_id
+        )
+        rest = Starlette(
+            routes=[
+                *health.routes(database, bus),
+                *auth_routes.routes(identity),
+                *events.routes(hub, tokens),
+                *budgets.routes(hub, Snapshots(database), tokens),
+            ],
+            middleware=[Middleware(RequestId)],
+            exception_handlers=ERROR_HANDLERS,
+        )
+        socket = SyncSocket(hub, tokens, now_ms=now_ms, new_id=new_id)
+        # A sweeper or bus that died of a defect must take the process with it: without them the
+        # hub would go on and quietly break P7. The task group does that.
+        async with asyncio.TaskGroup() as background:
+            tasks = [background.create_task(hub.run())]
+            if bus is not None:
+                tasks.append(background.create_task(bus.run(hub.received, hub.sweep)))
+            try:
+                yield App(socket, rest)
+            finally:
+                await hub.close()
+                for task in tasks:
+                    task.cancel()
+    finally:
+        await database.close()
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def new_id() -> str:
+    return str(uuid.uuid4())

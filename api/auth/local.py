@@ -1,0 +1,249 @@
+"""Accounts the hub keeps itself (AUTH_MODE=local): passwords, short tokens, refresh tokens.
+
+A refresh token is derived, not stored: `<family>.<generation>.<mac>`. A family is one login, and
+its row knows only the generation that counts. Presenting that one moves the family on; presenting
+the one before it, soon after, gives the same successor again, because phones lose answers. Any
+other was copied by somebody, so the whole family ends.
+"""
+
+import hmac
+import re
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from hashlib import sha256
+from typing import Any, NamedTuple, TypeVar
+from uuid import uuid4
+
+import jwt
+import structlog
+from anyio import CapacityLimiter, to_thread
+from argon2 import PasswordHasher
+from argon2.exceptions import VerifyMismatchError
+from jwt.types import Options
+from structlog.typing import FilteringBoundLogger
+
+from hub.errors import Code, HubError
+from hub.ports import Principal
+from storage.users import Users
+
+ISSUER = "budget-hub"
+TOKEN_LENGTH_MAX = 8192  # characters
+LEEWAY_S = 60  # how far ahead the clock of another node may have been when it issued a token
+HASHING_AT_ONCE = 2  # argon2 takes 64 MiB and several cores each time
+HASHING_ASKED_MAX = 128  # running or waiting: some ten seconds of work, then callers are put off
+
+_ALGORITHM = "HS256"
+# PyJWT would read the real clock: `_counts` checks the times against ours.
+_CHECKS: Options = {
+    "require": ["sub", "exp", "iat", "iss"],
+    "verify_exp": False,
+    "verify_iat": False,
+    "verify_nbf": False,
+}
+_REFRESH = re.compile(
+    r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.([1-9][0-9]{0,9})\.([A-Za-z0-9_-]{43})"
+)
+
+_T = TypeVar("_T")
+_log: FilteringBoundLogger = structlog.get_logger()
+
+
+class Session(NamedTuple):
+    """What a client holds after signing in. `expires_at_ms`: epoch milliseconds, of `token`."""
+
+    user_id: str
+    token: str
+    expires_at_ms: int
+    refresh_token: str
+
+
+class LocalIdentity:
+    """Registers and signs in users; issues their tokens, and verifies them as `Authenticator`.
+
+    The first of `secrets` signs and all of them verify: to rotate, put the new one in front, and
+    take the old one out after `refresh_ttl_s`. `now` gives epoch seconds, `new_id` the id of a new
+    account. A refresh token lasts `refresh_ttl_s` from its last use. Besides what they state,
+    `register`, `login` and `refresh` raise what storage raises when Postgres is out of reach.
+    """
+
+    def __init__(
+        self,
+        secrets: Sequence[bytes],
+        users: Users,
+        *,
+        now: Callable[[], float],
+        new_id: Callable[[], str],
+        token_ttl_s: int = 900,
+        refresh_ttl_s: int = 60 * 60 * 24 * 60,
+        previous_refresh_honoured_s: int = 60,
+    ) -> None:
+        if not secrets or not all(secrets):
+            raise ValueError("an identity needs a secret, and no secret may be empty")
+        self._keys = [Keys.derived(secret) for secret in secrets]
+        self._token_keys = {keys.kid: keys.token for keys in self._keys}
+        self._users = users
+        self._now = now
+        self._new_id = new_id
+        self._token_ttl_s = token_ttl_s
+        self._refresh_ttl = timedelta(seconds=refresh_ttl_s)
+        self._previous_honoured = timedelta(seconds=previous_refresh_honoured_s)
+        self._hasher = PasswordHasher()
+        self._hashing = CapacityLimiter(HASHING_AT_ONCE)
+        self._hashing_asked = 0
+
+    async def authenticate(self, token: str) -> Principal:
+        """The user of a token issued here. Raises `HubError` (`NOT_LOGGED_IN`)."""
+        # PyJWT cannot even encode a lone surrogate; what is not ASCII is no token anyway.
+        if len(token) > TOKEN_LENGTH_MAX or not token.isascii():
+            raise HubError(Code.NOT_LOGGED_IN)
+        try:
+            key = self._token_keys[jwt.get_unverified_header(token)["kid"]]
+            claims = jwt.decode(token, key, [_ALGORITHM], options=_CHECKS, issuer=ISSUER)
+        except (jwt.InvalidTokenError, KeyError) as error:
+            raise HubError(Code.NOT_LOGGED_IN) from error
+        if not claims["sub"] or not _counts(claims, self._now()):
+            raise HubError(Code.NOT_LOGGED_IN)
+        return Principal(claims["sub"], claims["exp"] * 1000)
+
+    def issue(self, user_id: str) -> tuple[str, int]:
+        """A new token for the user, and when it expires (epoch milliseconds)."""
+        issued_at_s = int(self._now())
+        expires_at_s = issued_at_s + self._token_ttl_s
+        claims = {"sub": user_id, "iat": issued_at_s, "exp": expires_at_s, "iss": ISSUER}
+        keys = self._keys[0]
+        token = jwt.encode(claims, keys.token, _ALGORITHM, headers={"kid": keys.kid})
+        return token, expires_at_s * 1000
+
+    async def register(
+        self, email: str, password: str, first_name: str | None, last_name: str | None
+    ) -> Session:
+        """Make an account and sign it in. Raises `HubError`: `EMAIL_TAKEN`, `BUSY`."""
+        password_hash = await self._off_loop(lambda: self._hasher.hash(password))
+        user_id = self._new_id()
+        if not await self._users.create(
+            user_id, email.strip(), password_hash, first_name, last_name
+        ):
+            raise HubError(Code.EMAIL_TAKEN)
+        return await self._start_session(user_id)
+
+    async def login(self, email: str, password: str) -> Session:
+        """Sign in. Raises `HubError`: `BAD_CREDENTIALS`, `BUSY`."""
+        account = await self._users.by_email(email.strip())
+        stored = account and account.password_hash
+        if not await self._off_loop(lambda: self._matches(stored, password)) or account is None:
+            raise HubError(Code.BAD_CREDENTIALS)
+        if self._hasher.check_needs_rehash(account.password_hash):
+            stronger = await self._off_loop(lambda: self._hasher.hash(password))
+            await self._users.set_password_hash(
+                account.user_id, stronger, replacing=account.password_hash
+            )
+        return await self._start_session(account.user_id)
+
+    async def refresh(self, refresh_token: str) -> Session:
+        """The session's next token and refresh token.
+
+        A token presented twice, at once or within `previous_refresh_honoured_s`, gives the same
+        successor. Raises `HubError` (`NOT_LOGGED_IN`).
+        """
+        presented = RefreshToken.read(refresh_token, (keys.refresh for keys in self._keys))
+        if presented is None:
+            raise HubError(Code.NOT_LOGGED_IN)
+        family_id, generation = presented
+        now = self._time()
+        user_id = await self._users.rotate_family(
+            family_id, generation, now=now, expires_at=now + self._refresh_ttl
+        )
+        if user_id is None:
+            family = await self._users.live_family(family_id, now=now)
+            if family is None:
+                raise HubError(Code.NOT_LOGGED_IN)
+            repeated = generation == family.generation - 1
+            if not repeated or now - family.rotated_at > self._previous_honoured:
+                await self._users.revoke_family(family_id)
+                _log.warning("refresh token reused", user_id=family.user_id, family_id=family_id)
+                raise HubError(Code.NOT_LOGGED_IN)
+            user_id = family.user_id
+        return self._session(user_id, RefreshToken(family_id, generation + 1))
+
+    async def _start_session(self, user_id: str) -> Session:
+        first = RefreshToken(str(uuid4()), 1)
+        now = self._time()
+        await self._users.start_family(
+            first.family_id, user_id, now=now, expires_at=now + self._refresh_ttl
+        )
+        return self._session(user_id, first)
+
+    def _session(self, user_id: str, refresh_token: "RefreshToken") -> Session:
+        return Session(user_id, *self.issue(user_id), refresh_token.text(self._keys[0].refresh))
+
+    def _time(self) -> datetime:
+        return datetime.fromtimestamp(self._now(), UTC)
+
+    async def _off_loop(self, work: Callable[[], _T]) -> _T:
+        if self._hashing_asked >= HASHING_ASKED_MAX:
+            raise HubError(Code.BUSY)
+        self._hashing_asked += 1
+        try:
+            return await to_thread.run_sync(work, limiter=self._hashing)
+        finally:
+            self._hashing_asked -= 1
+
+    def _matches(self, password_hash: str | None, password: str) -> bool:
+        nobodys = self._nobodys_hash  # first, so that its making tells nothing about the account
+        try:
+            return self._hasher.verify(password_hash or nobodys, password)
+        except VerifyMismatchError:
+            return False
+
+    @cached_property
+    def _nobodys_hash(self) -> str:
+        """Verified in place of an unknown account's, so that the answer takes as long."""
+        return self._hasher.hash(uuid4().bytes)
+
+
+class RefreshToken(NamedTuple):
+    """What the text of a refresh token says: which login, and how often it was refreshed."""
+
+    family_id: str
+    generation: int
+
+    def text(self, key: bytes) -> str:
+        """The token as the client holds it."""
+        named = f"{self.family_id}.{self.generation}"
+        mac = hmac.digest(key, named.encode(), "sha256")
+        return f"{named}.{urlsafe_b64encode(mac).rstrip(b'=').decode()}"
+
+    @classmethod
+    def read(cls, text: str, keys: Iterable[bytes]) -> "RefreshToken | None":
+        """The token in `text` if one of `keys` made it."""
+        match = _REFRESH.fullmatch(text)
+        if match is None:
+            return None
+        token = cls(match[1], int(match[2]))
+        # Texts are compared, not decoded macs: the last character of base64 has bits to spare.
+        return token if any(hmac.compare_digest(token.text(key), text) for key in keys) else None
+
+
+class Keys(NamedTuple):
+    """What is derived from one secret; no key can be taken for another."""
+
+    kid: str
+    token: bytes
+    refresh: bytes
+
+    @classmethod
+    def derived(cls, secret: bytes) -> "Keys":
+        return cls(
+            sha256(secret).hexdigest()[:8],
+            hmac.digest(secret, b"budget-hub token", "sha256"),
+            hmac.digest(secret, b"budget-hub refresh", "sha256"),
+        )
+
+
+def _counts(claims: Mapping[str, Any], now_s: float) -> bool:
+    expires, issued = claims["exp"], claims["iat"]
+    begins = claims.get("nbf", issued)
+    whole = all(type(at) is int for at in (expires, issued, begins))
+    return whole and bool(now_s < expires and max(issued, begins) <= now_s + LEEWAY_S)

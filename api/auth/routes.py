@@ -1,0 +1,87 @@
+"""`/auth/*`: registering, signing in and refreshing, for the local identity only (no token)."""
+
+from typing import Annotated, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from api.auth.local import LocalIdentity, Session
+from api.http import body, respond
+
+
+def routes(identity: LocalIdentity) -> list[Route]:
+    """The handlers, bound to `identity`."""
+
+    async def register(request: Request) -> Response:
+        asked = await body(request, RegisterRequest)
+        session = await identity.register(
+            asked.email, asked.password, asked.first_name, asked.last_name
+        )
+        return respond(_wire(session), 201)
+
+    async def login(request: Request) -> Response:
+        asked = await body(request, LoginRequest)
+        return respond(_wire(await identity.login(asked.email, asked.password)))
+
+    async def refresh(request: Request) -> Response:
+        asked = await body(request, RefreshRequest)
+        return respond(_wire(await identity.refresh(asked.refresh_token)))
+
+    return [
+        Route("/auth/register", register, methods=["POST"]),
+        Route("/auth/login", login, methods=["POST"]),
+        Route("/auth/refresh", refresh, methods=["POST"]),
+    ]
+
+
+# Enough to catch a slip of the finger; whether the address exists only a letter could tell.
+_EMAIL = r"^[^@\s\x00]+@[^@\s\x00]+\.[^@\s\x00]+$"
+
+Email: TypeAlias = Annotated[
+    str, StringConstraints(strict=True, strip_whitespace=True, max_length=320, pattern=_EMAIL)
+]
+Name: TypeAlias = Annotated[
+    str, StringConstraints(strict=True, min_length=1, max_length=200, pattern=r"^[^\x00]*$")
+]
+# `repr=False` and `hide_input_in_errors` keep what is secret out of logs and error answers.
+NewPassword: TypeAlias = Annotated[
+    str, StringConstraints(strict=True, min_length=8, max_length=128), Field(repr=False)
+]
+# Without the lower bound: a password that is too short is a wrong one, not a malformed request.
+Password: TypeAlias = Annotated[
+    str, StringConstraints(strict=True, max_length=128), Field(repr=False)
+]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(
+        alias_generator=to_camel, extra="ignore", frozen=True, hide_input_in_errors=True
+    )
+
+
+class RegisterRequest(_Request):
+    email: Email
+    password: NewPassword
+    first_name: Name | None = None
+    last_name: Name | None = None
+
+
+class LoginRequest(_Request):
+    email: Email
+    password: Password
+
+
+class RefreshRequest(_Request):
+    refresh_token: Annotated[str, StringConstraints(strict=True), Field(repr=False)]
+
+
+def _wire(session: Session) -> dict[str, object]:
+    return {
+        "userId": session.user_id,
+        "token": session.token,
+        "expiresAt": session.expires_at_ms,
+        "refreshToken": session.refresh_token,
+    }

@@ -1,0 +1,224 @@
+"""Processes: one worker that serves, and the supervisor that keeps several of them on one port.
+
+The parent binds the socket and hands it down, so that no connection in the kernel's queue is lost
+when a worker goes. uvicorn's own supervisor is not used because it replaces workers by plain ones,
+without the drain below. Between parent and worker there is one socket pair: the worker writes a
+byte when it serves, and stops when the parent's end is closed, however the parent died.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from types import FrameType
+
+import structlog
+import uvicorn
+import uvloop
+
+from api.app import NotMigrated, open_app
+from api.logs import configure
+from api.settings import Settings
+from api.wire import DirectProtocol
+from hub.errors import Disconnected
+from hub.frames import FRAME_BYTES_MAX
+
+BACKLOG = 2048
+PING_S = 20.0  # a peer that answers no ping for as long is closed
+GRACEFUL_S = 10
+WORKER_START_S = 60
+RESTART_PAUSE_S = 1.0  # before a worker that died is replaced
+
+_LISTENING_FD = "BUDGET_HUB_LISTENING_FD"
+_PARENT_FD = "BUDGET_HUB_PARENT_FD"
+
+_log = structlog.get_logger()
+
+
+class PortTaken(Exception):
+    """The address cannot be listened on; the message is one line."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises `PortTaken`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise PortTaken(f"PORT: cannot listen on {host}:{port}: {error.strerror}") from error
+    return listening
+
+
+def address(listening: socket.socket) -> str:
+    """The address to reach it at, as a URL."""
+    host, port = listening.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """Exits 0 after SIGTERM and SIGINT: uvicorn would raise the signal again after the shutdown."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.should_exit = True
+
+
+async def serve(
+    settings: Settings,
+    listening: socket.socket,
+    ready: Callable[[], None],
+    parent: socket.socket | None = None,
+) -> None:
+    """Serve until told to stop by SIGTERM, SIGINT or the parent's end. `ready` is called when
+    everything is up; connections made before wait in the socket's queue."""
+    async with open_app(settings) as app:
+        config = uvicorn.Config(
+            app,
+            http="httptools",
+            ws=DirectProtocol,
+            ws_max_size=FRAME_BYTES_MAX,
+            ws_per_message_deflate=False,
+            ws_ping_interval=PING_S,
+            ws_ping_timeout=PING_S,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=GRACEFUL_S,
+        )
+        server = Server(config)
+        loop = asyncio.get_running_loop()
+        if parent is not None:
+            loop.add_reader(parent, server.handle_exit, signal.SIGTERM, None)
+        ready()
+        await server.serve(sockets=[listening])
+        if parent is not None:
+            loop.remove_reader(parent)
+
+
+def run(settings: Settings, listening: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve with `settings.web_concurrency` processes until told to stop; one is this one."""
+    if settings.web_concurrency == 1:
+        _run(serve(settings, listening, ready))
+    else:
+        supervisor = Supervisor(settings, listening)
+        supervisor.start()
+        ready()
+        supervisor.run()
+
+
+class WorkerFailed(Exception):
+    """A worker did not start; its own last log line says why."""
+
+
+class Supervisor:
+    """Keeps several workers serving on one socket until SIGTERM or SIGINT."""
+
+    def __init__(self, settings: Settings, listening: socket.socket) -> None:
+        self._settings = settings
+        self._listening = listening
+        self._workers: dict[subprocess.Popen[bytes], socket.socket] = {}
+        self._stopping = False
+
+    def start(self) -> None:
+        """Start the workers and return when all of them serve. Raises `WorkerFailed`."""
+        started = [self._spawn() for _ in range(self._settings.web_concurrency)]
+        try:
+            for ours in started:
+                _wait_ready(ours)
+        except WorkerFailed:
+            self.stop()
+            raise
+
+    def run(self) -> None:
+        """Replace workers that die; returns after SIGTERM or SIGINT, when all have stopped."""
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sig, self._told_to_stop)
+        while not self._stopping:
+            for worker in [worker for worker in self._workers if worker.poll() is not None]:
+                _log.error("worker died", pid=worker.pid, exit_code=worker.returncode)
+                self._workers.pop(worker).close()
+                time.sleep(RESTART_PAUSE_S)
+                self._spawn()
+            time.sleep(0.1)
+        self.stop()
+
+    def stop(self) -> None:
+        """Tell the workers to stop and wait for them, `GRACEFUL_S` and a little more at most."""
+        for worker, ours in self._workers.items():
+            ours.close()
+            worker.terminate()
+        deadline = time.monotonic() + GRACEFUL_S + 5
+        for worker in self._workers:
+            try:
+                worker.wait(max(deadline - time.monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                _log.error("worker did not stop", pid=worker.pid)
+                worker.kill()
+                worker.wait()
+        self._workers.clear()
+
+    def _told_to_stop(self, sig: int, frame: FrameType | None) -> None:
+        self._stopping = True
+
+    def _spawn(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        environ = {
+            **os.environ,
+            **self._settings.to_env(),
+            _LISTENING_FD: str(self._listening.fileno()),
+            _PARENT_FD: str(theirs.fileno()),
+        }
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "api.server"],
+            env=environ,
+            pass_fds=[self._listening.fileno(), theirs.fileno()],
+            start_new_session=True,  # Ctrl-C goes to the parent, which stops the workers in order
+        )
+        theirs.close()
+        self._workers[worker] = ours
+        return ours
+
+
+def _wait_ready(ours: socket.socket) -> None:
+    ours.settimeout(WORKER_START_S)
+    try:
+        ready = ours.recv(1)
+    except TimeoutError:
+        ready = b""
+    if not ready:
+        raise WorkerFailed("a worker did not start")
+
+
+def _worker() -> None:
+    listening = socket.socket(fileno=int(os.environ[_LISTENING_FD]))
+    parent = socket.socket(fileno=int(os.environ[_PARENT_FD]))
+    settings = Settings.from_env(os.environ)
+    configure(settings)
+    try:
+        _run(serve(settings, listening, lambda: _tell(parent), parent))
+    except (Disconnected, NotMigrated) as error:
+        _log.error("cannot start", error=f"{type(error).__name__}: {error}")
+        sys.exit(1)
+
+
+def _tell(parent: socket.socket) -> None:
+    parent.send(b"!")
+
+
+def _run(serving: Coroutine[None, None, None]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serving)
+
+
+if __name__ == "__main__":
+    _worker()

@@ -1,0 +1,131 @@
+"""`GET /sync`: the WebSocket endpoint, from the upgrade to a running session.
+
+A raw ASGI application, not a Starlette route: at thousands of idle sockets the request objects
+around each would cost more memory than the session itself.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from urllib.parse import parse_qs
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from api.http import as_uuid, bearer
+from api.wire import EXTENSION, AsgiWire
+from hub.errors import Code, HubError
+from hub.frames import PROTOCOL
+from hub.hub import Hub
+from hub.ports import Authenticator, Principal
+from hub.session import Session
+
+PATH = "/sync"
+_BEARER = "bearer."
+
+
+class SyncSocket:
+    def __init__(
+        self,
+        hub: Hub,
+        authenticator: Authenticator,
+        *,
+        now_ms: Callable[[], int],
+        new_id: Callable[[], str],
+    ) -> None:
+        self._hub = hub
+        self._authenticator = authenticator
+        self._now_ms = now_ms
+        self._new_id = new_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()  # websocket.connect
+        if scope["path"] != PATH:
+            await _deny(send, Code.NOT_FOUND)
+            return
+        try:
+            principal = await self._upgrading(scope)
+            follow = _wanted(scope)
+        except HubError as error:
+            await _deny(send, error.code, error.detail)
+            return
+        token = _offered_token(scope)
+        protocol = PROTOCOL if PROTOCOL in scope["subprotocols"] else None
+        await send({"type": "websocket.accept", "subprotocol": protocol})
+        async with contextlib.AsyncExitStack() as stack:
+            wire = scope.get("extensions", {}).get(EXTENSION)
+            if wire is None:
+                wire = AsgiWire(send)
+                writer = asyncio.create_task(wire.run())
+                stack.push_async_callback(_finish, writer)
+            session = Session(
+                self._hub,
+                wire,
+                self._authenticator,
+                connection_id=self._new_id(),
+                now_ms=self._now_ms,
+            )
+            wire.on_drained = session.drained
+            stack.callback(setattr, wire, "on_drained", None)
+
+            async def next_text() -> str | None:
+                message = await receive()
+                if message["type"] == "websocket.disconnect":
+                    return None
+                return message.get("text") or ""  # a binary message is no frame of ours
+
+            await session.run(next_text, principal, token=token, follow=follow)
+
+    async def _upgrading(self, scope: Scope) -> Principal | None:
+        """Whom the request's own header names, None without one. Raises `HubError`."""
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                token = bearer(value.decode("latin-1"))
+                if token is None:
+                    raise HubError(Code.NOT_LOGGED_IN)
+                return await self._authenticator.authenticate(token)
+        return None
+
+
+def _offered_token(scope: Scope) -> str | None:
+    """The token of a browser, which can set no header: a subprotocol entry `bearer.<token>`."""
+    for entry in scope["subprotocols"]:
+        if entry.startswith(_BEARER):
+            token: str = entry[len(_BEARER) :]
+            return token
+    return None
+
+
+def _wanted(scope: Scope) -> tuple[str, int] | None:
+    """The subscription that the query string asks for. Raises `HubError(BAD_REQUEST)`."""
+    query = parse_qs(scope["query_string"].decode("latin-1"))
+    if "budgetId" not in query:
+        return None
+    key = query.get("key", ["0"])[0]
+    if not (key.isascii() and key.isdigit() and len(key) <= 16):
+        raise HubError(Code.BAD_REQUEST, "key: an integer")
+    return as_uuid(query["budgetId"][0], "budgetId"), int(key)
+
+
+async def _deny(send: Send, code: Code, detail: str | None = None) -> None:
+    """Answer the upgrade request with an HTTP error instead of a socket."""
+    await send(
+        {
+            "type": "websocket.http.response.start",
+            "status": code.status,
+            "headers": [(b"content-type", b"application/json")],
+        }
+    )
+    await send(
+        {
+            "type": "websocket.http.response.body",
+            "body": orjson.dumps({"error": code.to_wire(detail)}),
+        }
+    )
+
+
+async def _finish(writer: "asyncio.Task[None]") -> None:
+    """Let the writer send what is left, at most for a second; the peer may be gone."""
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(1):
+            await writer

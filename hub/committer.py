@@ -1,0 +1,433 @@
+"""The committer: the one way an event gets into the log.
+
+Submissions wait in one bounded queue. A *lane* takes what is waiting, as much as fits one batch,
+and carries it through one transaction: lock, load, decide, write, commit (design 4). What arrives
+meanwhile is the next batch; there is no timer. Several lanes work at once on different budgets; a
+budget is in one lane at a time, so that submissions of one budget stay in order.
+
+    submit ──> waiting ──> lane: lock · load · decide · write · commit ──> verdicts, deliver
+                             │  a budget locked by another hub
+                             └─> apart: its own transaction, which waits for the lock (or BUSY)
+
+What can go wrong with a transaction, and what follows:
+
+| what                    | what follows                                                           |
+|-------------------------|------------------------------------------------------------------------|
+| `LostRace`              | rolled back; decided afresh at once, after a short random pause if it  |
+|                         | happens again                                                          |
+| `BadData`               | the batch is halved until the one bad event is alone: it is rejected   |
+| `Disconnected`          | retried with backoff until `SETTLE_S` have passed, then `UNAVAILABLE`  |
+| … in COMMIT             | the same: an event found in the log by the retry is our own (P4)       |
+| `Held`                  | `BUSY`                                                                 |
+
+A verdict is given only after the commit that made it true (P1). Nobody can cancel a lane: a closing
+socket only loses the answer.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, TypeAlias
+
+import structlog
+
+from hub.errors import BadData, Code, Disconnected, Held, LostRace
+from hub.events import (
+    NAMES_CATEGORY,
+    OF_CATEGORY,
+    OF_EXPENSE,
+    CategoryDelete,
+    Event,
+    Invalid,
+    Submitted,
+)
+from hub.ports import EventLog, Want
+from hub.records import BudgetId, UserId
+from hub.rules import BudgetState, Change, LogRow, decide, rejected
+from hub.verdicts import Verdict
+
+Mode: TypeAlias = Literal["stop", "each"]
+
+LANES = 2
+APART_MAX = 2  # transactions at a time that wait for another hub's lock
+BATCH_EVENTS_MAX = 1_000
+WAITING_EVENTS_MAX = 20_000
+SETTLE_S = 8.0  # how long a lane tries before it answers UNAVAILABLE
+RACES_MAX = 50
+BACKOFF_S = (0.05, 1.0)  # first and longest pause
+
+_log = structlog.get_logger()
+
+
+class Submission:
+    """Events of one user, in order, and the verdicts they have so far."""
+
+    __slots__ = ("actor", "answer", "events", "halted", "mode", "verdicts")
+
+    def __init__(self, actor: UserId, events: Sequence[Submitted], mode: Mode) -> None:
+        self.actor = actor
+        self.events = events
+        self.mode = mode
+        self.verdicts: list[Verdict] = []
+        self.halted = False  # mode `stop` met an event that was not accepted
+        self.answer: asyncio.Future[list[Verdict]] = asyncio.get_running_loop().create_future()
+
+    def settle(self, verdict: Verdict) -> None:
+        """Add the verdict of the next event; answer when it was the last."""
+        self.verdicts.append(verdict)
+        self.halted = self.mode == "stop" and not verdict.settled
+        if (self.halted or len(self.verdicts) == len(self.events)) and not self.answer.done():
+            self.answer.set_result(self.verdicts)
+
+
+class _Run(NamedTuple):
+    """A stretch of a submission: all of it, unless a batch was split."""
+
+    submission: Submission
+    start: int
+    stop: int
+
+    def budgets(self) -> set[BudgetId]:
+        return {e.budget_id for e in self._events() if isinstance(e, Event)}
+
+    def keys(self) -> set[object]:
+        """What orders it: its budgets, and the submission itself."""
+        return {*self.budgets(), self.submission}
+
+    def _events(self) -> Sequence[Submitted]:
+        return self.submission.events[self.start : self.stop]
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+
+class _Waiting(NamedTuple):
+    run: _Run
+    budgets: set[BudgetId]
+
+
+class Committer:
+    """`deliver` is called after each commit, for each budget, with its new rows in order."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        deliver: Callable[[BudgetId, Sequence[LogRow]], None],
+        *,
+        now_ms: Callable[[], int],
+        jitter: Callable[[], float],
+        lanes: int = LANES,
+    ) -> None:
+        self._log = log
+        self._deliver = deliver
+        self._now_ms = now_ms
+        self._jitter = jitter  # a random number from 0 to 1
+        self._lanes_free = lanes
+        self._apart = asyncio.Semaphore(APART_MAX)
+        self._waiting: deque[_Waiting] = deque()
+        self._waiting_events = 0
+        self._busy: set[BudgetId] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pump_due = False
+
+    def submit(
+        self, actor: UserId, events: Sequence[Submitted], mode: Mode
+    ) -> asyncio.Future[list[Verdict]]:
+        """Queue the events; the future gives their verdicts: in `stop` mode up to and with the
+        first that is not accepted. Cancelling the future does not cancel the commit."""
+        submission = Submission(actor, events, mode)
+        if self._waiting_events + len(events) > WAITING_EVENTS_MAX:
+            _refuse([_Run(submission, 0, len(events))], Code.BUSY)
+            return submission.answer
+        run = _Run(submission, 0, len(events))
+        self._waiting.append(_Waiting(run, run.budgets()))
+        self._waiting_events += len(events)
+        if not self._pump_due:  # after the other frames that this turn of the loop has read
+            self._pump_due = True
+            asyncio.get_running_loop().call_soon(self._pump)
+        return submission.answer
+
+    async def drain(self) -> None:
+        """Return when everything submitted has its verdict."""
+        while self._tasks or self._waiting:
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            await asyncio.sleep(0)
+
+    def _pump(self) -> None:
+        """Start lanes on what waits and is free."""
+        self._pump_due = False
+        while self._lanes_free and (batch := self._next_batch()):
+            self._lanes_free -= 1
+            self._start(self._lane(batch))
+
+    def _next_batch(self) -> list[_Waiting]:
+        """Take, in order, what touches no budget that is busy or was passed over."""
+        batch: list[_Waiting] = []
+        passed: deque[_Waiting] = deque()
+        blocked: set[BudgetId] = set()
+        events = 0
+        while self._waiting and events < BATCH_EVENTS_MAX:
+            waiting = self._waiting.popleft()
+            budgets = waiting.budgets
+            if self._busy.isdisjoint(budgets) and blocked.isdisjoint(budgets):
+                batch.append(waiting)
+                events += waiting.run.size
+            else:
+                blocked |= budgets
+                passed.append(waiting)
+        self._waiting.extendleft(reversed(passed))
+        self._waiting_events -= events
+        for waiting in batch:
+            self._busy |= waiting.budgets
+        return batch
+
+    def _start(self, work: "asyncio._CoroutineLike[None]") -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _lane(self, batch: list[_Waiting]) -> None:
+        runs = [waiting.run for waiting in batch]
+        held: list[_Run] = []
+        try:
+            held = await self._settle(runs, wait=False)
+        except BaseException as error:
+            _fail(runs, error)
+            raise
+        finally:
+            held_budgets = {budget for run in held for budget in run.budgets()}
+            for waiting in batch:
+                self._busy -= waiting.budgets - held_budgets
+            for group in _groups(held):
+                self._start(self._lane_apart(group))
+            self._lanes_free += 1
+            self._pump()
+
+    async def _lane_apart(self, runs: list[_Run]) -> None:
+        """Commit runs whose budgets another hub held, waiting for its lock, in nobody's way."""
+        try:
+            async with self._apart:
+                await self._settle(runs, wait=True)
+        except BaseException as error:
+            _fail(runs, error)
+            raise
+        finally:
+            for run in runs:
+                self._busy -= run.budgets()
+            self._pump()
+
+    async def _settle(
+        self, runs: list[_Run], *, wait: bool, ours: set[tuple[BudgetId, str]] | None = None
+    ) -> list[_Run]:
+        """Bring every event of the runs to its verdict, whatever it takes; return the runs that
+        were left out because another hub holds their budgets (never with `wait`).
+
+        `ours` are events that an earlier attempt may have committed."""
+        ours = set() if ours is None else ours
+        deadline = asyncio.get_running_loop().time() + SETTLE_S
+        races = 0
+        pause_s, pause_max_s = BACKOFF_S
+        while True:
+            try:
+                return await self._attempt(runs, wait=wait, ours=ours)
+            except LostRace as race:
+                races += 1
+                if races == RACES_MAX:
+                    _log.error("commit keeps losing races", error=str(race))
+                    _refuse(runs, Code.BUSY)
+                    return []
+                await asyncio.sleep(0.01 * self._jitter() if races > 1 else 0)
+            except Held:
+                _refuse(runs, Code.BUSY)
+                return []
+            except BadData as bad:
+                return await self._split(runs, bad, wait=wait, ours=ours)
+            except Disconnected as lost:
+                if asyncio.get_running_loop().time() >= deadline:
+                    _log.warning("commit given up", error=str(lost))
+                    _refuse(runs, Code.UNAVAILABLE)
+                    return []
+                await asyncio.sleep(pause_s * (0.5 + self._jitter()))
+                pause_s = min(2 * pause_s, pause_max_s)
+
+    async def _split(
+        self, runs: list[_Run], bad: BadData, *, wait: bool, ours: set[tuple[BudgetId, str]]
+    ) -> list[_Run]:
+        """The database refused something: try the halves, the second after the first."""
+        halves = _halves(runs)
+        if halves is None:
+            _log.error("an event was refused by the database", error=str(bad))
+            _refuse(runs, Code.INTERNAL_SERVER_ERROR)
+            return []
+        held: list[_Run] = []
+        for half in halves:
+            free, behind = _apart(half, set(), after=held)
+            held += behind
+            if free:
+                held += await self._settle(free, wait=wait, ours=ours)
+        return held
+
+    async def _attempt(
+        self, runs: list[_Run], *, wait: bool, ours: set[tuple[BudgetId, str]]
+    ) -> list[_Run]:
+        """One transaction. Verdicts and deliveries only after it has committed."""
+        decided: list[tuple[Submission, Verdict]] = []
+        held: list[_Run] = []
+        found: list[LogRow] = []
+        states: dict[BudgetId, BudgetState] = {}
+        want = _wanted(runs)
+        if want.budgets:
+            async with self._log.transaction() as transaction:
+                locked = await transaction.lock(sorted(want.budgets), wait=wait)
+                states = await transaction.load(want)
+                away = {
+                    budget_id
+                    for budget_id, state in states.items()
+                    if state.budget is not None and budget_id not in locked
+                }
+                if away and wait:
+                    raise LostRace("a budget was created after the lock was asked for")
+                free, held = _apart(runs, away)
+                decided = self._decide(free, states, ours, found)
+                changed = [state for state in states.values() if state.changes]
+                if changed:
+                    await transaction.write(changed)
+                    # From here on, and until we know better, the commit may have happened.
+                    ours |= {
+                        (change.row.budget_id, change.row.event_id)
+                        for state in changed
+                        for change in state.changes
+                    }
+        else:
+            decided = self._decide(runs, states, ours, found)
+        for row in found:
+            self._deliver(row.budget_id, [row])
+        for budget_id, state in states.items():
+            if state.changes:
+                self._deliver(budget_id, [change.row for change in state.changes])
+        for submission, verdict in decided:
+            submission.settle(verdict)
+        return held
+
+    def _decide(
+        self,
+        runs: Sequence[_Run],
+        states: dict[BudgetId, BudgetState],
+        ours: set[tuple[BudgetId, str]],
+        found: list[LogRow],
+    ) -> list[tuple[Submission, Verdict]]:
+        """Verdicts of all runs, each decision seen by the next. Rows of our own earlier attempt
+        that turn out to be committed are added to `found`."""
+        now_ms = self._now_ms()
+        decided: list[tuple[Submission, Verdict]] = []
+        nothing = BudgetState()
+        mine = set(ours)
+        stopped: set[Submission] = set()
+        for submission, start, stop in runs:
+            if submission.halted or submission in stopped:
+                continue
+            for event in submission.events[start:stop]:
+                state = nothing if isinstance(event, Invalid) else states[event.budget_id]
+                outcome = decide(state, submission.actor, event, now_ms)
+                if isinstance(outcome, Change):
+                    state.apply(outcome)
+                    verdict = outcome.verdict()
+                else:
+                    verdict = outcome
+                    if verdict.duplicate and (verdict.budget_id, verdict.event_id) in mine:
+                        row = state.known[verdict.event_id]
+                        mine.discard((row.budget_id, row.event_id))
+                        verdict = row.verdict()
+                        found.append(row)
+                decided.append((submission, verdict))
+                if submission.mode == "stop" and not verdict.settled:
+                    stopped.add(submission)
+                    break
+        return decided
+
+
+def _wanted(runs: Sequence[_Run]) -> Want:
+    want = Want()
+    for submission, start, stop in runs:
+        for event in submission.events[start:stop]:
+            if isinstance(event, Event):
+                budget_id = event.budget_id
+                want.budgets.add(budget_id)
+                want.events.add((budget_id, event.event_id))
+                want.members.add((budget_id, submission.actor))
+                if isinstance(event, OF_CATEGORY):
+                    want.categories.add((budget_id, event.record_id))
+                    if isinstance(event, CategoryDelete):
+                        want.cascades.add((budget_id, event.record_id))
+                elif isinstance(event, OF_EXPENSE):
+                    want.expenses.add((budget_id, event.record_id))
+                    if isinstance(event, NAMES_CATEGORY) and event.category_id is not None:
+                        want.categories.add((budget_id, event.category_id))
+    return want
+
+
+def _refuse(runs: Sequence[_Run], code: Code) -> None:
+    """Every event without a verdict gets this one."""
+    for submission, start, stop in runs:
+        for event in submission.events[start:stop]:
+            if submission.halted:
+                break
+            submission.settle(rejected(event, code))
+
+
+def _fail(runs: Sequence[_Run], error: BaseException) -> None:
+    """A defect of ours: nobody waits for ever (P4), the connections end."""
+    for run in runs:
+        if not run.submission.answer.done():
+            run.submission.answer.set_exception(error)
+
+
+def _apart(
+    runs: Sequence[_Run], budgets: set[BudgetId], after: Sequence[_Run] = ()
+) -> tuple[list[_Run], list[_Run]]:
+    """The runs that may go on, and those that touch one of the budgets, or that come `after` a run
+    which was set apart: order is kept within a budget and within a submission."""
+    blocked: set[object] = set(budgets)
+    for run in after:
+        blocked |= run.keys()
+    if not blocked:
+        return list(runs), []
+    free: list[_Run] = []
+    apart: list[_Run] = []
+    for run in runs:
+        keys = run.keys()
+        if blocked.isdisjoint(keys):
+            free.append(run)
+        else:
+            blocked |= keys
+            apart.append(run)
+    return free, apart
+
+
+def _groups(runs: Sequence[_Run]) -> list[list[_Run]]:
+    """Runs that share a budget together, so that one held budget does not hold up another."""
+    groups: list[tuple[set[object], list[_Run]]] = []
+    for run in runs:
+        keys, members, apart = run.keys(), [run], []
+        for group in groups:
+            if group[0].isdisjoint(keys):
+                apart.append(group)
+            else:
+                keys |= group[0]
+                members = group[1] + members
+        groups = [*apart, (keys, members)]
+    return [members for _, members in groups]
+
+
+def _halves(runs: list[_Run]) -> tuple[list[_Run], list[_Run]] | None:
+    """Two parts with all the events in their order; None where there is but one event."""
+    if len(runs) > 1:
+        middle = len(runs) // 2
+        return runs[:middle], runs[middle:]
+    (submission, start, stop) = runs[0]
+    if stop - start == 1:
+        return None
+    middle = (start + stop) // 2
+    return [_Run(submission, start, middle)], [_Run(submission, middle, stop)]

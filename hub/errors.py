@@ -1,0 +1,100 @@
+"""Every error a client can meet, in one table: code, HTTP status, close code, retryable, meaning.
+
+The code travels as `message` (the name legacy clients read). `retryable` says *undecided*: the same
+event may be sent again unchanged (promise P4). Expected outcomes of an event are verdicts, never
+exceptions; `HubError` is for what a caller cannot go on from.
+"""
+
+from enum import Enum
+from typing import NamedTuple
+
+
+class _Error(NamedTuple):
+    status: int
+    close: int | None
+    retryable: bool
+    meaning: str
+
+
+class Code(Enum):
+    """The stable codes. `Code.X.name` is the text on the wire."""
+
+    status: int
+    close: int | None
+    retryable: bool
+    meaning: str
+
+    # What was sent is wrong.
+    BAD_REQUEST = _Error(400, None, False, "The request is not of the documented shape.")
+    BAD_FRAME = _Error(400, 4400, False, "This is not a frame of budget.sync.v1.")
+    INVALID_EVENT = _Error(400, None, False, "The event is not of the documented shape.")
+    PAYLOAD_TOO_LARGE = _Error(413, 1009, False, "A body or frame is at most 256 KiB.")
+    NOT_FOUND = _Error(404, None, False, "There is no such path.")
+    METHOD_NOT_ALLOWED = _Error(405, None, False, "The path does not know this method.")
+
+    # Who sent it.
+    NOT_LOGGED_IN = _Error(401, 4401, False, "The token is missing, bad or expired.")
+    BAD_CREDENTIALS = _Error(401, None, False, "E-mail or password is wrong.")
+    EMAIL_TAKEN = _Error(409, None, False, "An account with this e-mail exists.")
+    NOT_PARTICIPANT = _Error(403, None, False, "You no longer take part in this budget.")
+    NOT_OWNER = _Error(403, None, False, "Only the owner of the budget may do this.")
+
+    # What it names.
+    BUDGET_NOT_EXISTS = _Error(404, None, False, "There is no such budget.")
+    CATEGORY_NOT_EXISTS = _Error(404, None, False, "The budget has no such category.")
+    EXPENSE_NOT_EXISTS = _Error(404, None, False, "The budget has no such expense.")
+    BUDGET_EXISTS = _Error(409, None, False, "This budget id is taken.")
+    CATEGORY_EXISTS = _Error(409, None, False, "This category id is taken.")
+    EXPENSE_EXISTS = _Error(409, None, False, "This expense id is taken.")
+    EVENT_ID_REUSED = _Error(409, None, False, "This eventId names another event.")
+    BUDGET_DELETED = _Error(404, None, False, "The budget was deleted.")
+    CURSOR_AHEAD = _Error(409, None, False, "The cursor is ahead of the budget: take a snapshot.")
+
+    # Not now.
+    RATE_LIMITED = _Error(429, 4429, True, "Too much at once: slow down.")
+    BUSY = _Error(503, None, True, "The hub has more work than it can queue: send it again.")
+    UNAVAILABLE = _Error(503, None, True, "The database is out of reach: send it again.")
+    INTERNAL_SERVER_ERROR = _Error(500, 1011, False, "The hub failed.")
+
+    def __init__(self, status: int, close: int | None, retryable: bool, meaning: str) -> None:
+        self.status = status
+        self.close = close
+        self.retryable = retryable
+        self.meaning = meaning
+
+    def to_wire(self, detail: str | None = None) -> dict[str, object]:
+        """The `error` object of design 3.2 to 3.4, without the request id."""
+        return {
+            "statusCode": self.status,
+            "message": self.name,
+            "detail": detail or self.meaning,
+            "retryable": self.retryable,
+        }
+
+
+class HubError(Exception):
+    """A request that cannot be served; `code` says why, `detail` is for people."""
+
+    def __init__(self, code: Code, detail: str | None = None) -> None:
+        super().__init__(code.name if detail is None else f"{code.name}: {detail}")
+        self.code = code
+        self.detail = detail
+
+
+# What the event log tells the committer. Vendor errors end in storage/ (design 7).
+
+
+class LostRace(Exception):
+    """Another transaction was first; roll back and decide afresh. Never a verdict by itself."""
+
+
+class Held(Exception):
+    """A budget row stayed locked by another transaction for longer than the lock timeout."""
+
+
+class BadData(Exception):
+    """The database refused a value: one event of the batch is poison."""
+
+
+class Disconnected(Exception):
+    """The connection was lost or refused; if it was lost in COMMIT the outcome is unknown."""

@@ -1,0 +1,133 @@
+"""The hub: the one door for events, and the feeds of this process.
+
+The way of an event: frame → `Session` → `Hub.submit` → `Committer` → `rules.decide` → the log →
+`Feed.offer` → every wire, and through the bus to the feeds of the other nodes.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import structlog
+
+from hub.committer import Committer, Mode
+from hub.errors import Disconnected
+from hub.events import INTEGER_MAX, Submitted
+from hub.feed import Feed, Follower, Subscription, permitted
+from hub.frames import Frame, event_frames
+from hub.ports import Bus, EventLog, Page
+from hub.records import BudgetId, UserId
+from hub.rules import LogRow
+from hub.verdicts import Verdict
+
+READERS_MAX = 4  # reads of the log at a time, whoever they are for
+SWEEP_S = 1.0  # P7 allows 2 s from a lost message to the delivery
+SWEEP_FEEDS_MAX = 1_000  # in one statement
+
+_log = structlog.get_logger()
+
+
+class Hub:
+    """`log_id` identifies the log's history (design 1). `bus` None is a single node."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        log_id: str,
+        bus: Bus | None,
+        *,
+        now_ms: Callable[[], int],
+        jitter: Callable[[], float],
+    ) -> None:
+        self.log = log
+        self.log_id = log_id
+        self._bus = bus
+        self._feeds: dict[BudgetId, Feed] = {}
+        self._gate = asyncio.Semaphore(READERS_MAX)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._committer = Committer(log, self._committed, now_ms=now_ms, jitter=jitter)
+
+    def submit(
+        self, actor: UserId, events: Sequence[Submitted], mode: Mode
+    ) -> asyncio.Future[list[Verdict]]:
+        """Decide and commit the events in order; see `Committer.submit`."""
+        return self._committer.submit(actor, events, mode)
+
+    def subscribe(
+        self, user_id: UserId, budget_id: BudgetId, key: int, follower: Follower
+    ) -> Subscription:
+        """Follow a budget from `key` on. `follower.joined` comes before the first event, or
+        `follower.refused`; later `follower.ended` may say that it is over."""
+        feed = self._feeds.get(budget_id)
+        if feed is None:
+            feed = Feed(budget_id, self.log, self._gate, self._spawn, self._abandoned)
+            self._feeds[budget_id] = feed
+            self._spawn(self._listen(feed))
+        return feed.subscribe(user_id, key, follower)
+
+    async def read(self, budget_id: BudgetId, user_id: UserId, key: int, count: int) -> Page:
+        """At most `count` events after `key`. Raises `HubError` where the user may not read them,
+        `Disconnected`."""
+        async with self._gate:
+            page = await self.log.page(budget_id, user_id, key, INTEGER_MAX, count)
+        return permitted(page)
+
+    def received(self, frame: Frame) -> None:
+        """A frame from the bus."""
+        feed = self._feeds.get(frame.budget_id)
+        if feed is not None:
+            feed.offer(frame)
+
+    async def sweep(self) -> None:
+        """Find the feeds that are behind the log, whatever the reason (a lost message, a node
+        killed between commit and publish, the bus away), and fill them."""
+        positions = {feed.budget_id: feed.position for feed in self._feeds.values() if feed.known}
+        budget_ids = list(positions)
+        for start in range(0, len(budget_ids), SWEEP_FEEDS_MAX):
+            part = {id: positions[id] for id in budget_ids[start : start + SWEEP_FEEDS_MAX]}
+            try:
+                behind = await self.log.behind(part)
+            except Disconnected as lost:
+                _log.debug("no sweep: the log is out of reach", error=str(lost))
+                return
+            for budget_id, head in behind.items():
+                feed = self._feeds.get(budget_id)
+                if feed is not None:
+                    feed.noticed(head)
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            await self.sweep()
+
+    async def close(self) -> None:
+        """Finish what was submitted, then stop everything in the background."""
+        await self._committer.drain()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _committed(self, budget_id: BudgetId, rows: Sequence[LogRow]) -> None:
+        frames = list(event_frames(budget_id, rows))
+        feed = self._feeds.get(budget_id)
+        if feed is not None:
+            for frame in frames:
+                feed.offer(frame)
+        if self._bus is not None:
+            self._bus.publish(frames)
+
+    async def _listen(self, feed: Feed) -> None:
+        if self._bus is not None:
+            await self._bus.subscribe(feed.budget_id)
+        feed.listening.set()
+
+    def _abandoned(self, feed: Feed) -> None:
+        del self._feeds[feed.budget_id]
+        if self._bus is not None:
+            self._bus.unsubscribe(feed.budget_id)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

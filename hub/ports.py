@@ -1,0 +1,142 @@
+"""What the hub needs from outside: the log, the bus, a wire. Implemented in `storage` and `api`."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from hub.frames import Frame
+from hub.records import BudgetId, UserId
+from hub.rules import BudgetState
+
+
+@dataclass(slots=True)
+class Want:
+    """Everything a batch of events names, so that it is loaded in a few set-based statements."""
+
+    budgets: set[BudgetId] = field(default_factory=set)
+    events: set[tuple[BudgetId, str]] = field(default_factory=set)
+    members: set[tuple[BudgetId, UserId]] = field(default_factory=set)
+    categories: set[tuple[BudgetId, str]] = field(default_factory=set)
+    expenses: set[tuple[BudgetId, str]] = field(default_factory=set)
+    cascades: set[tuple[BudgetId, str]] = field(default_factory=set)
+
+
+class Transaction(Protocol):
+    """One READ COMMITTED transaction: lock, then load, then write (design 4)."""
+
+    async def lock(self, budget_ids: Sequence[BudgetId], *, wait: bool) -> set[BudgetId]:
+        """Lock the budgets' rows in id order; return those that were locked.
+
+        Without `wait` what another transaction holds is left out. With it, raises `Held` after the
+        lock timeout. A budget that does not exist is in neither answer.
+        """
+        ...
+
+    async def load(self, want: Want) -> dict[BudgetId, BudgetState]:
+        """A state for every wanted budget, read by statements begun after `lock` returned: read in
+        the same statement, records would be older than the lock, and a stale edit would win."""
+        ...
+
+    async def write(self, states: Sequence[BudgetState]) -> None:
+        """Write what was applied to the states. Raises `LostRace` if a new budget's id was taken
+        meanwhile."""
+        ...
+
+
+class LogEvent(NamedTuple):
+    """A row of the log as a reader needs it. `event` is the stream event, JSON text."""
+
+    sequence: int
+    event_type: str
+    record_id: str
+    event: bytes
+
+
+class Page(NamedTuple):
+    """Some of a budget's log, and how the budget stood in the same instant.
+
+    `member` is None for someone who never took part, False for a former participant.
+    """
+
+    head: int
+    deleted: bool
+    member: bool | None
+    events: Sequence[LogEvent]
+
+
+class EventLog(Protocol):
+    """The log in Postgres. All methods raise `Disconnected` while it is out of reach."""
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """Commit on leaving, roll back on an exception. Raises `LostRace`, `Held`, `BadData` or
+        `Disconnected`; the last may leave the outcome of a commit unknown."""
+        ...
+
+    async def page(
+        self, budget_id: BudgetId, user_id: UserId | None, after: int, up_to: int, limit: int
+    ) -> Page | None:
+        """At most `limit` events with `after` < sequence <= `up_to`; None if there is no budget.
+
+        Membership is checked in the same statement: someone who does not take part at that
+        instant gets no events (P9). `user_id` None reads on behalf of the feed itself.
+        """
+        ...
+
+    async def behind(self, positions: Mapping[BudgetId, int]) -> dict[BudgetId, int]:
+        """The heads of those budgets whose log is longer than the given position."""
+        ...
+
+
+class Bus(Protocol):
+    """Carries frames between nodes. Never the truth: anything may be lost (P7)."""
+
+    def publish(self, frames: Sequence[Frame]) -> None:
+        """Hand frames over without waiting; dropped if the bus is away or its buffer full."""
+        ...
+
+    async def subscribe(self, budget_id: BudgetId) -> None:
+        """Begin to receive the budget's frames; returns once the bus has confirmed, or at once
+        while the bus is away (it subscribes when it is back, and the sweeper covers until then)."""
+        ...
+
+    def unsubscribe(self, budget_id: BudgetId) -> None: ...
+
+
+class Wire(Protocol):
+    """The sending side of one connection."""
+
+    def write(self, data: bytes) -> None:
+        """Send ready-made text frames (`hub.frames.framed`), in order, without waiting."""
+        ...
+
+    @property
+    def full(self) -> bool:
+        """Whether more was written than the peer takes at the moment."""
+        ...
+
+    async def drained(self) -> None:
+        """Return when the wire is not full (any more), or closed."""
+        ...
+
+    def close(self, code: int, reason: str = "") -> None:
+        """Close after what was written; further writes are ignored."""
+        ...
+
+
+class Principal(NamedTuple):
+    """A signed-in user. `expires_at_ms` (epoch milliseconds) is when the token stops counting."""
+
+    user_id: UserId
+    expires_at_ms: int
+
+
+class Authenticator(Protocol):
+    """Turns a bearer token into its user."""
+
+    async def authenticate(self, token: str) -> Principal:
+        """The token's user. `token` may be any text a client can send.
+
+        Raises `HubError` (`NOT_LOGGED_IN`) for whatever is not a token of ours that counts now.
+        """
+        ...

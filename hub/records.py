@@ -1,0 +1,163 @@
+"""Records: the rows with a version (the budget itself, a category, an expense), and their digest.
+
+Money is `Decimal` with two places (P12). `when` is the client's clock of the last accepted change,
+in epoch milliseconds; it goes out as `offlineLastModified`. `fingerprint` and `digest` are unsigned
+64-bit integers.
+"""
+
+from decimal import Decimal
+from hashlib import sha256
+from typing import NamedTuple, TypeAlias
+
+BudgetId: TypeAlias = str
+UserId: TypeAlias = str
+
+DIGEST_MODULUS = 1 << 64
+_SEPARATOR = "\x1f"
+
+
+class Budget(NamedTuple):
+    id: BudgetId
+    created_by: UserId
+    owner_id: UserId
+    title: str
+    details: str | None
+    currency: str | None
+    version: int
+    deleted: bool
+    when: int
+    fingerprint: int
+    record_sequence: int  # the event that last changed this record
+    last_sequence: int  # the head of the budget's log
+    digest: int
+
+    def fingerprinted(self) -> "Budget":
+        return self._replace(
+            fingerprint=fingerprint(
+                "budget", self.id, str(self.version), self.title, self.details, self.currency
+            )
+        )
+
+    def to_wire(self) -> dict[str, object]:
+        return _marked(
+            self.deleted,
+            {
+                "id": self.id,
+                "createdBy": self.created_by,
+                "title": self.title,
+                "details": self.details,
+                "currency": self.currency,
+                "version": self.version,
+                "offlineLastModified": self.when,
+            },
+        )
+
+
+class Category(NamedTuple):
+    budget_id: BudgetId
+    id: str
+    created_by: UserId
+    name: str
+    allocate: Decimal
+    version: int
+    deleted: bool
+    when: int
+    fingerprint: int
+    created_sequence: int
+    last_sequence: int  # the event that last changed this record
+
+    def fingerprinted(self) -> "Category":
+        return self._replace(
+            fingerprint=fingerprint(
+                "category", self.id, str(self.version), self.name, str(self.allocate)
+            )
+        )
+
+    def to_wire(self) -> dict[str, object]:
+        return _marked(
+            self.deleted,
+            {
+                "id": self.id,
+                "budgetId": self.budget_id,
+                "createdBy": self.created_by,
+                "name": self.name,
+                "allocate": str(self.allocate),
+                "version": self.version,
+                "offlineLastModified": self.when,
+            },
+        )
+
+
+class Expense(NamedTuple):
+    budget_id: BudgetId
+    id: str
+    created_by: UserId
+    category_id: str | None
+    amount: Decimal
+    date: str  # YYYY-MM-DD
+    note: str | None
+    version: int
+    deleted: bool
+    when: int
+    fingerprint: int
+    created_sequence: int
+    last_sequence: int  # the event that last changed this record
+
+    def fingerprinted(self) -> "Expense":
+        return self._replace(
+            fingerprint=fingerprint(
+                "expense",
+                self.id,
+                str(self.version),
+                self.category_id,
+                str(self.amount),
+                self.date,
+                self.note,
+            )
+        )
+
+    def to_wire(self) -> dict[str, object]:
+        return _marked(
+            self.deleted,
+            {
+                "id": self.id,
+                "budgetId": self.budget_id,
+                "categoryId": self.category_id,
+                "createdBy": self.created_by,
+                "date": self.date,
+                "amount": str(self.amount),
+                "note": self.note,
+                "version": self.version,
+                "offlineLastModified": self.when,
+            },
+        )
+
+
+Record: TypeAlias = Budget | Category | Expense
+
+
+class Membership(NamedTuple):
+    """A participant, or a former one: the row stays when he leaves (P9 tells them apart)."""
+
+    budget_id: BudgetId
+    user_id: UserId
+    joined_at: int
+    active: bool
+
+
+def fingerprint(*fields: str | None) -> int:
+    """First 8 bytes, big-endian, of SHA-256 of the fields joined by U+001F; absent is empty
+    (design 3.2)."""
+    text = _SEPARATOR.join([field or "" for field in fields])
+    return int.from_bytes(sha256(text.encode()).digest()[:8], "big")
+
+
+def digest_text(digest: int) -> str:
+    """16 lower-case hex digits, as the wire shows a digest."""
+    return f"{digest:016x}"
+
+
+def _marked(deleted: bool, wire: dict[str, object]) -> dict[str, object]:
+    if deleted:
+        wire["deleted"] = True
+    return wire

@@ -1,0 +1,231 @@
+"""The bus: Redis pub/sub between nodes. It carries frames and is never the truth.
+
+Each subscribed budget has a channel; each node has one more, on which it hears its own heartbeat.
+A node that does not hear itself for `DEAF_S` seconds is deaf, whatever its sockets say: the
+connection is rebuilt and every channel subscribed again. While Redis is away publishing drops
+frames and subscribing returns at once; the sweeper delivers from the log until the bus is back
+(P7, P10).
+"""
+
+import asyncio
+import contextlib
+import struct
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from hub.frames import Frame
+from hub.records import BudgetId
+
+HEARTBEAT_S = 1.0
+DEAF_S = 3.0
+CONNECT_S = 2.0
+BACKOFF_S = (0.1, 2.0)  # first and longest pause between two attempts to connect
+OUTGOING_BYTES_MAX = 32 * 1024 * 1024
+PIPELINE_FRAMES_MAX = 500
+SUBSCRIBE_CHANNELS_MAX = 1_000  # in one command
+
+# Origin node, first and last sequence, whether it deletes, length of the removed user's id.
+_HEADER = struct.Struct("!16sQQ?H")
+
+_log = structlog.get_logger()
+
+
+class RedisBus:
+    """Implements `hub.ports.Bus`.
+
+    `node_id` is 16 bytes of this process's own. `jitter` gives a random number from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        log_id: str,
+        node_id: bytes,
+        *,
+        jitter: Callable[[], float],
+    ) -> None:
+        self._url = url
+        self._prefix = f"budget-hub:{log_id}:"
+        self._own_channel = f"{self._prefix}node:{node_id.hex()}"
+        self._node_id = node_id
+        self._jitter = jitter
+        self._wanted: set[str] = set()  # channels
+        self._confirmed: set[str] = set()  # channels the connection has for certain
+        self._confirming: dict[str, asyncio.Future[None]] = {}
+        self._confirmations_due = 0  # of a new connection
+        self._all_confirmed = asyncio.Event()
+        self._changed = asyncio.Event()  # set when `_wanted` differs from what was asked for
+        self._outgoing: deque[tuple[str, bytes]] = deque()
+        self._outgoing_bytes = 0
+        self._outgoing_some = asyncio.Event()
+        self._heard_at_s = 0.0
+        self.connected = False
+
+    async def run(
+        self, received: Callable[[Frame], None], restored: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Keep the connection until cancelled. `received` gets the frames of other nodes;
+        `restored` is called whenever every channel is subscribed (again): what was published before
+        may be lost."""
+        pause_s, pause_max_s = BACKOFF_S
+        warned = False
+        while True:
+            try:
+                await self._connection(received, restored)
+            except* (RedisError, OSError, TimeoutError) as lost:
+                if self.connected or not warned:  # once for each time it is lost
+                    warned = True
+                    _log.warning("bus lost", error=repr(lost.exceptions[0]))
+            if self.connected:
+                pause_s = BACKOFF_S[0]
+            self._disconnected()
+            await asyncio.sleep(pause_s * (0.5 + self._jitter()))
+            pause_s = min(2 * pause_s, pause_max_s)
+
+    def publish(self, frames: Sequence[Frame]) -> None:
+        if not self.connected:
+            return
+        for frame in frames:
+            if self._outgoing_bytes + len(frame.data) > OUTGOING_BYTES_MAX:
+                return  # the bus is too slow for this load; sweepers deliver what is dropped
+            self._outgoing.append((self._prefix + frame.budget_id, _pack(self._node_id, frame)))
+            self._outgoing_bytes += len(frame.data)
+        self._outgoing_some.set()
+
+    async def subscribe(self, budget_id: BudgetId) -> None:
+        channel = self._prefix + budget_id
+        self._wanted.add(channel)
+        if not self.connected or channel in self._confirmed:
+            return
+        self._changed.set()
+        if channel not in self._confirming:
+            self._confirming[channel] = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._confirming[channel])
+
+    def unsubscribe(self, budget_id: BudgetId) -> None:
+        self._wanted.discard(self._prefix + budget_id)
+        self._changed.set()
+
+    async def _connection(
+        self, received: Callable[[Frame], None], restored: Callable[[], Awaitable[None]]
+    ) -> None:
+        """One connection, from its making to its loss."""
+        # Without `retry` the client reconnects by itself, and what was published meanwhile is
+        # missed without a trace.
+        redis = Redis.from_url(
+            self._url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=CONNECT_S
+        )
+        pubsub = redis.pubsub()
+        try:
+            asked = {self._own_channel, *self._wanted}
+            self._confirmations_due = len(asked)
+            self._all_confirmed.clear()
+            for part in _parts(asked):
+                await pubsub.subscribe(*part)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._read(pubsub, received))
+                tasks.create_task(self._keep_alive(redis))
+                async with asyncio.timeout(DEAF_S):
+                    await self._all_confirmed.wait()
+                self.connected = True
+                _log.info("bus connected", channels=len(asked))
+                tasks.create_task(self._keep_subscribed(pubsub, asked))
+                tasks.create_task(self._write(redis))
+                await restored()
+        finally:
+            with contextlib.suppress(RedisError, OSError):
+                await pubsub.aclose()  # type: ignore[no-untyped-call]
+                await redis.aclose()
+
+    def _disconnected(self) -> None:
+        self.connected = False
+        self._confirmed.clear()
+        self._outgoing.clear()
+        self._outgoing_bytes = 0
+        for confirming in self._confirming.values():
+            confirming.set_result(None)  # nobody waits for a bus that is away
+        self._confirming.clear()
+
+    async def _read(self, pubsub: PubSub, received: Callable[[Frame], None]) -> None:
+        while True:
+            message = await pubsub.get_message(timeout=None)
+            if message is None:
+                continue
+            channel = message["channel"].decode()
+            if message["type"] == "message":
+                if channel == self._own_channel:
+                    self._heard_at_s = asyncio.get_running_loop().time()
+                elif (frame := _unpack(channel[-36:], message["data"], self._node_id)) is not None:
+                    received(frame)
+            elif message["type"] == "subscribe":
+                self._confirmed.add(channel)
+                if len(self._confirmed) == self._confirmations_due:
+                    self._all_confirmed.set()
+                if (confirming := self._confirming.pop(channel, None)) is not None:
+                    confirming.set_result(None)
+
+    async def _keep_alive(self, redis: "Redis") -> None:
+        """Speak to ourselves through Redis. Raises `TimeoutError` when we have gone deaf."""
+        self._heard_at_s = asyncio.get_running_loop().time()
+        while True:
+            async with asyncio.timeout(DEAF_S):
+                await redis.publish(self._own_channel, b"")
+            await asyncio.sleep(HEARTBEAT_S)
+            if asyncio.get_running_loop().time() - self._heard_at_s > DEAF_S:
+                raise TimeoutError(f"nothing heard for {DEAF_S} s")
+
+    async def _keep_subscribed(self, pubsub: PubSub, asked: set[str]) -> None:
+        """Ask for channels, and drop them, as `_wanted` changes."""
+        while True:
+            wanted = {self._own_channel, *self._wanted}
+            for part in _parts(asked - wanted):
+                self._confirmed.difference_update(part)
+                await pubsub.unsubscribe(*part)
+            for part in _parts(wanted - asked):
+                await pubsub.subscribe(*part)
+            asked = wanted
+            await self._changed.wait()
+            self._changed.clear()
+
+    async def _write(self, redis: "Redis") -> None:
+        while True:
+            await self._outgoing_some.wait()
+            self._outgoing_some.clear()
+            while self._outgoing:
+                pipeline = redis.pipeline(transaction=False)
+                for _ in range(min(len(self._outgoing), PIPELINE_FRAMES_MAX)):
+                    channel, payload = self._outgoing.popleft()
+                    self._outgoing_bytes -= len(payload) - _HEADER.size
+                    pipeline.publish(channel, payload)
+                await pipeline.execute()
+
+
+def _pack(node_id: bytes, frame: Frame) -> bytes:
+    removes = (frame.removes or "").encode()
+    header = _HEADER.pack(
+        node_id, frame.from_sequence, frame.to_sequence, frame.deletes, len(removes)
+    )
+    return header + removes + frame.data
+
+
+def _unpack(budget_id: BudgetId, payload: bytes, own_node_id: bytes) -> Frame | None:
+    """The frame, None if it is this node's own: its feeds had it at once."""
+    node_id, from_sequence, to_sequence, deletes, size = _HEADER.unpack_from(payload)
+    if node_id == own_node_id:
+        return None
+    start = _HEADER.size + size
+    removes = payload[_HEADER.size : start].decode() or None
+    return Frame(budget_id, from_sequence, to_sequence, payload[start:], removes, deletes)
+
+
+def _parts(channels: Iterable[str]) -> Iterator[Sequence[str]]:
+    ordered = sorted(channels)
+    for start in range(0, len(ordered), SUBSCRIBE_CHANNELS_MAX):
+        yield ordered[start : start + SUBSCRIBE_CHANNELS_MAX]

@@ -1,0 +1,134 @@
+"""The pools: who may use which connection, with which timeouts, and what a driver error means."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, TypeAlias
+
+import asyncpg
+
+from hub.errors import BadData, Disconnected, Held, LostRace
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+    Connection: TypeAlias = asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]
+    Pool: TypeAlias = asyncpg.Pool[asyncpg.Record]
+
+# How long a hub that is frozen or cut off may hold rows (design 4): the server ends an idle
+# transaction after the first, and notices a peer that is gone by the others.
+IDLE_IN_TRANSACTION_S = 3
+STATEMENT_TIMEOUT_S = 30
+LOCK_TIMEOUT_S = 3
+COMMAND_TIMEOUT_S = 10  # ours, for a server that has gone silent
+ACQUIRE_TIMEOUT_S = 5
+
+_SESSION = {
+    "application_name": "budget-hub",
+    "timezone": "UTC",
+    "synchronous_commit": "on",  # P1, whatever the server's default is
+    "default_transaction_isolation": "read committed",
+    "statement_timeout": f"{STATEMENT_TIMEOUT_S}s",
+    "lock_timeout": f"{LOCK_TIMEOUT_S}s",
+    "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_S}s",
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+    "jit": "off",  # every statement here is short
+}
+
+
+class Database:
+    """Two pools on one Postgres: commits never wait for readers (design 4).
+
+    Reads are bounded by the size of their pool; a reader waits for a connection at most
+    `ACQUIRE_TIMEOUT_S` seconds, then the database counts as out of reach.
+    """
+
+    def __init__(self, commits: "Pool", reads: "Pool") -> None:
+        self._commits = commits
+        self._reads = reads
+
+    @classmethod
+    async def connect(cls, url: str, *, commits_max: int, reads_max: int) -> "Database":
+        """Open the pools; connections themselves are made when first needed.
+
+        Raises `Disconnected` if the server cannot be reached."""
+        with translated():
+            return cls(await _pool(url, commits_max), await _pool(url, reads_max))
+
+    async def close(self) -> None:
+        for pool in (self._commits, self._reads):
+            try:
+                async with asyncio.timeout(5):
+                    await pool.close()
+            except TimeoutError:
+                pool.terminate()
+
+    @asynccontextmanager
+    async def committing(self) -> AsyncIterator["Connection"]:
+        """A connection reserved for commits, inside a transaction."""
+        with translated():
+            async with (
+                self._commits.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection,
+                connection.transaction(),
+            ):
+                yield connection
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator["Connection"]:
+        """A connection for everything that is not a commit of events."""
+        with translated():
+            async with self._reads.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+                yield connection
+
+
+async def _pool(url: str, size_max: int) -> "Pool":
+    # Nothing here changes a session's state, so the reset between two users of a connection, a
+    # round trip each, is left out.
+    return await asyncpg.create_pool(
+        url,
+        min_size=1,
+        max_size=size_max,
+        max_inactive_connection_lifetime=0,
+        command_timeout=COMMAND_TIMEOUT_S,
+        timeout=ACQUIRE_TIMEOUT_S,
+        server_settings=_SESSION,
+        reset=_keep,
+    )
+
+
+async def _keep(connection: "Connection") -> None:
+    """Do nothing on release."""
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn driver errors into the ones the hub knows."""
+    try:
+        yield
+    except (
+        asyncpg.UniqueViolationError,
+        asyncpg.DeadlockDetectedError,
+        asyncpg.SerializationError,
+    ) as error:
+        raise LostRace(str(error)) from error
+    except asyncpg.LockNotAvailableError as error:
+        raise Held(str(error)) from error
+    except (
+        asyncpg.DataError,
+        asyncpg.IntegrityConstraintViolationError,
+        ValueError,  # a parameter that the driver could not encode
+    ) as error:
+        raise BadData(f"{type(error).__name__}: {error}") from error
+    except (
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        asyncpg.InternalClientError,
+        OSError,
+        TimeoutError,
+    ) as error:
+        # Lost or refused connections, a server that starts, stops or is full, a statement that took
+        # too long: nothing that the events themselves could be blamed for.
+        raise Disconnected(f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,351 @@
+"""The log in Postgres, and the one transaction that writes it.
+
+Statements are set-based: their number depends on what kinds of records a batch touches, never on
+how many events it has. `LOCK` and what loads stay apart on purpose (see `Transaction.load`).
+64-bit fingerprints and digests are unsigned in Python and two's complement in SQL.
+"""
+
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+from hub.errors import LostRace
+from hub.ports import LogEvent, Page, Want
+from hub.records import DIGEST_MODULUS, Budget, BudgetId, Category, Expense, Membership, UserId
+from hub.rules import BudgetState, LogRow
+from storage.database import Database
+
+if TYPE_CHECKING:
+    from storage.database import Connection
+
+# What is free is taken, what another hub holds is left to a transaction of its own.
+LOCK_FREE = """
+SELECT id::text FROM budgets WHERE id = ANY($1::uuid[]) ORDER BY id
+FOR NO KEY UPDATE SKIP LOCKED
+"""
+LOCK_WAIT = """
+SELECT id::text FROM budgets WHERE id = ANY($1::uuid[]) ORDER BY id
+FOR NO KEY UPDATE
+"""
+LOAD_BUDGETS = """
+SELECT id::text, created_by, owner_id, title, details, currency, version, deleted,
+       offline_last_modified, fingerprint, record_sequence, last_sequence, digest
+FROM budgets WHERE id = ANY($1::uuid[])
+"""
+LOAD_KNOWN = """
+SELECT e.budget_id::text, e.sequence, e.event_id::text, e.event_type, e.record_id, e.actor_id,
+       e.content_hash, e.content_fields, e.version, e.event, e.record
+FROM unnest($1::uuid[], $2::uuid[]) AS wanted (budget_id, event_id)
+JOIN accepted_events e USING (budget_id, event_id)
+"""
+LOAD_MEMBERS = """
+SELECT p.budget_id::text, p.user_id, p.joined_at, p.active
+FROM unnest($1::uuid[], $2::text[]) AS wanted (budget_id, user_id)
+JOIN participants p USING (budget_id, user_id)
+"""
+LOAD_CATEGORIES = """
+SELECT c.budget_id::text, c.id::text, c.created_by, c.name, c.allocate, c.version, c.deleted,
+       c.offline_last_modified, c.fingerprint, c.created_sequence, c.last_sequence
+FROM unnest($1::uuid[], $2::uuid[]) AS wanted (budget_id, id)
+JOIN categories c USING (budget_id, id)
+"""
+LOAD_EXPENSES = """
+SELECT e.budget_id::text, e.id::text, e.created_by, e.category_id::text, e.amount, e.date::text,
+       e.note, e.version, e.deleted, e.offline_last_modified, e.fingerprint, e.created_sequence,
+       e.last_sequence
+FROM unnest($1::uuid[], $2::uuid[]) AS wanted (budget_id, id)
+JOIN expenses e USING (budget_id, id)
+"""
+LOAD_CASCADES = """
+SELECT e.budget_id::text, e.category_id::text, sum(e.fingerprint)
+FROM unnest($1::uuid[], $2::uuid[]) AS wanted (budget_id, category_id)
+JOIN expenses e USING (budget_id, category_id)
+WHERE NOT e.deleted
+GROUP BY e.budget_id, e.category_id
+"""
+# In id order, so that two hubs that create the same budgets cannot wait for each other in a circle.
+INSERT_BUDGETS = """
+INSERT INTO budgets (id, created_by, owner_id, title, details, currency, version, deleted,
+                     offline_last_modified, fingerprint, record_sequence, last_sequence, digest)
+SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
+                     $7::bigint[], $8::boolean[], $9::bigint[], $10::bigint[], $11::bigint[],
+                     $12::bigint[], $13::bigint[]) AS new (id)
+ORDER BY id
+ON CONFLICT (id) DO NOTHING
+RETURNING id::text
+"""
+UPDATE_BUDGETS = """
+UPDATE budgets b
+SET owner_id = new.owner_id, title = new.title, details = new.details, currency = new.currency,
+    version = new.version, deleted = new.deleted,
+    offline_last_modified = new.offline_last_modified, fingerprint = new.fingerprint,
+    record_sequence = new.record_sequence, last_sequence = new.last_sequence, digest = new.digest
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[],
+            $8::boolean[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[],
+            $13::bigint[])
+     AS new (id, created_by, owner_id, title, details, currency, version, deleted,
+             offline_last_modified, fingerprint, record_sequence, last_sequence, digest)
+WHERE b.id = new.id
+"""
+UPDATE_HEADS = """
+UPDATE budgets b SET last_sequence = new.last_sequence, digest = new.digest
+FROM unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS new (id, last_sequence, digest)
+WHERE b.id = new.id
+"""
+UPSERT_MEMBERS = """
+INSERT INTO participants (budget_id, user_id, joined_at, active)
+SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::boolean[])
+ON CONFLICT (budget_id, user_id) DO UPDATE
+SET joined_at = excluded.joined_at, active = excluded.active
+"""
+UPSERT_CATEGORIES = """
+INSERT INTO categories (budget_id, id, created_by, name, allocate, version, deleted,
+                        offline_last_modified, fingerprint, created_sequence, last_sequence)
+SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::numeric[], $6::bigint[],
+                     $7::boolean[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[])
+ON CONFLICT (budget_id, id) DO UPDATE
+SET name = excluded.name, allocate = excluded.allocate, version = excluded.version,
+    deleted = excluded.deleted, offline_last_modified = excluded.offline_last_modified,
+    fingerprint = excluded.fingerprint, last_sequence = excluded.last_sequence
+"""
+# Runs before UPSERT_EXPENSES: what the batch itself holds of these expenses is written over it.
+CASCADE = """
+UPDATE expenses e
+SET deleted = true, version = e.version + 1, last_sequence = gone.sequence,
+    offline_last_modified = gone.at
+FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[])
+     AS gone (budget_id, category_id, sequence, at)
+WHERE e.budget_id = gone.budget_id AND e.category_id = gone.category_id AND NOT e.deleted
+"""
+UPSERT_EXPENSES = """
+INSERT INTO expenses (budget_id, id, created_by, category_id, amount, date, note, version, deleted,
+                      offline_last_modified, fingerprint, created_sequence, last_sequence)
+SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::uuid[], $5::numeric[], $6::date[],
+                     $7::text[], $8::bigint[], $9::boolean[], $10::bigint[], $11::bigint[],
+                     $12::bigint[], $13::bigint[])
+ON CONFLICT (budget_id, id) DO UPDATE
+SET category_id = excluded.category_id, amount = excluded.amount, date = excluded.date,
+    note = excluded.note, version = excluded.version, deleted = excluded.deleted,
+    offline_last_modified = excluded.offline_last_modified, fingerprint = excluded.fingerprint,
+    last_sequence = excluded.last_sequence
+"""
+INSERT_LOG = """
+INSERT INTO accepted_events (budget_id, sequence, event_id, event_type, record_id, actor_id,
+                             content_hash, content_fields, version, event, record)
+SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::text[], $5::text[], $6::text[],
+                     $7::bytea[], $8::smallint[], $9::bigint[], $10::text[], $11::text[])
+"""
+# Whoever does not take part at that instant gets no events, by the same statement that reads them.
+READ_PAGE = """
+SELECT b.last_sequence, b.deleted, p.active, e.sequence, e.event_type, e.record_id, e.event
+FROM budgets b
+LEFT JOIN participants p ON p.budget_id = b.id AND p.user_id = $2
+LEFT JOIN LATERAL (
+    SELECT * FROM accepted_events
+    WHERE budget_id = b.id AND sequence > $3 AND sequence <= $4 AND (p.active OR $2 IS NULL)
+    ORDER BY sequence
+    LIMIT $5
+) e ON true
+WHERE b.id = $1
+ORDER BY e.sequence
+"""
+READ_BEHIND = """
+SELECT b.id::text, b.last_sequence
+FROM unnest($1::uuid[], $2::bigint[]) AS here (id, position)
+JOIN budgets b USING (id)
+WHERE b.last_sequence > here.position
+"""
+READ_LOG_ID = "SELECT log_id::text FROM hub_identity"
+
+
+class PostgresLog:
+    """Implements `hub.ports.EventLog`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator["PostgresTransaction"]:
+        async with self._database.committing() as connection:
+            yield PostgresTransaction(connection)
+
+    async def page(
+        self, budget_id: BudgetId, user_id: UserId | None, after: int, up_to: int, limit: int
+    ) -> Page | None:
+        async with self._database.reading() as connection:
+            rows = await connection.fetch(READ_PAGE, budget_id, user_id, after, up_to, limit)
+        if not rows:
+            return None
+        events = [LogEvent(row[3], row[4], row[5], row[6].encode()) for row in rows if row[3]]
+        head, deleted, member = rows[0][0], rows[0][1], rows[0][2]
+        return Page(head, deleted, member, events)
+
+    async def behind(self, positions: Mapping[BudgetId, int]) -> dict[BudgetId, int]:
+        async with self._database.reading() as connection:
+            rows = await connection.fetch(
+                READ_BEHIND, list(positions.keys()), list(positions.values())
+            )
+        return {row[0]: row[1] for row in rows}
+
+    async def log_id(self) -> str:
+        """Identity of the log's history; renewed after a restore that lost events."""
+        async with self._database.reading() as connection:
+            log_id: str = await connection.fetchval(READ_LOG_ID)
+        return log_id
+
+
+class PostgresTransaction:
+    """Implements `hub.ports.Transaction`."""
+
+    def __init__(self, connection: "Connection") -> None:
+        self._connection = connection
+
+    async def lock(self, budget_ids: Sequence[BudgetId], *, wait: bool) -> set[BudgetId]:
+        rows = await self._connection.fetch(LOCK_WAIT if wait else LOCK_FREE, budget_ids)
+        return {row[0] for row in rows}
+
+    async def load(self, want: Want) -> dict[BudgetId, BudgetState]:
+        fetch = self._connection.fetch
+        states = {budget_id: BudgetState() for budget_id in want.budgets}
+        for row in await fetch(LOAD_BUDGETS, list(want.budgets)):
+            states[row[0]].budget = Budget._make(
+                (*row[:9], _unsigned(row[9]), row[10], row[11], _unsigned(row[12]))
+            )
+        for row in await fetch(LOAD_KNOWN, *_columns(want.events, 2)):
+            states[row[0]].known[row[2]] = LogRow._make(
+                (*row[:9], row[9].encode(), None if row[10] is None else row[10].encode())
+            )
+        for row in await fetch(LOAD_MEMBERS, *_columns(want.members, 2)):
+            states[row[0]].members[row[1]] = Membership._make(row)
+        if want.categories:
+            for row in await fetch(LOAD_CATEGORIES, *_columns(want.categories, 2)):
+                states[row[0]].categories[row[1]] = Category._make(
+                    (*row[:8], _unsigned(row[8]), *row[9:])
+                )
+        if want.expenses:
+            for row in await fetch(LOAD_EXPENSES, *_columns(want.expenses, 2)):
+                states[row[0]].expenses[row[1]] = Expense._make(
+                    (*row[:10], _unsigned(row[10]), *row[11:])
+                )
+        for budget_id, category_id in want.cascades:
+            states[budget_id].category_sums[category_id] = 0
+        if want.cascades:
+            for row in await fetch(LOAD_CASCADES, *_columns(want.cascades, 2)):
+                states[row[0]].category_sums[row[1]] = int(row[2]) % DIGEST_MODULUS
+        return states
+
+    async def write(self, states: Sequence[BudgetState]) -> None:
+        execute = self._connection.execute
+        changed = _Changed(states)
+        if changed.new_budgets:
+            inserted = await self._connection.fetch(
+                INSERT_BUDGETS, *_columns(changed.new_budgets, 13)
+            )
+            if len(inserted) < len(changed.new_budgets):
+                raise LostRace("another hub created the budget")
+        if changed.members:
+            await execute(UPSERT_MEMBERS, *_columns(changed.members, 4))
+        if changed.categories:
+            await execute(UPSERT_CATEGORIES, *_columns(changed.categories, 11))
+        if changed.cascades:
+            await execute(CASCADE, *_columns(changed.cascades, 4))
+        if changed.expenses:
+            await execute(UPSERT_EXPENSES, *_columns(changed.expenses, 13))
+        await execute(INSERT_LOG, *_columns(changed.log, 11))
+        if changed.budgets:
+            await execute(UPDATE_BUDGETS, *_columns(changed.budgets, 13))
+        if changed.heads:
+            await execute(UPDATE_HEADS, *_columns(changed.heads, 3))
+
+
+class _Changed:
+    """What the states' changes leave behind, one tuple of column values for each row to write."""
+
+    def __init__(self, states: Sequence[BudgetState]) -> None:
+        self.new_budgets: list[tuple[Any, ...]] = []
+        self.budgets: list[tuple[Any, ...]] = []
+        self.heads: list[tuple[Any, ...]] = []
+        self.members: list[tuple[Any, ...]] = []
+        self.categories: list[tuple[Any, ...]] = []
+        self.cascades: list[tuple[Any, ...]] = []
+        self.expenses: list[tuple[Any, ...]] = []
+        self.log: list[tuple[Any, ...]] = []
+        for state in states:
+            self._add(state)
+
+    def _add(self, state: BudgetState) -> None:
+        categories: set[str] = set()
+        expenses: set[str] = set()
+        members: set[UserId] = set()
+        cascaded: set[str] = set()
+        for change in state.changes:
+            row = change.row
+            self.log.append(
+                (*row[:9], row.event.decode(), None if row.record is None else row.record.decode())
+            )
+            if change.member is not None:
+                members.add(change.member.user_id)
+            if isinstance(change.record, Category):
+                categories.add(change.record.id)
+            elif isinstance(change.record, Expense):
+                expenses.add(change.record.id)
+            if change.cascade:
+                cascaded.add(row.record_id)
+                self.cascades.append(
+                    (
+                        row.budget_id,
+                        row.record_id,
+                        row.sequence,
+                        state.categories[row.record_id].when,
+                    )
+                )
+        if cascaded:
+            expenses |= {e.id for e in state.expenses.values() if e.category_id in cascaded}
+        self.members += [state.members[user_id] for user_id in members]
+        self.categories += [_category_row(state.categories[id]) for id in categories]
+        self.expenses += [_expense_row(state.expenses[id]) for id in expenses]
+        self._add_budget(state)
+
+    def _add_budget(self, state: BudgetState) -> None:
+        budget = state.budget
+        assert budget is not None
+        first = state.changes[0].row.sequence
+        if first == 1:
+            self.new_budgets.append(_budget_row(budget))
+        elif budget.record_sequence >= first:
+            self.budgets.append(_budget_row(budget))
+        else:
+            self.heads.append((budget.id, budget.last_sequence, _signed(budget.digest)))
+
+
+def _budget_row(budget: Budget) -> tuple[Any, ...]:
+    return (*budget[:9], _signed(budget.fingerprint), *budget[10:12], _signed(budget.digest))
+
+
+def _category_row(category: Category) -> tuple[Any, ...]:
+    return (*category[:8], _signed(category.fingerprint), *category[9:])
+
+
+def _expense_row(expense: Expense) -> tuple[Any, ...]:
+    return (
+        *expense[:5],
+        date.fromisoformat(expense.date),
+        *expense[6:10],
+        _signed(expense.fingerprint),
+        *expense[11:],
+    )
+
+
+def _columns(rows: Collection[tuple[Any, ...]], width: int) -> list[Sequence[Any]]:
+    """Rows turned into the columns that `unnest` takes; `width` of them also where there is no
+    row."""
+    return list(zip(*rows, strict=True)) if rows else [()] * width
+
+
+def _signed(unsigned: int) -> int:
+    return unsigned - DIGEST_MODULUS if unsigned >= DIGEST_MODULUS // 2 else unsigned
+
+
+def _unsigned(signed: int) -> int:
+    return signed % DIGEST_MODULUS

@@ -1,0 +1,72 @@
+"""Apply the numbered migrations, in order, each once, under an advisory lock.
+
+Forward-only. Each file runs in one transaction and works with the code on both sides of a deploy:
+add first, use next, remove in a later release.
+"""
+
+import re
+from importlib.resources import files
+from typing import TYPE_CHECKING, NamedTuple
+
+import asyncpg
+
+if TYPE_CHECKING:
+    from storage.database import Connection
+
+_LOCK_KEY = 7_264_910_331  # any constant of our own: two deploys at once take turns
+_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
+
+_CREATE = """
+CREATE TABLE IF NOT EXISTS migrations (
+    number     integer PRIMARY KEY,
+    name       text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+)
+"""
+
+
+class Migration(NamedTuple):
+    number: int
+    name: str
+    sql: str
+
+
+def migrations() -> list[Migration]:
+    """All migrations of this version of the code, in order."""
+    found = []
+    for entry in files("storage").joinpath("migrations").iterdir():
+        match = _NAME.fullmatch(entry.name)
+        if match:
+            found.append(Migration(int(match[1]), entry.name, entry.read_text("utf-8")))
+    return sorted(found)
+
+
+async def migrate(database_url: str) -> list[str]:
+    """Bring the database up to date; return the names of what was applied."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        await connection.execute("SELECT pg_advisory_lock($1)", _LOCK_KEY)
+        await connection.execute("SET client_min_messages = warning")
+        await connection.execute(_CREATE)
+        applied = []
+        for migration in await pending(connection):
+            async with connection.transaction():
+                await connection.execute(migration.sql)
+                await connection.execute(
+                    "INSERT INTO migrations (number, name) VALUES ($1, $2)",
+                    migration.number,
+                    migration.name,
+                )
+            applied.append(migration.name)
+        return applied
+    finally:
+        await connection.close()  # also releases the advisory lock
+
+
+async def pending(connection: "Connection") -> list[Migration]:
+    """The migrations this database still lacks."""
+    if await connection.fetchval("SELECT to_regclass('migrations')") is None:
+        return migrations()
+    rows = await connection.fetch("SELECT number FROM migrations")
+    done = {row["number"] for row in rows}
+    return [migration for migration in migrations() if migration.number not in done]

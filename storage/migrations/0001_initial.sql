@@ -1,0 +1,134 @@
+-- The tables of design section 4. Every key of shared data begins with the budget, so that the whole
+-- can be distributed by budget. Times of clients (joined_at, offline_last_modified) are epoch
+-- milliseconds; times of the server are timestamptz. No personal name or e-mail outside `users`, and
+-- no foreign key to it from shared data: an account can go while the budgets it touched stay.
+
+-- Identity of this log's history: renewed after a restore that lost events.
+CREATE TABLE hub_identity (
+    only_row   boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    log_id     uuid NOT NULL
+);
+INSERT INTO hub_identity (log_id) VALUES (gen_random_uuid());
+
+CREATE TABLE users (
+    id              text PRIMARY KEY CHECK (char_length(id) BETWEEN 1 AND 128),
+    email           text CHECK (char_length(email) <= 320),
+    first_name      text CHECK (char_length(first_name) <= 200),
+    last_name       text CHECK (char_length(last_name) <= 200),
+    photo           text,
+    photo_key       text,
+    password_hash   text,                     -- local identity only
+    profile_version bigint NOT NULL DEFAULT 1 CHECK (profile_version >= 1),
+    created_at      timestamptz NOT NULL DEFAULT now()
+);
+-- One account an e-mail, whatever its letter case; only accounts that sign in with it here.
+CREATE UNIQUE INDEX users_by_login ON users (lower(email)) WHERE password_hash IS NOT NULL;
+
+-- A family is one login; its refresh tokens are derived from (id, generation), none is stored.
+CREATE TABLE refresh_families (
+    id          uuid PRIMARY KEY,
+    user_id     text NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    generation  integer NOT NULL DEFAULT 1 CHECK (generation >= 1),
+    rotated_at  timestamptz NOT NULL,
+    expires_at  timestamptz NOT NULL,
+    revoked     boolean NOT NULL DEFAULT false
+);
+CREATE INDEX refresh_families_by_user ON refresh_families (user_id);
+CREATE INDEX refresh_families_by_expiry ON refresh_families (expires_at);
+
+CREATE TABLE budgets (
+    id                    uuid PRIMARY KEY,
+    created_by            text NOT NULL,
+    owner_id              text NOT NULL,
+    title                 text NOT NULL CHECK (char_length(title) BETWEEN 1 AND 200),
+    details               text CHECK (char_length(details) <= 2000),
+    currency              text CHECK (currency ~ '^[A-Z]{3}$'),
+    version               bigint NOT NULL CHECK (version >= 1),
+    deleted               boolean NOT NULL DEFAULT false,
+    offline_last_modified bigint NOT NULL CHECK (offline_last_modified >= 0),
+    link_sharing          boolean NOT NULL DEFAULT true,
+    fingerprint           bigint NOT NULL,    -- unsigned 64 bits, stored as two's complement
+    record_sequence       bigint NOT NULL CHECK (record_sequence >= 1),
+    last_sequence         bigint NOT NULL CHECK (last_sequence >= record_sequence),
+    digest                bigint NOT NULL     -- unsigned 64 bits, stored as two's complement
+) WITH (fillfactor = 50);                     -- every commit rewrites the row: leave room in its page
+
+CREATE TABLE participants (
+    budget_id uuid NOT NULL REFERENCES budgets (id),
+    user_id   text NOT NULL,
+    number    bigint GENERATED ALWAYS AS IDENTITY,
+    joined_at bigint NOT NULL CHECK (joined_at >= 0),
+    active    boolean NOT NULL DEFAULT true,  -- former participants keep their row
+    removed_at timestamptz,                   -- set where the owner removed him: needs a later invite
+    CHECK (NOT (active AND removed_at IS NOT NULL)),
+    PRIMARY KEY (budget_id, user_id)
+);
+CREATE INDEX participants_by_user ON participants (user_id, number) WHERE active;
+
+CREATE TABLE invites (
+    budget_id  uuid NOT NULL REFERENCES budgets (id),
+    id         uuid NOT NULL,
+    token_hash bytea NOT NULL,
+    created_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL,
+    max_uses   integer NOT NULL CHECK (max_uses >= 1),
+    uses       integer NOT NULL DEFAULT 0 CHECK (uses BETWEEN 0 AND max_uses),
+    revoked    boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (budget_id, id),
+    UNIQUE (budget_id, token_hash)
+);
+
+CREATE TABLE categories (
+    budget_id             uuid NOT NULL REFERENCES budgets (id),
+    id                    uuid NOT NULL,
+    created_by            text NOT NULL,
+    name                  text NOT NULL CHECK (char_length(name) BETWEEN 1 AND 200),
+    allocate              numeric(12, 2) NOT NULL CHECK (allocate >= 0),
+    version               bigint NOT NULL CHECK (version >= 1),
+    deleted               boolean NOT NULL DEFAULT false,
+    offline_last_modified bigint NOT NULL CHECK (offline_last_modified >= 0),
+    fingerprint           bigint NOT NULL,
+    created_sequence      bigint NOT NULL CHECK (created_sequence >= 1),
+    last_sequence         bigint NOT NULL CHECK (last_sequence >= created_sequence),
+    PRIMARY KEY (budget_id, id)
+);
+CREATE INDEX categories_by_change ON categories (budget_id, last_sequence);
+
+CREATE TABLE expenses (
+    budget_id             uuid NOT NULL REFERENCES budgets (id),
+    id                    uuid NOT NULL,
+    created_by            text NOT NULL,
+    category_id           uuid,
+    amount                numeric(12, 2) NOT NULL CHECK (amount >= 0),
+    date                  date NOT NULL,
+    note                  text CHECK (char_length(note) <= 2000),
+    version               bigint NOT NULL CHECK (version >= 1),
+    deleted               boolean NOT NULL DEFAULT false,
+    offline_last_modified bigint NOT NULL CHECK (offline_last_modified >= 0),
+    fingerprint           bigint NOT NULL,
+    created_sequence      bigint NOT NULL CHECK (created_sequence >= 1),
+    last_sequence         bigint NOT NULL CHECK (last_sequence >= created_sequence),
+    PRIMARY KEY (budget_id, id),
+    FOREIGN KEY (budget_id, category_id) REFERENCES categories (budget_id, id)
+);
+CREATE INDEX expenses_by_change ON expenses (budget_id, last_sequence);
+CREATE INDEX expenses_by_creation ON expenses (budget_id, created_sequence);
+
+-- The log: the truth. `event` and `record` are JSON text exactly as first sent, so that a stream is
+-- read and a verdict replayed without being rebuilt.
+CREATE TABLE accepted_events (
+    budget_id      uuid NOT NULL REFERENCES budgets (id),
+    event_id       uuid NOT NULL,
+    sequence       bigint NOT NULL CHECK (sequence >= 1),
+    event_type     text NOT NULL,
+    record_id      text NOT NULL,
+    actor_id       text NOT NULL,
+    content_hash   bytea NOT NULL,
+    content_fields smallint NOT NULL,         -- which field list the hash covers (hub/events.py)
+    version        bigint,                    -- NULL for membership events
+    event          text NOT NULL,
+    record         text,
+    accepted_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (budget_id, event_id),
+    UNIQUE (budget_id, sequence)
+);

@@ -1,0 +1,74 @@
+"""Real services for the tests: one Postgres and one Redis a session, a fresh database a test."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+
+from storage.database import Database
+from storage.embedded import EmbeddedPostgres, EmbeddedRedis
+from storage.migrate import migrate
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def services_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("services")
+
+
+@pytest.fixture(scope="session")
+def postgres(services_dir: Path) -> Iterator[EmbeddedPostgres]:
+    with EmbeddedPostgres.start(services_dir, durable=False) as postgres:
+        yield postgres
+
+
+@pytest.fixture(scope="session")
+def redis(services_dir: Path) -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis.start(services_dir) as redis:
+        yield redis
+
+
+@pytest.fixture(scope="session")
+def template(postgres: EmbeddedPostgres) -> str:
+    """The name of a migrated database that tests copy."""
+
+    async def make() -> None:
+        await _execute(postgres.url, "CREATE DATABASE template_hub")
+        await migrate(with_database(postgres.url, "template_hub"))
+
+    asyncio.run(make())
+    return "template_hub"
+
+
+@pytest.fixture
+async def database_url(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[str]:
+    """A fresh, migrated database of this test's own."""
+    name = f"test_{next(_numbers)}"
+    await _execute(postgres.url, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield with_database(postgres.url, name)
+    await _execute(postgres.url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    database = await Database.connect(database_url, commits_max=4, reads_max=4)
+    yield database
+    await database.close()
+
+
+def with_database(url: str, name: str) -> str:
+    """The same server's URL for another database."""
+    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+
+
+async def _execute(url: str, statement: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
