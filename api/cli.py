@@ -7,15 +7,18 @@ a data folder that cannot be used). What goes wrong is said in one line on stder
 import asyncio
 import os
 import secrets
+import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, BinaryIO, TypeVar
+from uuid import UUID
 
 import asyncpg
 import typer
 from rich.console import Console
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from api import server
 from api.app import NotMigrated
@@ -23,9 +26,11 @@ from api.auth.tokens import Tokens
 from api.logs import configure
 from api.settings import Settings, SettingsError
 from hub.errors import Disconnected
-from storage.database import translated
+from storage.database import Database, translated
 from storage.embedded import EmbeddedError, EmbeddedPostgres, EmbeddedRedis
-from storage.migrate import migrate as apply_migrations
+from storage.migrate import migrate as apply_migrations, pending
+from storage.transfer import Header, Refused, export_budget, import_budget
+from storage.verify import NoSuchBudget, Progress as Verified, verify as verify_budgets
 
 DEV_TOKEN_TTL_S = 24 * 3600
 DATABASE_WAIT_S = 30  # how long `serve` and `migrate` wait for Postgres to come up
@@ -33,8 +38,9 @@ DATABASE_WAIT_S = 30  # how long `serve` and `migrate` wait for Postgres to come
 DataDir = Annotated[Path, typer.Option(help="Where the embedded servers keep their data.")]
 
 _T = TypeVar("_T")
-_out = Console(highlight=False, soft_wrap=True)
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
+# What is printed may quote a user id or a path, which can look like markup.
+_out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+_err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 main = typer.Typer(
     add_completion=False,
@@ -97,13 +103,50 @@ def serve(
 def migrate() -> None:
     """Bring the database at DATABASE_URL up to date."""
     with _one_line_errors():
-        url = os.environ.get("DATABASE_URL", "")
-        if not url:
-            raise SettingsError("DATABASE_URL: is missing")
+        url = _database_url()
         applied = asyncio.run(_when_up(lambda: apply_migrations(url)))
         for name in applied:
             _out.print(f"applied {name}")
         _out.print("the database is up to date")
+
+
+@main.command()
+def verify(
+    budget: Annotated[UUID | None, typer.Option(help="Only this budget; else all.")] = None,
+) -> None:
+    """Compare the tables with what follows from the log, while the hub may be running.
+
+    Writes the differences, one a line; exit 0 if there is none, 1 if there are any. They name ids,
+    fields and numbers, never what people wrote.
+    """
+    with _one_line_errors():
+        if asyncio.run(_verify(budget)):
+            raise typer.Exit(1)
+
+
+@main.command("export")
+def export_(budget: Annotated[UUID, typer.Argument(help="The budget's id.")]) -> None:
+    """Write a budget with its whole log to stdout, while the hub may be running.
+
+    JSON Lines, described in storage/transfer.py. Participants are in it by user id only, without
+    their names; invites are not in it.
+    """
+    with _one_line_errors():
+        asyncio.run(_export(budget))
+
+
+@main.command("import")
+def import_(
+    file: Annotated[typer.FileBinaryRead, typer.Argument(help="What `export` wrote; - is stdin.")],
+) -> None:
+    """Add an exported budget, with its log, to a database that does not have it.
+
+    All of it or nothing: a damaged file, one that contradicts itself and a budget that is here
+    already are refused, with exit 1. Sequences, versions and digest stay what they were.
+    """
+    with _one_line_errors():
+        header = asyncio.run(_import(file))
+        _out.print(f"imported budget {header.budget_id}, {header.head} events")
 
 
 @main.command()
@@ -121,6 +164,67 @@ def token(
         secret = os.environ.get("AUTH_SECRET") or _dev_secret(data_dir, make=False)
         tokens = Tokens([secret.encode()], now=time.time, token_ttl_s=DEV_TOKEN_TTL_S)
         typer.echo(tokens.issue(user)[0])
+
+
+async def _verify(budget: UUID | None) -> int:
+    """Write the differences; how many there were."""
+    columns = "{task.completed:,} of {task.total:,} budgets, {task.fields[events]:,} events"
+    bar = Progress(
+        TextColumn(columns),
+        TimeElapsedColumn(),
+        console=_err,
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # lines go above the bar, but only where it is
+    )
+    task = bar.add_task("", total=0, events=0)
+
+    def show(seen: Verified) -> None:
+        bar.update(task, completed=seen.budgets, total=seen.budgets_total, events=seen.events)
+
+    found = 0
+    async with (
+        _opened() as database,
+        aclosing(verify_budgets(database, None if budget is None else str(budget), show)) as lines,
+    ):
+        with bar:
+            async for difference in lines:
+                found += 1
+                typer.echo(str(difference))
+    seen = bar.tasks[task]
+    _err.print(f"{seen.completed} budgets, {seen.fields['events']} events, {found} differences")
+    return found
+
+
+async def _export(budget: UUID) -> None:
+    async with _opened() as database, aclosing(export_budget(database, str(budget))) as lines:
+        async for line in lines:
+            sys.stdout.buffer.write(line)
+    sys.stdout.buffer.flush()
+
+
+async def _import(file: BinaryIO) -> Header:
+    async with _opened() as database:
+        return await import_budget(database, file)
+
+
+@asynccontextmanager
+async def _opened() -> AsyncIterator[Database]:
+    """The database at DATABASE_URL. Raises `SettingsError`, `Disconnected`, `NotMigrated`."""
+    database = await Database.connect(_database_url(), commits_max=1, reads_max=1)
+    try:
+        async with database.reading() as connection:
+            if lacking := await pending(connection):
+                raise NotMigrated(", ".join(migration.name for migration in lacking))
+        yield database
+    finally:
+        await database.close()
+
+
+def _database_url() -> str:
+    url = os.environ.get("DATABASE_URL", "")
+    if not url:
+        raise SettingsError("DATABASE_URL: is missing")
+    return url
 
 
 def _welcome(url: str, option: str) -> None:
@@ -174,6 +278,12 @@ def _one_line_errors() -> Iterator[None]:
     except (SettingsError, server.PortTaken, EmbeddedError) as error:
         _err.print(f"budget-hub: {error}")
         raise typer.Exit(2) from None
+    except NoSuchBudget as error:
+        _err.print(f"budget-hub: no such budget: {error}")
+        raise typer.Exit(2) from None
+    except Refused as error:
+        _err.print(f"budget-hub: not imported: {error}")
+        raise typer.Exit(1) from None
     except Disconnected as error:
         _err.print(f"budget-hub: the database is out of reach: {error}")
         raise typer.Exit(1) from None

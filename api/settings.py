@@ -71,6 +71,17 @@ class Settings(BaseModel):
             problem = "is missing" if first["type"] == "missing" else first["msg"]
             raise SettingsError(f"{name}: {problem}") from None
 
+    @classmethod
+    def table(cls) -> str:
+        """All settings as a Markdown table, as README.md shows them."""
+        lines = ["| setting | default | meaning |", "|---|---|---|"]
+        for name, field in cls.model_fields.items():
+            default = "**required**" if field.is_required() else f"`{field.default}`"
+            if field.default is None:
+                default = "absent"
+            lines.append(f"| `{name.upper()}` | {default} | {field.description} |")
+        return "\n".join(lines) + "\n"
+
     def to_env(self) -> dict[str, str]:
         """The environment from which `from_env` makes these settings again."""
         return {

@@ -4,8 +4,6 @@ A raw ASGI application, not a Starlette route: at thousands of idle sockets the 
 around each would cost more memory than the session itself.
 """
 
-import asyncio
-import contextlib
 from collections.abc import Callable
 from urllib.parse import parse_qs
 
@@ -52,29 +50,21 @@ class SyncSocket:
         token = _offered_token(scope)
         protocol = PROTOCOL if PROTOCOL in scope["subprotocols"] else None
         await send({"type": "websocket.accept", "subprotocol": protocol})
-        async with contextlib.AsyncExitStack() as stack:
-            wire = scope.get("extensions", {}).get(EXTENSION)
-            if wire is None:
-                wire = AsgiWire(send)
-                writer = asyncio.create_task(wire.run())
-                stack.push_async_callback(_finish, writer)
-            session = Session(
-                self._hub,
-                wire,
-                self._authenticator,
-                connection_id=self._new_id(),
-                now_ms=self._now_ms,
-            )
-            wire.on_drained = session.drained
-            stack.callback(setattr, wire, "on_drained", None)
-
-            async def next_text() -> str | None:
-                message = await receive()
-                if message["type"] == "websocket.disconnect":
-                    return None
-                return message.get("text") or ""  # a binary message is no frame of ours
-
-            await session.run(next_text, principal, token=token, follow=follow)
+        wire = scope.get("extensions", {}).get(EXTENSION) or AsgiWire(send)
+        session = Session(
+            self._hub,
+            wire,
+            self._authenticator,
+            connection_id=self._new_id(),
+            now_ms=self._now_ms,
+            spawn=self._hub.spawn,
+        )
+        session.start(principal, token=token, follow=follow)
+        try:
+            await wire.run(session, receive)
+        except Exception:
+            session.close(Code.INTERNAL_SERVER_ERROR)
+            raise
 
     async def _upgrading(self, scope: Scope) -> Principal | None:
         """Whom the request's own header names, None without one. Raises `HubError`."""
@@ -122,10 +112,3 @@ async def _deny(send: Send, code: Code, detail: str | None = None) -> None:
             "body": orjson.dumps({"error": code.to_wire(detail)}),
         }
     )
-
-
-async def _finish(writer: "asyncio.Task[None]") -> None:
-    """Let the writer send what is left, at most for a second; the peer may be gone."""
-    with contextlib.suppress(OSError, TimeoutError):
-        async with asyncio.timeout(1):
-            await writer

@@ -32,15 +32,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import structlog
 
 from hub.errors import BadData, Code, Disconnected, Held, LostRace
-from hub.events import (
-    NAMES_CATEGORY,
-    OF_CATEGORY,
-    OF_EXPENSE,
-    CategoryDelete,
-    Event,
-    Invalid,
-    Submitted,
-)
+from hub.events import Invalid, Submitted
 from hub.ports import EventLog, Want
 from hub.records import BudgetId, UserId
 from hub.rules import BudgetState, Change, LogRow, decide, rejected
@@ -62,20 +54,28 @@ _log = structlog.get_logger()
 class Submission:
     """Events of one user, in order, and the verdicts they have so far."""
 
-    __slots__ = ("actor", "answer", "events", "halted", "mode", "verdicts")
+    __slots__ = ("actor", "answer", "budgets", "events", "halted", "mode", "verdicts")
 
-    def __init__(self, actor: UserId, events: Sequence[Submitted], mode: Mode) -> None:
+    def __init__(
+        self,
+        actor: UserId,
+        events: Sequence[Submitted],
+        mode: Mode,
+        answer: "asyncio.Future[list[Verdict]]",
+    ) -> None:
         self.actor = actor
         self.events = events
         self.mode = mode
+        self.answer = answer
+        self.budgets = _budgets(events)
         self.verdicts: list[Verdict] = []
         self.halted = False  # mode `stop` met an event that was not accepted
-        self.answer: asyncio.Future[list[Verdict]] = asyncio.get_running_loop().create_future()
 
     def settle(self, verdict: Verdict) -> None:
         """Add the verdict of the next event; answer when it was the last."""
         self.verdicts.append(verdict)
-        self.halted = self.mode == "stop" and not verdict.settled
+        if self.mode == "stop" and verdict.status != "accepted":
+            self.halted = True
         if (self.halted or len(self.verdicts) == len(self.events)) and not self.answer.done():
             self.answer.set_result(self.verdicts)
 
@@ -88,23 +88,13 @@ class _Run(NamedTuple):
     stop: int
 
     def budgets(self) -> set[BudgetId]:
-        return {e.budget_id for e in self._events() if isinstance(e, Event)}
+        if self.stop - self.start == len(self.submission.events):
+            return self.submission.budgets
+        return _budgets(self.submission.events[self.start : self.stop])
 
     def keys(self) -> set[object]:
         """What orders it: its budgets, and the submission itself."""
         return {*self.budgets(), self.submission}
-
-    def _events(self) -> Sequence[Submitted]:
-        return self.submission.events[self.start : self.stop]
-
-    @property
-    def size(self) -> int:
-        return self.stop - self.start
-
-
-class _Waiting(NamedTuple):
-    run: _Run
-    budgets: set[BudgetId]
 
 
 class Committer:
@@ -125,7 +115,7 @@ class Committer:
         self._jitter = jitter  # a random number from 0 to 1
         self._lanes_free = lanes
         self._apart = asyncio.Semaphore(APART_MAX)
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[Submission] = deque()
         self._waiting_events = 0
         self._busy: set[BudgetId] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -136,16 +126,16 @@ class Committer:
     ) -> asyncio.Future[list[Verdict]]:
         """Queue the events; the future gives their verdicts: in `stop` mode up to and with the
         first that is not accepted. Cancelling the future does not cancel the commit."""
-        submission = Submission(actor, events, mode)
+        loop = asyncio.get_running_loop()
+        submission = Submission(actor, events, mode, loop.create_future())
         if self._waiting_events + len(events) > WAITING_EVENTS_MAX:
             _refuse([_Run(submission, 0, len(events))], Code.BUSY)
             return submission.answer
-        run = _Run(submission, 0, len(events))
-        self._waiting.append(_Waiting(run, run.budgets()))
+        self._waiting.append(submission)
         self._waiting_events += len(events)
-        if not self._pump_due:  # after the other frames that this turn of the loop has read
-            self._pump_due = True
-            asyncio.get_running_loop().call_soon(self._pump)
+        if self._lanes_free and not self._pump_due:
+            self._pump_due = True  # after the other frames that this turn of the loop has read
+            loop.call_soon(self._pump)
         return submission.answer
 
     async def drain(self) -> None:
@@ -162,25 +152,24 @@ class Committer:
             self._lanes_free -= 1
             self._start(self._lane(batch))
 
-    def _next_batch(self) -> list[_Waiting]:
+    def _next_batch(self) -> list[Submission]:
         """Take, in order, what touches no budget that is busy or was passed over."""
-        batch: list[_Waiting] = []
-        passed: deque[_Waiting] = deque()
-        blocked: set[BudgetId] = set()
+        batch: list[Submission] = []
+        passed: list[Submission] = []
+        blocked = set(self._busy)
         events = 0
         while self._waiting and events < BATCH_EVENTS_MAX:
-            waiting = self._waiting.popleft()
-            budgets = waiting.budgets
-            if self._busy.isdisjoint(budgets) and blocked.isdisjoint(budgets):
-                batch.append(waiting)
-                events += waiting.run.size
+            submission = self._waiting.popleft()
+            if blocked.isdisjoint(submission.budgets):
+                batch.append(submission)
+                events += len(submission.events)
             else:
-                blocked |= budgets
-                passed.append(waiting)
+                blocked |= submission.budgets
+                passed.append(submission)
         self._waiting.extendleft(reversed(passed))
         self._waiting_events -= events
-        for waiting in batch:
-            self._busy |= waiting.budgets
+        for submission in batch:
+            self._busy |= submission.budgets
         return batch
 
     def _start(self, work: "asyncio._CoroutineLike[None]") -> None:
@@ -188,8 +177,8 @@ class Committer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _lane(self, batch: list[_Waiting]) -> None:
-        runs = [waiting.run for waiting in batch]
+    async def _lane(self, batch: list[Submission]) -> None:
+        runs = [_Run(submission, 0, len(submission.events)) for submission in batch]
         held: list[_Run] = []
         try:
             held = await self._settle(runs, wait=False)
@@ -198,8 +187,9 @@ class Committer:
             raise
         finally:
             held_budgets = {budget for run in held for budget in run.budgets()}
-            for waiting in batch:
-                self._busy -= waiting.budgets - held_budgets
+            for submission in batch:
+                self._busy -= submission.budgets
+            self._busy |= held_budgets
             for group in _groups(held):
                 self._start(self._lane_apart(group))
             self._lanes_free += 1
@@ -329,7 +319,7 @@ class Committer:
             if submission.halted or submission in stopped:
                 continue
             for event in submission.events[start:stop]:
-                state = nothing if isinstance(event, Invalid) else states[event.budget_id]
+                state = nothing if type(event) is Invalid else states[event.budget_id]
                 outcome = decide(state, submission.actor, event, now_ms)
                 if isinstance(outcome, Change):
                     state.apply(outcome)
@@ -348,23 +338,29 @@ class Committer:
         return decided
 
 
+def _budgets(events: Sequence[Submitted]) -> set[BudgetId]:
+    return {event.budget_id for event in events if type(event) is not Invalid}
+
+
 def _wanted(runs: Sequence[_Run]) -> Want:
     want = Want()
     for submission, start, stop in runs:
         for event in submission.events[start:stop]:
-            if isinstance(event, Event):
-                budget_id = event.budget_id
-                want.budgets.add(budget_id)
-                want.events.add((budget_id, event.event_id))
-                want.members.add((budget_id, submission.actor))
-                if isinstance(event, OF_CATEGORY):
-                    want.categories.add((budget_id, event.record_id))
-                    if isinstance(event, CategoryDelete):
-                        want.cascades.add((budget_id, event.record_id))
-                elif isinstance(event, OF_EXPENSE):
-                    want.expenses.add((budget_id, event.record_id))
-                    if isinstance(event, NAMES_CATEGORY) and event.category_id is not None:
-                        want.categories.add((budget_id, event.category_id))
+            if type(event) is Invalid:
+                continue
+            budget_id, record_id = event.budget_id, event.subject_id
+            want.budgets.add(budget_id)
+            want.events.add((budget_id, event.event_id))
+            want.members.add((budget_id, submission.actor))
+            kind = event.of
+            if kind == "expense":
+                want.expenses.add((budget_id, record_id))
+                if (category_id := event.names_category) is not None:
+                    want.categories.add((budget_id, category_id))
+            elif kind == "category":
+                want.categories.add((budget_id, record_id))
+                if event.type == "category.delete":
+                    want.cascades.add((budget_id, record_id))
     return want
 
 

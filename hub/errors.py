@@ -62,6 +62,18 @@ class Code(Enum):
         self.retryable = retryable
         self.meaning = meaning
 
+    @classmethod
+    def table(cls) -> str:
+        """All codes as a Markdown table, as hub/README.md shows them."""
+        lines = ["| code | status | close | retryable | meaning |", "|---|---|---|---|---|"]
+        for code in cls:
+            retryable = "yes" if code.retryable else ""
+            close = code.close or ""
+            lines.append(
+                f"| `{code.name}` | {code.status} | {close} | {retryable} | {code.meaning} |"
+            )
+        return "\n".join(lines) + "\n"
+
     def to_wire(self, detail: str | None = None) -> dict[str, object]:
         """The `error` object of design 3.2 to 3.4, without the request id."""
         return {

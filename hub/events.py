@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from decimal import Decimal
 from hashlib import sha256
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias, final
 
 import orjson
 from pydantic import (
@@ -107,6 +107,7 @@ class Event(BaseModel):
         alias_generator=to_camel, extra="ignore", frozen=True, hide_input_in_errors=True
     )
     type: ClassVar[str]
+    of: ClassVar[Literal["budget", "category", "expense"]]  # the kind of record it is about
     fields: ClassVar[Mapping[str, str]]  # wire name → attribute, of what the event may name
 
     event_id: Uuid
@@ -121,6 +122,11 @@ class Event(BaseModel):
     @property
     def stated_version(self) -> int | None:
         """The version the client last saw; None where the event creates its record."""
+        return None
+
+    @property
+    def names_category(self) -> str | None:
+        """The category an expense shall belong to, where the event says so."""
         return None
 
     def named(self) -> dict[str, Any]:
@@ -143,6 +149,7 @@ class _Change(Event):
 
 class BudgetCreate(Event):
     type = "budget.create"
+    of = "budget"
     fields = {"title": "title", "details": "details", "currency": "currency"}
     event_type: Literal["budget.create"]
     title: Title
@@ -152,6 +159,7 @@ class BudgetCreate(Event):
 
 class BudgetEdit(_Change):
     type = "budget.edit"
+    of = "budget"
     fields = {"title": "title", "details": "details", "currency": "currency"}
     event_type: Literal["budget.edit"]
     title: Title = _ABSENT_TEXT
@@ -161,6 +169,7 @@ class BudgetEdit(_Change):
 
 class BudgetDelete(_Change):
     type = "budget.delete"
+    of = "budget"
     fields = {}
     event_type: Literal["budget.delete"]
 
@@ -183,6 +192,7 @@ class _ChangeOfRecord(_OfRecord):
 
 class CategoryAdd(_OfRecord):
     type = "category.add"
+    of = "category"
     fields = {"name": "name", "allocate": "allocate"}
     event_type: Literal["category.add"]
     name: Title
@@ -191,6 +201,7 @@ class CategoryAdd(_OfRecord):
 
 class CategoryEdit(_ChangeOfRecord):
     type = "category.edit"
+    of = "category"
     fields = {"name": "name", "allocate": "allocate"}
     event_type: Literal["category.edit"]
     name: Title = _ABSENT_TEXT
@@ -199,12 +210,14 @@ class CategoryEdit(_ChangeOfRecord):
 
 class CategoryDelete(_ChangeOfRecord):
     type = "category.delete"
+    of = "category"
     fields = {}
     event_type: Literal["category.delete"]
 
 
 class ExpenseAdd(_OfRecord):
     type = "expense.add"
+    of = "expense"
     fields = {"categoryId": "category_id", "amount": "amount", "date": "date", "note": "note"}
     event_type: Literal["expense.add"]
     category_id: Uuid | None = None
@@ -212,9 +225,14 @@ class ExpenseAdd(_OfRecord):
     date: Date
     note: Text | None = None
 
+    @property
+    def names_category(self) -> str | None:
+        return self.category_id
+
 
 class ExpenseEdit(_ChangeOfRecord):
     type = "expense.edit"
+    of = "expense"
     fields = {"categoryId": "category_id", "amount": "amount", "date": "date", "note": "note"}
     event_type: Literal["expense.edit"]
     category_id: Uuid | None = None
@@ -222,9 +240,14 @@ class ExpenseEdit(_ChangeOfRecord):
     date: Date = _ABSENT_TEXT
     note: Text | None = None
 
+    @property
+    def names_category(self) -> str | None:
+        return self.category_id
+
 
 class ExpenseDelete(_ChangeOfRecord):
     type = "expense.delete"
+    of = "expense"
     fields = {}
     event_type: Literal["expense.delete"]
 
@@ -244,11 +267,8 @@ CLIENT_EVENTS: Mapping[str, type[Event]] = {
     )
 }
 
-OF_CATEGORY = (CategoryAdd, CategoryEdit, CategoryDelete)
-OF_EXPENSE = (ExpenseAdd, ExpenseEdit, ExpenseDelete)
-NAMES_CATEGORY = (ExpenseAdd, ExpenseEdit)
 
-
+@final
 class Invalid(NamedTuple):
     """A submitted event that is not of its documented shape; its verdict is `INVALID_EVENT`.
 
@@ -350,11 +370,6 @@ FIELD_LIST = max(FIELD_LISTS)
 def content_hash(event: Event, field_list: int = FIELD_LIST) -> bytes:
     """SHA-256 of what the client said, never of what the server filled in."""
     named = event.named()
-    content = [
-        event.type,
-        event.subject_id,
-        event.when,
-        event.stated_version,
-        {name: named[name] for name in FIELD_LISTS[field_list][event.type] if name in named},
-    ]
-    return sha256(orjson.dumps(content, default=str, option=orjson.OPT_SORT_KEYS)).digest()
+    fields = {name: named[name] for name in FIELD_LISTS[field_list][event.type] if name in named}
+    content = [event.type, event.subject_id, event.when, event.stated_version, fields]
+    return sha256(orjson.dumps(content, default=str)).digest()

@@ -71,13 +71,14 @@ class Follower(Protocol):
 
 
 class Subscription:
-    __slots__ = ("cursor", "feed", "follower", "state", "user_id")
+    __slots__ = ("cursor", "feed", "follower", "state", "user_id", "write")
 
     def __init__(self, feed: "Feed", user_id: UserId, cursor: int, follower: Follower) -> None:
         self.feed = feed
         self.user_id = user_id
         self.cursor = cursor
         self.follower = follower
+        self.write = follower.write
         self.state = State.CATCHING_UP
 
     def lag(self) -> None:
@@ -162,11 +163,9 @@ class Feed:
 
     def _deliver(self, frame: Frame) -> None:
         self.position = frame.to_sequence
-        for subscription in list(self.live):
-            follower = subscription.follower
-            follower.write(frame.data)
-            if follower.full:
-                subscription.lag()
+        data = frame.data
+        for subscription in list(self.live):  # a wire that fills up takes itself out (`lag`)
+            subscription.write(data)
         if frame.removes is not None:
             self._end([s for s in self._all if s.user_id == frame.removes], Code.NOT_PARTICIPANT)
         if frame.deletes:

@@ -233,10 +233,13 @@ def unsubscribed(request_id: RequestId, budget_id: BudgetId, code: Code | None =
 
 def results(request_id: RequestId, verdicts: Sequence[Verdict]) -> bytes:
     """The verdicts of one `events` frame; several frames with the same id where they are long."""
-    encoded = [orjson.dumps(verdict.to_wire()) for verdict in verdicts]
-    head = _encode_text({"type": "results", **_answering(request_id)})[:-1]
+    encoded = [verdict.encode() for verdict in verdicts]
+    if type(request_id) is int:
+        head = b'{"type":"results","id":%d' % request_id
+    else:
+        head = _encode_text({"type": "results", **_answering(request_id)})[:-1]
     return b"".join(
-        framed(b'%b,"results":[%b]}' % (head, b",".join(part))) for part in _cut(encoded)
+        [framed(b'%b,"results":[%b]}' % (head, b",".join(part))) for part in _cut(encoded)]
     )
 
 

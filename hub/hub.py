@@ -60,9 +60,9 @@ class Hub:
         `follower.refused`; later `follower.ended` may say that it is over."""
         feed = self._feeds.get(budget_id)
         if feed is None:
-            feed = Feed(budget_id, self.log, self._gate, self._spawn, self._abandoned)
+            feed = Feed(budget_id, self.log, self._gate, self.spawn, self._abandoned)
             self._feeds[budget_id] = feed
-            self._spawn(self._listen(feed))
+            self.spawn(self._listen(feed))
         return feed.subscribe(user_id, key, follower)
 
     async def read(self, budget_id: BudgetId, user_id: UserId, key: int, count: int) -> Page:
@@ -127,7 +127,7 @@ class Hub:
         if self._bus is not None:
             self._bus.unsubscribe(feed.budget_id)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

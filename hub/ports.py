@@ -104,20 +104,24 @@ class Bus(Protocol):
 
 
 class Wire(Protocol):
-    """The sending side of one connection."""
-
-    def write(self, data: bytes) -> None:
-        """Send ready-made text frames (`hub.frames.framed`), in order, without waiting."""
-        ...
+    """One connection, as a session sees it. It calls the session's `received`, `full`, `drained`
+    and `lost`."""
 
     @property
     def full(self) -> bool:
         """Whether more was written than the peer takes at the moment."""
         ...
 
-    async def drained(self) -> None:
-        """Return when the wire is not full (any more), or closed."""
+    def write(self, data: bytes) -> None:
+        """Send ready-made text frames (`hub.frames.framed`), in order, without waiting; nothing
+        happens on a closed wire."""
         ...
+
+    def pause_reading(self) -> None:
+        """Stop reading from the peer; what was read before still arrives."""
+        ...
+
+    def resume_reading(self) -> None: ...
 
     def close(self, code: int, reason: str = "") -> None:
         """Close after what was written; further writes are ignored."""

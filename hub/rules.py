@@ -181,7 +181,7 @@ def decide(state: BudgetState, actor: UserId, event: Submitted, now_ms: int) -> 
 
     `now_ms` is the server's clock in epoch milliseconds; it dates a participant's joining.
     """
-    if isinstance(event, Invalid):
+    if type(event) is Invalid:
         return _invalid(event)
     known = state.known.get(event.event_id)
     if known is not None:
@@ -189,17 +189,18 @@ def decide(state: BudgetState, actor: UserId, event: Submitted, now_ms: int) -> 
             return _rejected(event, Code.UNAVAILABLE)
         if _says_the_same(known, actor, event):
             return known.verdict(duplicate=True)
-    refusal = None if isinstance(event, BudgetCreate) else _access(state, actor, event)
+    refusal = None if type(event) is BudgetCreate else _access(state, actor, event)
     if refusal is None and known is not None:
         refusal = Code.EVENT_ID_REUSED
     if refusal is not None:
         return _rejected(event, refusal)
-    outcome = _RULES[type(event)](state, actor, event, now_ms)
+    head = 0 if state.budget is None else state.budget.last_sequence
+    outcome = _RULES[type(event)](state, actor, event, head + 1, now_ms)
+    if isinstance(outcome, _Effect):
+        return _accept(state, actor, event, outcome, head + 1)
     if isinstance(outcome, Code):
         return _rejected(event, outcome)
-    if not isinstance(outcome, _Effect):
-        return _conflict(event, outcome)
-    return _accept(state, actor, event, outcome)
+    return _conflict(event, outcome)
 
 
 def rejected(event: Submitted, code: Code, detail: str | None = None) -> Verdict:
@@ -222,7 +223,7 @@ class _Effect(NamedTuple):
 # A rule answers with the effect, with the code of a rejection, or with the current record, which is
 # a conflict.
 _Outcome: TypeAlias = _Effect | Code | Record
-_R = TypeVar("_R", Budget, Category, Expense)
+_R = TypeVar("_R", Category, Expense)
 
 
 def _says_the_same(known: LogRow, actor: UserId, event: Event) -> bool:
@@ -237,14 +238,14 @@ def _access(state: BudgetState, actor: UserId, event: Event) -> Code | None:
     member = state.members.get(actor)
     if state.budget is None or member is None:
         return Code.BUDGET_NOT_EXISTS
-    if state.budget.deleted and not (
-        member.active and isinstance(event, BudgetEdit | BudgetDelete)
-    ):
+    if state.budget.deleted and not (member.active and event.of == "budget"):
         return Code.BUDGET_NOT_EXISTS
     return None if member.active else Code.NOT_PARTICIPANT
 
 
-def _create_budget(state: BudgetState, actor: UserId, event: BudgetCreate, now_ms: int) -> _Outcome:
+def _create_budget(
+    state: BudgetState, actor: UserId, event: BudgetCreate, sequence: int, now_ms: int
+) -> _Outcome:
     if state.budget is not None:
         return Code.BUDGET_EXISTS
     budget = Budget(
@@ -258,34 +259,45 @@ def _create_budget(state: BudgetState, actor: UserId, event: BudgetCreate, now_m
         deleted=False,
         when=event.when,
         fingerprint=0,
-        record_sequence=0,
+        record_sequence=sequence,
         last_sequence=0,
         digest=0,
-    )
+    ).fingerprinted()
     fields = {"title": event.title, "details": event.details, "currency": event.currency}
     member = Membership(event.budget_id, actor, joined_at=now_ms, active=True)
     return _Effect(budget, fields=fields, member=member)
 
 
-def _edit_budget(state: BudgetState, actor: UserId, event: BudgetEdit, now_ms: int) -> _Outcome:
+def _edit_budget(
+    state: BudgetState, actor: UserId, event: BudgetEdit, sequence: int, now_ms: int
+) -> _Outcome:
     budget = _existing(state)
     if _stale(budget, event):
         return budget
     named = event.named()
-    changed = budget._replace(version=budget.version + 1, when=event.when, **named)
-    return _Effect(changed, before=budget, fields=named)
+    changed = budget._replace(
+        version=budget.version + 1, when=event.when, record_sequence=sequence, **named
+    )
+    return _Effect(changed.fingerprinted(), before=budget, fields=named)
 
 
-def _delete_budget(state: BudgetState, actor: UserId, event: BudgetDelete, now_ms: int) -> _Outcome:
+def _delete_budget(
+    state: BudgetState, actor: UserId, event: BudgetDelete, sequence: int, now_ms: int
+) -> _Outcome:
     budget = _existing(state)
     if budget.owner_id != actor:
         return Code.NOT_OWNER
     if _stale(budget, event):
         return budget
-    return _Effect(_tombstone(budget, event.when), before=budget)
+    gone = budget._replace(
+        version=budget.version + 1, deleted=True, when=event.when, record_sequence=sequence
+    )
+    return _Effect(gone, before=budget)
 
 
-def _add_category(state: BudgetState, actor: UserId, event: CategoryAdd, now_ms: int) -> _Outcome:
+def _add_category(
+    state: BudgetState, actor: UserId, event: CategoryAdd, sequence: int, now_ms: int
+) -> _Outcome:
     if event.record_id in state.categories:
         return Code.CATEGORY_EXISTS
     category = Category(
@@ -298,35 +310,41 @@ def _add_category(state: BudgetState, actor: UserId, event: CategoryAdd, now_ms:
         deleted=False,
         when=event.when,
         fingerprint=0,
-        created_sequence=_existing(state).last_sequence + 1,
-        last_sequence=0,
-    )
+        created_sequence=sequence,
+        last_sequence=sequence,
+    ).fingerprinted()
     return _Effect(category, fields={"name": event.name, "allocate": event.allocate})
 
 
-def _edit_category(state: BudgetState, actor: UserId, event: CategoryEdit, now_ms: int) -> _Outcome:
-    category = state.categories.get(event.record_id)
-    if category is None:
-        return Code.CATEGORY_NOT_EXISTS
-    if _stale(category, event):
-        return category
-    named = event.named()
-    changed = category._replace(version=category.version + 1, when=event.when, **named)
-    return _Effect(changed, before=category, fields=named)
-
-
-def _delete_category(
-    state: BudgetState, actor: UserId, event: CategoryDelete, now_ms: int
+def _edit_category(
+    state: BudgetState, actor: UserId, event: CategoryEdit, sequence: int, now_ms: int
 ) -> _Outcome:
     category = state.categories.get(event.record_id)
     if category is None:
         return Code.CATEGORY_NOT_EXISTS
     if _stale(category, event):
         return category
-    return _Effect(_tombstone(category, event.when), before=category, cascade=True)
+    named = event.named()
+    changed = category._replace(
+        version=category.version + 1, when=event.when, last_sequence=sequence, **named
+    )
+    return _Effect(changed.fingerprinted(), before=category, fields=named)
 
 
-def _add_expense(state: BudgetState, actor: UserId, event: ExpenseAdd, now_ms: int) -> _Outcome:
+def _delete_category(
+    state: BudgetState, actor: UserId, event: CategoryDelete, sequence: int, now_ms: int
+) -> _Outcome:
+    category = state.categories.get(event.record_id)
+    if category is None:
+        return Code.CATEGORY_NOT_EXISTS
+    if _stale(category, event):
+        return category
+    return _Effect(_tombstone(category, event.when, sequence), before=category, cascade=True)
+
+
+def _add_expense(
+    state: BudgetState, actor: UserId, event: ExpenseAdd, sequence: int, now_ms: int
+) -> _Outcome:
     if event.record_id in state.expenses:
         return Code.EXPENSE_EXISTS
     if not _category_lives(state, event.category_id):
@@ -343,9 +361,9 @@ def _add_expense(state: BudgetState, actor: UserId, event: ExpenseAdd, now_ms: i
         deleted=False,
         when=event.when,
         fingerprint=0,
-        created_sequence=_existing(state).last_sequence + 1,
-        last_sequence=0,
-    )
+        created_sequence=sequence,
+        last_sequence=sequence,
+    ).fingerprinted()
     fields = {
         "categoryId": event.category_id,
         "amount": event.amount,
@@ -355,7 +373,9 @@ def _add_expense(state: BudgetState, actor: UserId, event: ExpenseAdd, now_ms: i
     return _Effect(expense, fields=fields)
 
 
-def _edit_expense(state: BudgetState, actor: UserId, event: ExpenseEdit, now_ms: int) -> _Outcome:
+def _edit_expense(
+    state: BudgetState, actor: UserId, event: ExpenseEdit, sequence: int, now_ms: int
+) -> _Outcome:
     expense = state.expenses.get(event.record_id)
     if expense is None:
         return Code.EXPENSE_NOT_EXISTS
@@ -365,19 +385,21 @@ def _edit_expense(state: BudgetState, actor: UserId, event: ExpenseEdit, now_ms:
     if _stale(expense, event):
         return expense
     values = {ExpenseEdit.fields[name]: value for name, value in named.items()}
-    changed = expense._replace(version=expense.version + 1, when=event.when, **values)
-    return _Effect(changed, before=expense, fields=named)
+    changed = expense._replace(
+        version=expense.version + 1, when=event.when, last_sequence=sequence, **values
+    )
+    return _Effect(changed.fingerprinted(), before=expense, fields=named)
 
 
 def _delete_expense(
-    state: BudgetState, actor: UserId, event: ExpenseDelete, now_ms: int
+    state: BudgetState, actor: UserId, event: ExpenseDelete, sequence: int, now_ms: int
 ) -> _Outcome:
     expense = state.expenses.get(event.record_id)
     if expense is None:
         return Code.EXPENSE_NOT_EXISTS
     if _stale(expense, event):
         return expense
-    return _Effect(_tombstone(expense, event.when), before=expense)
+    return _Effect(_tombstone(expense, event.when, sequence), before=expense)
 
 
 _RULES: Mapping[type[Event], Callable[..., _Outcome]] = {
@@ -409,16 +431,19 @@ def _category_lives(state: BudgetState, category_id: str | None) -> bool:
     return category is not None and not category.deleted
 
 
-def _tombstone(record: _R, when: int) -> _R:
-    return record._replace(version=record.version + 1, deleted=True, when=when)
+def _tombstone(record: _R, when: int, sequence: int) -> _R:
+    return record._replace(
+        version=record.version + 1, deleted=True, when=when, last_sequence=sequence
+    )
 
 
-def _accept(state: BudgetState, actor: UserId, event: Event, effect: _Effect) -> Change:
+def _accept(
+    state: BudgetState, actor: UserId, event: Event, effect: _Effect, sequence: int
+) -> Change:
     """Number the change, bring the digest up to date, and write event and record down as text."""
     budget = state.budget if state.budget is not None else effect.record
     assert isinstance(budget, Budget)
-    sequence = budget.last_sequence + 1
-    record = _numbered(effect.record, sequence)
+    record = effect.record
     digest = budget.digest
     if effect.before is not None:
         digest -= effect.before.fingerprint
@@ -461,14 +486,6 @@ def _accept(state: BudgetState, actor: UserId, event: Event, effect: _Effect) ->
         effect.member,
         effect.cascade,
     )
-
-
-def _numbered(record: Record, sequence: int) -> Record:
-    if isinstance(record, Budget):
-        numbered: Record = record._replace(record_sequence=sequence)
-    else:
-        numbered = record._replace(last_sequence=sequence)
-    return numbered if numbered.deleted else numbered.fingerprinted()
 
 
 def _rejected(event: Event, code: Code, detail: str | None = None) -> Verdict:

@@ -1,21 +1,24 @@
 """One connection of `budget.sync.v1`: from its first frame to its close.
 
-| state  | what it takes             | it ends when                                            |
-|--------|---------------------------|---------------------------------------------------------|
-| NEW    | `auth`, within `AUTH_S`   | a good token: OPEN; anything else: closed 4401          |
-| OPEN   | every client frame        | the peer goes, the token ends (4401), a fatal frame     |
-|        |                           | (4400), a defect of ours (1011), the hub closes (1012)  |
-| CLOSED | nothing                   |                                                         |
+| state          | what it takes          | it ends when                                          |
+|----------------|------------------------|-------------------------------------------------------|
+| NEW            | `auth`                 | the frame comes: AUTHENTICATING; anything else, or    |
+|                |                        | nothing for `AUTH_S`: closed 4401                     |
+| AUTHENTICATING | nothing (not read)     | the token is good: OPEN; else closed 4401             |
+| OPEN           | every client frame     | the token ends (4401), a fatal frame (4400), a defect |
+|                |                        | of ours (1011)                                        |
+| CLOSED         | nothing                | reached from everywhere, also when the peer goes      |
 
-The session reads one frame, acts on it, and only then reads the next. It stops reading while
-`IN_FLIGHT_FRAMES_MAX` frames of events await their verdicts, or while the peer does not take what
-was written: nothing is buffered on its behalf (P8).
+A session is called, it never waits: `received` acts on a frame at once. While
+`IN_FLIGHT_EVENTS_MAX` events await their verdicts, or the peer does not take what was written,
+nothing is read from it, and so nothing is buffered on its behalf (P8).
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from enum import Enum
 from functools import partial
+from typing import Any
 
 import structlog
 
@@ -32,28 +35,28 @@ from hub.verdicts import Verdict
 AUTH_S = 5.0
 EXPIRING_S = 60  # `auth.expiring` comes this long before the end of the token
 HEARTBEAT_S = 15.0
-IN_FLIGHT_FRAMES_MAX = 16
+IN_FLIGHT_EVENTS_MAX = 400
 SUBSCRIPTIONS_MAX = 200
 LIMITS = {
     "frameBytesMax": FRAME_BYTES_MAX,
     "eventsPerFrameMax": EVENTS_PER_FRAME_MAX,
-    "inFlightFramesMax": IN_FLIGHT_FRAMES_MAX,
+    "inFlightEventsMax": IN_FLIGHT_EVENTS_MAX,
     "subscriptionsMax": SUBSCRIPTIONS_MAX,
 }
 
 _log = structlog.get_logger()
 
 
-Receive = Callable[[], Awaitable[bytes | str | None]]
-
-
 class State(Enum):
     NEW = "new"
+    AUTHENTICATING = "authenticating"
     OPEN = "open"
     CLOSED = "closed"
 
 
 class Session:
+    """`spawn` runs a coroutine in the background."""
+
     def __init__(
         self,
         hub: Hub,
@@ -62,88 +65,136 @@ class Session:
         *,
         connection_id: str,
         now_ms: Callable[[], int],
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
         self._hub = hub
         self._wire = wire
         self._authenticator = authenticator
-        self._now_ms = now_ms
-        self._state = State.NEW
         self._connection_id = connection_id
+        self._now_ms = now_ms
+        self._spawn = spawn
+        self._state = State.NEW
         self._user_id: UserId = ""
         self._expires_at_ms = 0
-        self._following: dict[BudgetId, _Following] = {}
-        self._in_flight = 0
-        self._room = asyncio.Event()
-        self._timer: asyncio.TimerHandle | None = None
+        self._warned = False  # of the token's end
         self._beat_at_ms = 0
-        self._warned = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._following: dict[BudgetId, _Following] = {}
+        self._in_flight = 0  # events that await their verdicts
+        self._reading = True
+        self._follow_at_once: tuple[BudgetId, int] | None = None
 
-    async def run(
+    def start(
         self,
-        receive: Receive,
         principal: Principal | None = None,
         *,
         token: str | None = None,
         follow: tuple[BudgetId, int] | None = None,
     ) -> None:
-        """Serve the connection until either side ends it. `receive` gives the next message, None
-        when the peer is gone. `principal` is whom the upgrade request's header named, `token` what
-        its subprotocols offered; without both the first frame must authenticate. `follow` is a
-        budget and a key to subscribe to at once."""
-        try:
-            if principal is None:
-                principal = await self._first(receive, token)
-            if principal is not None:
-                self._open(principal)
-                if follow is not None:
-                    self.follow(*follow)
-                await self._serve(receive)
-        except Exception:
-            self.close(Code.INTERNAL_SERVER_ERROR)
-            raise
-        finally:
-            self._end()
-
-    def follow(self, budget_id: BudgetId, key: int, request_id: RequestId = None) -> None:
-        """Subscribe to a budget; subscribing again replaces the subscription."""
-        before = self._following.pop(budget_id, None)
-        if before is not None:
-            before.subscription.end()
-        elif len(self._following) >= SUBSCRIPTIONS_MAX:
-            detail = f"at most {SUBSCRIPTIONS_MAX} subscriptions"
-            self._wire.write(frames.error(request_id, Code.BAD_REQUEST, detail))
+        """Begin. `principal` is whom the upgrade request's header named, `token` what its
+        subprotocols offered; without both the first frame must authenticate. `follow` is a budget
+        and a key to subscribe to as soon as the session is open."""
+        self._follow_at_once = follow
+        if principal is not None:
+            self._open(principal)
             return
-        following = _Following(self._wire, self._following, self._hub.log_id, budget_id, request_id)
-        self._following[budget_id] = following
-        following.subscription = self._hub.subscribe(self._user_id, budget_id, key, following)
+        self._timer = asyncio.get_running_loop().call_later(AUTH_S, self.close, Code.NOT_LOGGED_IN)
+        if token is not None:
+            self._authenticate(token)
+
+    def received(self, text: bytes | str) -> None:
+        """A message from the peer."""
+        if self._state is State.CLOSED:
+            return
+        try:
+            self._act(frames.parse(text))
+        except BadFrame as bad:
+            self._wire.write(frames.error(bad.request_id, Code.BAD_FRAME, bad.detail))
+            if bad.fatal:
+                self._close(Code.BAD_FRAME, bad.detail)
+        self._read_or_not()
+
+    def full(self) -> None:
+        """More was written than the peer takes at the moment."""
+        for following in self._following.values():
+            following.subscription.lag()
+        self._read_or_not()
+
+    def drained(self) -> None:
+        """The peer takes again what is written to it."""
+        for following in list(self._following.values()):
+            following.subscription.drained()
+        self._read_or_not()
+
+    def lost(self) -> None:
+        """The peer is gone."""
+        self._state = State.CLOSED
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for following in list(self._following.values()):
+            following.subscription.end()
+        self._following.clear()
 
     def close(self, code: Code) -> None:
         """Say why, and close with the code's close code."""
         if self._state is not State.CLOSED:
-            assert code.close is not None
-            self._state = State.CLOSED
             self._wire.write(frames.error(None, code))
-            self._wire.close(code.close, code.name)
+            self._close(code, code.name)
 
-    async def _first(self, receive: Receive, token: str | None) -> Principal | None:
-        """Who it is, by the offered token or by the first frame; None where that ended it."""
+    def _close(self, code: Code, reason: str) -> None:
+        assert code.close is not None
+        self._wire.close(code.close, reason)
+        self.lost()
+
+    def _act(self, frame: frames.ClientFrame) -> None:
+        if self._state is State.NEW:
+            if isinstance(frame, frames.Auth):
+                self._authenticate(frame.token)
+            else:
+                self.close(Code.NOT_LOGGED_IN)
+            return
+        match frame:
+            case frames.Events():
+                self._submit(frame)
+            case frames.Subscribe():
+                self._follow(frame.budget_id, frame.key, frame.id)
+            case frames.Unsubscribe():
+                self._unfollow(frame)
+            case frames.Ping():
+                self._wire.write(frames.pong(frame.id, self._now_ms()))
+            case frames.Auth():
+                self._spawn(self._renew(frame.token))
+
+    def _read_or_not(self) -> None:
+        """Read from the peer exactly while there is room for what it says."""
+        reading = (
+            self._state is not State.AUTHENTICATING
+            and self._in_flight < IN_FLIGHT_EVENTS_MAX
+            and not self._wire.full
+        )
+        if reading is not self._reading and self._state is not State.CLOSED:
+            self._reading = reading
+            if reading:
+                self._wire.resume_reading()
+            else:
+                self._wire.pause_reading()
+
+    # Who it is, and for how long.
+
+    def _authenticate(self, token: str) -> None:
+        self._state = State.AUTHENTICATING
+        self._spawn(self._admit(token))
+
+    async def _admit(self, token: str) -> None:
         try:
-            async with asyncio.timeout(AUTH_S):
-                if token is not None:
-                    return await self._authenticator.authenticate(token)
-                text = await receive()
-                if text is None:
-                    return None
-                frame = frames.parse(text)
-                if not isinstance(frame, frames.Auth):
-                    raise HubError(Code.NOT_LOGGED_IN)
-                return await self._authenticator.authenticate(frame.token)
-        except (HubError, TimeoutError):
+            principal = await self._authenticator.authenticate(token)
+        except HubError:
             self.close(Code.NOT_LOGGED_IN)
-        except BadFrame as bad:
-            self._refuse(bad)
-            self.close(Code.BAD_FRAME)
-        return None
+            return
+        if self._state is State.AUTHENTICATING:
+            self._open(principal)
+            self._read_or_not()
 
     def _open(self, principal: Principal) -> None:
         self._state = State.OPEN
@@ -155,67 +206,17 @@ class Session:
         )
         self._beat_at_ms = self._now_ms() + int(HEARTBEAT_S * 1000)
         self._renewed(principal)
+        if self._follow_at_once is not None:
+            self._follow(*self._follow_at_once, None)
 
-    async def _serve(self, receive: Receive) -> None:
-        while self._state is State.OPEN:
-            text = await receive()
-            if text is None:
-                return
-            try:
-                await self._act(frames.parse(text))
-            except BadFrame as bad:
-                self._refuse(bad)
-            while self._in_flight >= IN_FLIGHT_FRAMES_MAX:
-                self._room.clear()
-                await self._room.wait()
-            await self._wire.drained()
-
-    async def _act(self, frame: frames.ClientFrame) -> None:
-        match frame:
-            case frames.Events():
-                self._submit(frame)
-            case frames.Subscribe():
-                self.follow(frame.budget_id, frame.key, frame.id)
-            case frames.Unsubscribe():
-                self._unfollow(frame)
-            case frames.Ping():
-                self._wire.write(frames.pong(frame.id, self._now_ms()))
-            case frames.Auth():
-                await self._renew(frame)
-
-    def _submit(self, frame: frames.Events) -> None:
+    async def _renew(self, token: str) -> None:
         try:
-            events = parse_batch(frame.events, EVENTS_PER_FRAME_MAX)
-        except HubError as error:
-            self._wire.write(frames.error(frame.id, error.code, error.detail))
-            return
-        self._in_flight += 1
-        answer = self._hub.submit(self._user_id, events, frame.mode)
-        answer.add_done_callback(partial(self._answer, frame.id))
-
-    def _answer(self, request_id: RequestId, answer: "asyncio.Future[list[Verdict]]") -> None:
-        self._in_flight -= 1
-        self._room.set()
-        if answer.exception() is not None:
-            self.close(Code.INTERNAL_SERVER_ERROR)
-        elif self._state is State.OPEN:
-            self._wire.write(frames.results(request_id, answer.result()))
-
-    def _unfollow(self, frame: frames.Unsubscribe) -> None:
-        following = self._following.pop(frame.budget_id, None)
-        if following is not None:
-            following.subscription.end()
-        self._wire.write(frames.unsubscribed(frame.id, frame.budget_id))
-
-    async def _renew(self, frame: frames.Auth) -> None:
-        try:
-            principal = await self._authenticator.authenticate(frame.token)
+            principal = await self._authenticator.authenticate(token)
         except HubError:
+            principal = None
+        if principal is None or principal.user_id != self._user_id:
             self.close(Code.NOT_LOGGED_IN)
-            return
-        if principal.user_id != self._user_id:
-            self.close(Code.NOT_LOGGED_IN)
-        else:
+        elif self._state is State.OPEN:
             self._renewed(principal)
 
     def _renewed(self, principal: Principal) -> None:
@@ -239,36 +240,62 @@ class Session:
             self._wire.write(frames.auth_expiring(self._expires_at_ms))
         if now_ms >= self._beat_at_ms:
             self._beat_at_ms = now_ms + int(HEARTBEAT_S * 1000)
-            self._wire.write(frames.heads({f.budget_id: f.head for f in self._following.values()}))
+            if not self._wire.full:
+                heads = {id: f.subscription.feed.position for id, f in self._following.items()}
+                self._wire.write(frames.heads(heads))
         due_ms = min(self._beat_at_ms, self._expires_at_ms if self._warned else expiring_ms)
         delay_s = max(due_ms - now_ms, 1) / 1000
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._tick)
 
-    def drained(self) -> None:
-        """The peer takes again what is written to it."""
-        for following in list(self._following.values()):
-            following.subscription.drained()
+    # Events in.
 
-    def _end(self) -> None:
-        self._state = State.CLOSED
-        if self._timer is not None:
-            self._timer.cancel()
-        for following in self._following.values():
+    def _submit(self, frame: frames.Events) -> None:
+        try:
+            events = parse_batch(frame.events, EVENTS_PER_FRAME_MAX)
+        except HubError as error:
+            self._wire.write(frames.error(frame.id, error.code, error.detail))
+            return
+        self._in_flight += len(events)
+        answer = self._hub.submit(self._user_id, events, frame.mode)
+        answer.add_done_callback(partial(self._answer, frame.id, len(events)))
+
+    def _answer(
+        self, request_id: RequestId, events: int, answer: "asyncio.Future[list[Verdict]]"
+    ) -> None:
+        self._in_flight -= events
+        if answer.exception() is not None:
+            self.close(Code.INTERNAL_SERVER_ERROR)
+        elif self._state is State.OPEN:
+            self._wire.write(frames.results(request_id, answer.result()))
+            if not self._reading:
+                self._read_or_not()
+
+    # Events out.
+
+    def _follow(self, budget_id: BudgetId, key: int, request_id: RequestId) -> None:
+        """Subscribe to a budget; subscribing again replaces the subscription."""
+        before = self._following.pop(budget_id, None)
+        if before is not None:
+            before.subscription.end()
+        elif len(self._following) >= SUBSCRIPTIONS_MAX:
+            detail = f"at most {SUBSCRIPTIONS_MAX} subscriptions"
+            self._wire.write(frames.error(request_id, Code.BAD_REQUEST, detail))
+            return
+        following = _Following(self._wire, self._following, self._hub.log_id, budget_id, request_id)
+        self._following[budget_id] = following
+        following.subscription = self._hub.subscribe(self._user_id, budget_id, key, following)
+
+    def _unfollow(self, frame: frames.Unsubscribe) -> None:
+        following = self._following.pop(frame.budget_id, None)
+        if following is not None:
             following.subscription.end()
-        self._following.clear()
-
-    def _refuse(self, bad: BadFrame) -> None:
-        self._wire.write(frames.error(bad.request_id, Code.BAD_FRAME, bad.detail))
-        if bad.fatal:
-            self._state = State.CLOSED
-            assert Code.BAD_FRAME.close is not None
-            self._wire.close(Code.BAD_FRAME.close, bad.detail)
+        self._wire.write(frames.unsubscribed(frame.id, frame.budget_id))
 
 
 class _Following:
     """What a socket makes of one subscription; see `hub.feed.Follower`."""
 
-    __slots__ = ("_all", "_log_id", "_request_id", "_wire", "budget_id", "subscription")
+    __slots__ = ("_all", "_log_id", "_request_id", "_wire", "budget_id", "subscription", "write")
     subscription: Subscription
 
     def __init__(
@@ -284,17 +311,11 @@ class _Following:
         self._log_id = log_id
         self._request_id = request_id
         self.budget_id = budget_id
-
-    @property
-    def head(self) -> int:
-        return self.subscription.feed.position
+        self.write = wire.write  # called for every frame: nothing stands between feed and wire
 
     @property
     def full(self) -> bool:
         return self._wire.full
-
-    def write(self, data: bytes) -> None:
-        self._wire.write(data)
 
     def joined(self, key: int, head: int) -> None:
         self._wire.write(

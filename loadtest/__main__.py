@@ -16,6 +16,7 @@ from rich.console import Console
 
 from loadtest import smoke
 from loadtest.rest import Refused, Target, Unreachable
+from loadtest.watch import watch
 
 DEFAULT_TARGET = "http://127.0.0.1:8000"
 
@@ -71,6 +72,25 @@ def smoke_command(
     smoke.show(report, options, Console())
     if report.faults:
         raise typer.Exit(1)
+
+
+@app.command("watch")
+def watch_command(
+    budget: Annotated[str, typer.Argument(help="The budget's id.")],
+    token: Annotated[str, typer.Option(envvar="TOKEN", help="Of a participant.")],
+    target: Annotated[str, typer.Option(metavar="URL", help="A hub.")] = DEFAULT_TARGET,
+    key: Annotated[int, typer.Option(min=0, help="The last sequence already known.")] = 0,
+    frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
+) -> None:
+    """Print what a live socket gets, a frame a line."""
+    try:
+        [address] = _targets([target])
+        uvloop.run(watch(address, token, budget, key, frames, Console()))
+    except Unreachable as error:
+        raise typer.BadParameter(str(error), param_hint="--target") from error
+    except Refused as error:
+        Console(stderr=True).print(f"failed: {error}", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -143,7 +143,8 @@ FROM budgets b
 LEFT JOIN participants p ON p.budget_id = b.id AND p.user_id = $2
 LEFT JOIN LATERAL (
     SELECT * FROM accepted_events
-    WHERE budget_id = b.id AND sequence > $3 AND sequence <= $4 AND (p.active OR $2 IS NULL)
+    WHERE budget_id = b.id AND sequence > 0 AND sequence > $3 AND sequence <= $4
+      AND (p.active OR $2 IS NULL)
     ORDER BY sequence
     LIMIT $5
 ) e ON true
@@ -212,54 +213,54 @@ class PostgresTransaction:
             states[row[0]].budget = Budget._make(
                 (*row[:9], _unsigned(row[9]), row[10], row[11], _unsigned(row[12]))
             )
-        for row in await fetch(LOAD_KNOWN, *_columns(want.events, 2)):
+        for row in await fetch(LOAD_KNOWN, *columns(want.events, 2)):
             states[row[0]].known[row[2]] = LogRow._make(
                 (*row[:9], row[9].encode(), None if row[10] is None else row[10].encode())
             )
-        for row in await fetch(LOAD_MEMBERS, *_columns(want.members, 2)):
+        for row in await fetch(LOAD_MEMBERS, *columns(want.members, 2)):
             states[row[0]].members[row[1]] = Membership._make(row)
         if want.categories:
-            for row in await fetch(LOAD_CATEGORIES, *_columns(want.categories, 2)):
+            for row in await fetch(LOAD_CATEGORIES, *columns(want.categories, 2)):
                 states[row[0]].categories[row[1]] = Category._make(
                     (*row[:8], _unsigned(row[8]), *row[9:])
                 )
         if want.expenses:
-            for row in await fetch(LOAD_EXPENSES, *_columns(want.expenses, 2)):
+            for row in await fetch(LOAD_EXPENSES, *columns(want.expenses, 2)):
                 states[row[0]].expenses[row[1]] = Expense._make(
                     (*row[:10], _unsigned(row[10]), *row[11:])
                 )
         for budget_id, category_id in want.cascades:
             states[budget_id].category_sums[category_id] = 0
         if want.cascades:
-            for row in await fetch(LOAD_CASCADES, *_columns(want.cascades, 2)):
+            for row in await fetch(LOAD_CASCADES, *columns(want.cascades, 2)):
                 states[row[0]].category_sums[row[1]] = int(row[2]) % DIGEST_MODULUS
         return states
 
     async def write(self, states: Sequence[BudgetState]) -> None:
         execute = self._connection.execute
-        changed = _Changed(states)
-        if changed.new_budgets:
+        writes = Writes(states)
+        if writes.new_budgets:
             inserted = await self._connection.fetch(
-                INSERT_BUDGETS, *_columns(changed.new_budgets, 13)
+                INSERT_BUDGETS, *columns(writes.new_budgets, 13)
             )
-            if len(inserted) < len(changed.new_budgets):
+            if len(inserted) < len(writes.new_budgets):
                 raise LostRace("another hub created the budget")
-        if changed.members:
-            await execute(UPSERT_MEMBERS, *_columns(changed.members, 4))
-        if changed.categories:
-            await execute(UPSERT_CATEGORIES, *_columns(changed.categories, 11))
-        if changed.cascades:
-            await execute(CASCADE, *_columns(changed.cascades, 4))
-        if changed.expenses:
-            await execute(UPSERT_EXPENSES, *_columns(changed.expenses, 13))
-        await execute(INSERT_LOG, *_columns(changed.log, 11))
-        if changed.budgets:
-            await execute(UPDATE_BUDGETS, *_columns(changed.budgets, 13))
-        if changed.heads:
-            await execute(UPDATE_HEADS, *_columns(changed.heads, 3))
+        if writes.members:
+            await execute(UPSERT_MEMBERS, *columns(writes.members, 4))
+        if writes.categories:
+            await execute(UPSERT_CATEGORIES, *columns(writes.categories, 11))
+        if writes.cascades:
+            await execute(CASCADE, *columns(writes.cascades, 4))
+        if writes.expenses:
+            await execute(UPSERT_EXPENSES, *columns(writes.expenses, 13))
+        await execute(INSERT_LOG, *columns(writes.log, 11))
+        if writes.budgets:
+            await execute(UPDATE_BUDGETS, *columns(writes.budgets, 13))
+        if writes.heads:
+            await execute(UPDATE_HEADS, *columns(writes.heads, 3))
 
 
-class _Changed:
+class Writes:
     """What the states' changes leave behind, one tuple of column values for each row to write."""
 
     def __init__(self, states: Sequence[BudgetState]) -> None:
@@ -337,7 +338,7 @@ def _expense_row(expense: Expense) -> tuple[Any, ...]:
     )
 
 
-def _columns(rows: Collection[tuple[Any, ...]], width: int) -> list[Sequence[Any]]:
+def columns(rows: Collection[tuple[Any, ...]], width: int) -> list[Sequence[Any]]:
     """Rows turned into the columns that `unnest` takes; `width` of them also where there is no
     row."""
     return list(zip(*rows, strict=True)) if rows else [()] * width

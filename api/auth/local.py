@@ -1,4 +1,4 @@
-"""Accounts the hub keeps itself (AUTH_MODE=local): passwords, short tokens, refresh tokens.
+"""Accounts the hub keeps itself (AUTH_MODE=local): passwords, logins, refresh tokens.
 
 A refresh token is derived, not stored: `<family>.<generation>.<mac>`. A family is one login, and
 its row knows only the generation that counts. Presenting that one moves the family on; presenting
@@ -9,39 +9,25 @@ other was copied by somebody, so the whole family ends.
 import hmac
 import re
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from hashlib import sha256
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 from uuid import uuid4
 
-import jwt
 import structlog
 from anyio import CapacityLimiter, to_thread
 from argon2 import PasswordHasher
 from argon2.exceptions import VerifyMismatchError
-from jwt.types import Options
 from structlog.typing import FilteringBoundLogger
 
+from api.auth.tokens import Tokens
 from hub.errors import Code, HubError
-from hub.ports import Principal
 from storage.users import Users
 
-ISSUER = "budget-hub"
-TOKEN_LENGTH_MAX = 8192  # characters
-LEEWAY_S = 60  # how far ahead the clock of another node may have been when it issued a token
 HASHING_AT_ONCE = 2  # argon2 takes 64 MiB and several cores each time
 HASHING_ASKED_MAX = 128  # running or waiting: some ten seconds of work, then callers are put off
 
-_ALGORITHM = "HS256"
-# PyJWT would read the real clock: `_counts` checks the times against ours.
-_CHECKS: Options = {
-    "require": ["sub", "exp", "iat", "iss"],
-    "verify_exp": False,
-    "verify_iat": False,
-    "verify_nbf": False,
-}
 _REFRESH = re.compile(
     r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.([1-9][0-9]{0,9})\.([A-Za-z0-9_-]{43})"
 )
@@ -60,12 +46,12 @@ class Session(NamedTuple):
 
 
 class LocalIdentity:
-    """Registers and signs in users; issues their tokens, and verifies them as `Authenticator`.
+    """Registers users, signs them in and keeps them signed in; `Tokens` says who they are.
 
     The first of `secrets` signs and all of them verify: to rotate, put the new one in front, and
     take the old one out after `refresh_ttl_s`. `now` gives epoch seconds, `new_id` the id of a new
-    account. A refresh token lasts `refresh_ttl_s` from its last use. Besides what they state,
-    `register`, `login` and `refresh` raise what storage raises when Postgres is out of reach.
+    account. A login lasts `refresh_ttl_s` from its last refresh. Besides what they state, the
+    methods raise `Disconnected` while Postgres is out of reach.
     """
 
     def __init__(
@@ -79,42 +65,16 @@ class LocalIdentity:
         refresh_ttl_s: int = 60 * 60 * 24 * 60,
         previous_refresh_honoured_s: int = 60,
     ) -> None:
-        if not secrets or not all(secrets):
-            raise ValueError("an identity needs a secret, and no secret may be empty")
-        self._keys = [Keys.derived(secret) for secret in secrets]
-        self._token_keys = {keys.kid: keys.token for keys in self._keys}
+        self._tokens = Tokens(secrets, now=now, token_ttl_s=token_ttl_s)
+        self._refresh_keys = [keys.refresh for keys in self._tokens.keys]
         self._users = users
         self._now = now
         self._new_id = new_id
-        self._token_ttl_s = token_ttl_s
         self._refresh_ttl = timedelta(seconds=refresh_ttl_s)
         self._previous_honoured = timedelta(seconds=previous_refresh_honoured_s)
         self._hasher = PasswordHasher()
         self._hashing = CapacityLimiter(HASHING_AT_ONCE)
         self._hashing_asked = 0
-
-    async def authenticate(self, token: str) -> Principal:
-        """The user of a token issued here. Raises `HubError` (`NOT_LOGGED_IN`)."""
-        # PyJWT cannot even encode a lone surrogate; what is not ASCII is no token anyway.
-        if len(token) > TOKEN_LENGTH_MAX or not token.isascii():
-            raise HubError(Code.NOT_LOGGED_IN)
-        try:
-            key = self._token_keys[jwt.get_unverified_header(token)["kid"]]
-            claims = jwt.decode(token, key, [_ALGORITHM], options=_CHECKS, issuer=ISSUER)
-        except (jwt.InvalidTokenError, KeyError) as error:
-            raise HubError(Code.NOT_LOGGED_IN) from error
-        if not claims["sub"] or not _counts(claims, self._now()):
-            raise HubError(Code.NOT_LOGGED_IN)
-        return Principal(claims["sub"], claims["exp"] * 1000)
-
-    def issue(self, user_id: str) -> tuple[str, int]:
-        """A new token for the user, and when it expires (epoch milliseconds)."""
-        issued_at_s = int(self._now())
-        expires_at_s = issued_at_s + self._token_ttl_s
-        claims = {"sub": user_id, "iat": issued_at_s, "exp": expires_at_s, "iss": ISSUER}
-        keys = self._keys[0]
-        token = jwt.encode(claims, keys.token, _ALGORITHM, headers={"kid": keys.kid})
-        return token, expires_at_s * 1000
 
     async def register(
         self, email: str, password: str, first_name: str | None, last_name: str | None
@@ -147,7 +107,7 @@ class LocalIdentity:
         A token presented twice, at once or within `previous_refresh_honoured_s`, gives the same
         successor. Raises `HubError` (`NOT_LOGGED_IN`).
         """
-        presented = RefreshToken.read(refresh_token, (keys.refresh for keys in self._keys))
+        presented = RefreshToken.read(refresh_token, self._refresh_keys)
         if presented is None:
             raise HubError(Code.NOT_LOGGED_IN)
         family_id, generation = presented
@@ -176,7 +136,9 @@ class LocalIdentity:
         return self._session(user_id, first)
 
     def _session(self, user_id: str, refresh_token: "RefreshToken") -> Session:
-        return Session(user_id, *self.issue(user_id), refresh_token.text(self._keys[0].refresh))
+        token, expires_at_ms = self._tokens.issue(user_id)
+        text = refresh_token.text(self._refresh_keys[0])
+        return Session(user_id, token, expires_at_ms, text)
 
     def _time(self) -> datetime:
         return datetime.fromtimestamp(self._now(), UTC)
@@ -224,26 +186,3 @@ class RefreshToken(NamedTuple):
         token = cls(match[1], int(match[2]))
         # Texts are compared, not decoded macs: the last character of base64 has bits to spare.
         return token if any(hmac.compare_digest(token.text(key), text) for key in keys) else None
-
-
-class Keys(NamedTuple):
-    """What is derived from one secret; no key can be taken for another."""
-
-    kid: str
-    token: bytes
-    refresh: bytes
-
-    @classmethod
-    def derived(cls, secret: bytes) -> "Keys":
-        return cls(
-            sha256(secret).hexdigest()[:8],
-            hmac.digest(secret, b"budget-hub token", "sha256"),
-            hmac.digest(secret, b"budget-hub refresh", "sha256"),
-        )
-
-
-def _counts(claims: Mapping[str, Any], now_s: float) -> bool:
-    expires, issued = claims["exp"], claims["iat"]
-    begins = claims.get("nbf", issued)
-    whole = all(type(at) is int for at in (expires, issued, begins))
-    return whole and bool(now_s < expires and max(issued, begins) <= now_s + LEEWAY_S)

@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 from api.auth import local
 from api.auth.local import LocalIdentity, RefreshToken, Session
 from api.auth.routes import routes
+from api.auth.tokens import Keys, Tokens
 from api.http import ERROR_HANDLERS, RequestId
 from hub.errors import Code, HubError
 from storage.database import Database
@@ -66,18 +67,23 @@ async def client(identity: LocalIdentity) -> AsyncIterator[AsyncClient]:
         yield client
 
 
+@pytest.fixture
+def tokens(clock: Clock) -> Tokens:
+    return Tokens([SECRET], now=clock)
+
+
 def an_identity(users: Users, clock: Clock, *secrets: bytes) -> LocalIdentity:
     return LocalIdentity(secrets or [SECRET], users, now=clock, new_id=lambda: str(uuid4()))
 
 
-async def test_register_then_login(identity: LocalIdentity, clock: Clock) -> None:
+async def test_register_then_login(identity: LocalIdentity, tokens: Tokens, clock: Clock) -> None:
     registered = await identity.register(EMAIL, PASSWORD, "Ada", None)
     loggedin = await identity.login(EMAIL, PASSWORD)
     assert loggedin.user_id == registered.user_id
     assert loggedin.refresh_token != registered.refresh_token  # each login is a family of its own
     for session in (registered, loggedin):
         assert session.expires_at_ms == (int(clock.now_s) + 900) * 1000
-        principal = await identity.authenticate(session.token)
+        principal = await tokens.authenticate(session.token)
         assert principal == (session.user_id, session.expires_at_ms)
 
 
@@ -175,19 +181,21 @@ async def test_logins_beyond_the_bound_are_put_off(
     await identity.register("later@example.org", PASSWORD, None, None)
 
 
-async def test_a_refresh_gives_the_next_tokens(identity: LocalIdentity, clock: Clock) -> None:
+async def test_a_refresh_gives_the_next_tokens(
+    identity: LocalIdentity, tokens: Tokens, clock: Clock
+) -> None:
     session = await identity.register(EMAIL, PASSWORD, None, None)
     for _ in range(3):
         clock.now_s += 800
         following = await identity.refresh(session.refresh_token)
         assert following.user_id == session.user_id
         assert following.refresh_token != session.refresh_token
-        await identity.authenticate(following.token)
+        await tokens.authenticate(following.token)
         session = following
 
 
 async def test_a_lost_answer_is_given_again_for_a_minute(
-    identity: LocalIdentity, clock: Clock, database: Database
+    identity: LocalIdentity, tokens: Tokens, clock: Clock, database: Database
 ) -> None:
     session = await identity.register(EMAIL, PASSWORD, None, None)
     clock.now_s += 800
@@ -197,7 +205,7 @@ async def test_a_lost_answer_is_given_again_for_a_minute(
         clock.now_s += waited_s
         again = await identity.refresh(session.refresh_token)
         assert again.refresh_token == following.refresh_token
-        await identity.authenticate(again.token)
+        await tokens.authenticate(again.token)
     assert await only_row(database, "SELECT * FROM refresh_families") == before
     await identity.refresh(following.refresh_token)
 
@@ -233,7 +241,7 @@ async def test_an_older_refresh_token_ends_the_login_and_no_other(
 async def test_a_generation_of_the_future_ends_the_login(identity: LocalIdentity) -> None:
     """As after a restore that lost a rotation: which of the two holders is ours cannot be told."""
     session = await identity.register(EMAIL, PASSWORD, None, None)
-    key = local.Keys.derived(SECRET).refresh
+    key = Keys.derived(SECRET).refresh
     family_id = session.refresh_token.split(".")[0]
     await refused(Code.NOT_LOGGED_IN, identity.refresh(RefreshToken(family_id, 2).text(key)))
     await refused(Code.NOT_LOGGED_IN, identity.refresh(session.refresh_token))
@@ -268,7 +276,7 @@ async def test_a_login_lasts_from_its_last_use(identity: LocalIdentity, clock: C
 
 
 async def test_an_unknown_family_is_refused(identity: LocalIdentity) -> None:
-    unknown = RefreshToken(str(uuid4()), 1).text(local.Keys.derived(SECRET).refresh)
+    unknown = RefreshToken(str(uuid4()), 1).text(Keys.derived(SECRET).refresh)
     with capture_logs() as logs:
         await refused(Code.NOT_LOGGED_IN, identity.refresh(unknown))
     assert logs == []
@@ -304,7 +312,7 @@ async def test_logins_that_ran_out_are_cleared(users: Users, database: Database)
             assert await connection.fetchval(left, january(16)) == count
 
 
-async def test_over_http(client: AsyncClient, identity: LocalIdentity) -> None:
+async def test_over_http(client: AsyncClient, tokens: Tokens) -> None:
     who = {"email": f" {EMAIL}", "password": PASSWORD, "firstName": "Ada", "nickname": "ignored"}
     registered = await client.post("/auth/register", json=who)
     assert registered.status_code == 201
@@ -316,7 +324,7 @@ async def test_over_http(client: AsyncClient, identity: LocalIdentity) -> None:
     for answer in (registered, loggedin, refreshed):
         session = answer.json()
         assert list(session) == ["userId", "token", "expiresAt", "refreshToken"]
-        principal = await identity.authenticate(session["token"])
+        principal = await tokens.authenticate(session["token"])
         assert principal == (session["userId"], session["expiresAt"])
 
 

@@ -11,7 +11,8 @@ import jwt
 import pytest
 from hypothesis import given, strategies as st
 
-from api.auth.local import TOKEN_LENGTH_MAX, Keys, LocalIdentity, RefreshToken
+from api.auth.local import LocalIdentity, RefreshToken
+from api.auth.tokens import TOKEN_LENGTH_MAX, Keys, Tokens
 from hub.errors import Code, HubError
 from hub.ports import Authenticator, Principal
 from storage.users import Users
@@ -34,9 +35,8 @@ class Clock:
         return self.now_s
 
 
-def an_identity(*secrets: bytes, now: Callable[[], float] | None = None) -> LocalIdentity:
-    users = create_autospec(Users, instance=True)
-    return LocalIdentity(secrets or [SECRET], users, now=now or Clock(), new_id=str)
+def tokens_of(*secrets: bytes, now: Callable[[], float] | None = None) -> Tokens:
+    return Tokens(secrets or [SECRET], now=now or Clock())
 
 
 def signed(
@@ -68,21 +68,21 @@ def base64url(data: bytes) -> str:
 
 
 async def test_a_fresh_token_names_its_user_and_its_end() -> None:
-    identity: Authenticator = an_identity()
-    token, expires_at_ms = an_identity().issue("ada")
+    authenticator: Authenticator = tokens_of()
+    token, expires_at_ms = tokens_of().issue("ada")
     assert expires_at_ms == (int(NOW_S) + 900) * 1000
-    assert await identity.authenticate(token) == Principal("ada", expires_at_ms)
+    assert await authenticator.authenticate(token) == Principal("ada", expires_at_ms)
     assert jwt.get_unverified_header(token)["kid"] == hashlib.sha256(SECRET).hexdigest()[:8]
 
 
 async def test_a_token_ends_exactly_at_its_end() -> None:
     clock = Clock()
-    identity = an_identity(now=clock)
-    token, expires_at_ms = identity.issue("ada")
+    tokens = tokens_of(now=clock)
+    token, expires_at_ms = tokens.issue("ada")
     clock.now_s = expires_at_ms / 1000 - 0.001
-    await identity.authenticate(token)
+    await tokens.authenticate(token)
     clock.now_s = expires_at_ms / 1000
-    await refused(identity, token)
+    await refused(tokens, token)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ async def test_a_token_ends_exactly_at_its_end() -> None:
     ],
 )
 async def test_tokens_that_count(token: str) -> None:
-    assert (await an_identity().authenticate(token)).user_id == "ada"
+    assert (await tokens_of().authenticate(token)).user_id == "ada"
 
 
 @pytest.mark.parametrize(
@@ -139,37 +139,39 @@ async def test_tokens_that_count(token: str) -> None:
     ],
 )
 async def test_tokens_that_do_not_count(token: str) -> None:
-    await refused(an_identity(), token)
+    await refused(tokens_of(), token)
 
 
 async def test_a_long_token_counts() -> None:
     token = signed(padding="x" * 5_900)
     assert 8_000 < len(token) <= TOKEN_LENGTH_MAX
-    await an_identity().authenticate(token)
+    await tokens_of().authenticate(token)
 
 
 @given(st.text(), st.recursive(st.none() | st.integers() | st.text(), st.lists))
 async def test_whatever_is_sent_is_answered_the_same_way(text: str, value: object) -> None:
-    identity = an_identity()
-    await refused(identity, text)
+    tokens = tokens_of()
+    await refused(tokens, text)
     header, payload, mac = signed().split(".")
-    await refused(identity, f"{segment(value)}.{payload}.{mac}")
-    await refused(identity, f"{header}.{segment(value)}.{mac}")
+    await refused(tokens, f"{segment(value)}.{payload}.{mac}")
+    await refused(tokens, f"{header}.{segment(value)}.{mac}")
     for name in ("alg", "kid", "crit"):
         changed = segment({"alg": "HS256", "kid": KEYS.kid, name: value})
-        await refused(identity, f"{changed}.{payload}.{mac}")
+        await refused(tokens, f"{changed}.{payload}.{mac}")
 
 
 async def test_secrets_rotate() -> None:
-    old, new = an_identity(OTHER_SECRET), an_identity(SECRET, OTHER_SECRET)
+    old, new = tokens_of(OTHER_SECRET), tokens_of(SECRET, OTHER_SECRET)
     await new.authenticate(old.issue("ada")[0])  # from before the rotation
     await new.authenticate(new.issue("ada")[0])
     await refused(old, new.issue("ada")[0])  # the first of the secrets signs
-    await refused(an_identity(SECRET), old.issue("ada")[0])  # the old one was taken out
+    await refused(tokens_of(SECRET), old.issue("ada")[0])  # the old one was taken out
 
 
 @pytest.mark.parametrize("secrets", [[], [b""], [SECRET, b""]])
-def test_an_identity_without_a_secret_is_not_made(secrets: list[bytes]) -> None:
+def test_without_a_secret_nothing_is_made(secrets: list[bytes]) -> None:
+    with pytest.raises(ValueError, match="secret"):
+        Tokens(secrets, now=Clock())
     with pytest.raises(ValueError, match="secret"):
         LocalIdentity(secrets, create_autospec(Users), now=Clock(), new_id=str)
 
@@ -231,7 +233,7 @@ def test_the_keys_of_a_secret_differ() -> None:
     assert Keys.derived(OTHER_SECRET) != KEYS
 
 
-async def refused(identity: LocalIdentity, token: str) -> None:
+async def refused(authenticator: Authenticator, token: str) -> None:
     with pytest.raises(HubError) as refusal:
-        await identity.authenticate(token)
+        await authenticator.authenticate(token)
     assert refusal.value.code is Code.NOT_LOGGED_IN

@@ -1,0 +1,456 @@
+"""How fast events are committed, compared with what Postgres itself can take.
+
+Three ways to commit the same events into the same tables, one after the other on one Postgres:
+
+- **hub**: through sockets of a real hub process, one event a frame, 200 budgets of three live
+devices each, one of which writes with four frames awaiting their verdict; every event is delivered
+to all three. The generator is a process of its own. - **limit**: the statements of
+`storage.event_log`, driven by bare asyncpg on as many connections as the hub has lanes, in batches
+of the size the hub was just measured to make; every parameter is prepared before the clock starts
+and every answer thrown away. - **single**: what a server does that commits event by event: 32
+connections, one event a transaction, with single-row statements.
+
+Run: `python -m loadtest.bench.commit` (a minute; `--flat` adds the large database, several more).
+"""
+
+import asyncio
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import asyncpg
+import typer
+import uvloop
+from rich.console import Console
+
+from hub.committer import LANES
+from hub.events import parse_event
+from hub.rules import BudgetState, Change, decide
+from storage import event_log
+from storage.database import COMMIT_SESSION
+from storage.embedded import EmbeddedPostgres, EmbeddedRedis
+from storage.migrate import migrate
+
+BUDGETS = 200
+DEVICES = 3
+WINDOW = 4
+WARMUP_S = 2.0
+DURATION_S = 10.0
+SINGLE_CONNECTIONS = 32
+USER = "bench"
+
+_console = Console(highlight=False, soft_wrap=True)
+
+
+class Seeded(NamedTuple):
+    """A budget of the bench, as it stands in the database."""
+
+    state: BudgetState
+    category_id: str
+
+    @property
+    def id(self) -> str:
+        assert self.state.budget is not None
+        return self.state.budget.id
+
+    @property
+    def head(self) -> int:
+        assert self.state.budget is not None
+        return self.state.budget.last_sequence
+
+
+def main(
+    duration_s: Annotated[float, typer.Option(help="Of each measurement.")] = DURATION_S,
+    flat: Annotated[bool, typer.Option(help="Again with 5 million rows, 100,000 budgets.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
+) -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="budget-hub-bench-") as folder,
+        EmbeddedPostgres.start(Path(folder)) as postgres,
+        EmbeddedRedis.start(Path(folder)) as redis,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        figures = runner.run(measure(postgres.url, redis.url, duration_s, flat))
+    if out is not None:
+        out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+async def measure(url: str, redis_url: str, duration_s: float, flat: bool) -> dict[str, float]:
+    await migrate(url)
+    figures: dict[str, float] = {}
+    with hub_process(url, redis_url) as (hub_url, token, hub):
+        hub_figures = await through_hub(url, hub_url, token, hub, BUDGETS, WINDOW, duration_s)
+        figures |= {f"hub_{name}": value for name, value in hub_figures.items()}
+        idle = await through_hub(url, hub_url, token, hub, 1, 1, min(duration_s, 5))
+        figures["hub_idle_ack_p50_ms"] = idle["ack_p50_ms"]
+    batch, spread = hub_figures["batch_events"], hub_figures["batch_budgets"]
+    figures["limit_per_s"] = await limit(url, batch, spread, duration_s)
+    figures["bare_idle_p50_ms"] = await bare_idle(url, min(duration_s, 5))
+    figures["single_per_s"] = await single(url, duration_s)
+    figures["hub_of_limit"] = figures["hub_accepted_per_s"] / figures["limit_per_s"]
+    figures["hub_of_single"] = figures["hub_accepted_per_s"] / figures["single_per_s"]
+    figures["idle_ack_of_bare"] = figures["hub_idle_ack_p50_ms"] / figures["bare_idle_p50_ms"]
+    if flat:
+        _console.print("filling the database …")
+        await fill(url, budgets=100_000, rows=5_000_000)
+        with hub_process(url, redis_url) as (hub_url, token, hub):
+            full = await through_hub(url, hub_url, token, hub, BUDGETS, WINDOW, duration_s)
+        figures["hub_full_per_s"] = full["accepted_per_s"]
+        figures["full_of_empty"] = full["accepted_per_s"] / hub_figures["accepted_per_s"]
+    for name, value in figures.items():
+        _console.print(f"{name:>24} {value:12,.3f}")
+    return figures
+
+
+@contextmanager
+def hub_process(url: str, redis_url: str) -> Iterator[tuple[str, str, subprocess.Popen[str]]]:
+    """A real hub: its address, a token of the bench's user, and its process."""
+    environ = {
+        **os.environ,
+        "DATABASE_URL": url,
+        "REDIS_URL": redis_url,
+        "AUTH_SECRET": secrets.token_hex(32),
+        "PORT": "0",
+        "LOG_LEVEL": "warning",
+    }
+    command = [str(Path(sys.executable).with_name("budget-hub"))]
+    token = subprocess.run(
+        [*command, "token", USER], env=environ, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.strip()
+    hub = subprocess.Popen([*command, "serve"], env=environ, stdout=subprocess.PIPE, text=True)
+    try:
+        assert hub.stdout is not None
+        yield hub.stdout.readline().split()[-1], token, hub
+    finally:
+        hub.terminate()
+        hub.wait(20)
+
+
+async def through_hub(
+    url: str,
+    hub_url: str,
+    token: str,
+    hub: "subprocess.Popen[str]",
+    budgets: int,
+    window: int,
+    duration_s: float,
+) -> dict[str, float]:
+    seeded = await seed(url, budgets)
+    plan = {
+        "url": hub_url,
+        "token": token,
+        "budgets": [(b.id, b.category_id, b.head) for b in seeded],
+        "devices": DEVICES,
+        "window": window,
+        "warmup_s": WARMUP_S,
+        "duration_s": duration_s,
+    }
+    async with connected(url, 1) as [connection]:
+        cpu_s = _cpu_s(hub.pid)
+        began_s = time.perf_counter()
+        generator = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "loadtest.bench.generator",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        printed, _ = await generator.communicate(json.dumps(plan).encode())
+        elapsed_s = time.perf_counter() - began_s
+        figures: dict[str, float] = json.loads(printed)
+        figures["hub_cpu"] = (_cpu_s(hub.pid) - cpu_s) / elapsed_s
+        batch, spread = await _batches_made(connection, seeded)
+    return figures | {"batch_events": batch, "batch_budgets": spread}
+
+
+async def limit(url: str, batch: float, spread: float, duration_s: float) -> float:
+    """Events a second through the same statements, prepared beforehand."""
+    per_lane = BUDGETS // LANES
+    seeded = await seed(url, BUDGETS)
+    lanes = [seeded[lane * per_lane : (lane + 1) * per_lane] for lane in range(LANES)]
+    count = max(int(15_000 * duration_s / batch / LANES), 1)
+    _console.print(f"preparing {count * LANES} batches of {batch:.0f} …")
+    prepared = [list(_batches(lane, batch, spread, count)) for lane in lanes]
+    async with connected(url, LANES) as connections:
+        began_s = time.perf_counter()
+        done = await asyncio.gather(
+            *(
+                _drive(connection, batches, began_s + duration_s)
+                for connection, batches in zip(connections, prepared, strict=True)
+            )
+        )
+        return sum(done) / (time.perf_counter() - began_s)
+
+
+async def bare_idle(url: str, duration_s: float) -> float:
+    """Median time in ms of one transaction with one event, driven by bare asyncpg."""
+    [budget] = await seed(url, 1)
+    batches = _batches([budget], 1, 1, 1_000_000)
+    times_ms = []
+    async with connected(url, 1) as [connection]:
+        until_s = time.perf_counter() + duration_s
+        while time.perf_counter() < until_s:
+            batch = next(batches)
+            began_s = time.perf_counter()
+            await _drive(connection, [batch], began_s + 60)
+            times_ms.append((time.perf_counter() - began_s) * 1000)
+    return sorted(times_ms)[len(times_ms) // 2]
+
+
+class _Batch(NamedTuple):
+    events: int
+    reads: Sequence[tuple[str, Sequence[Any]]]
+    writes: Sequence[tuple[str, Sequence[Any]]]
+
+
+def _batches(
+    budgets: Sequence[Seeded], batch: float, spread: float, count: int
+) -> Iterator[_Batch]:
+    """Every statement of `count` transactions with its parameters, as the hub would send them."""
+    columns = event_log.columns
+    position = 0
+    budgets_each = min(max(round(spread), 1), len(budgets))
+    events_each = max(round(batch / budgets_each), 1)
+    for _ in range(count):
+        chosen = [budgets[(position + i) % len(budgets)] for i in range(budgets_each)]
+        position += budgets_each
+        events, records, categories = [], [], []
+        for budget in chosen:
+            budget.state.changes = []
+            for _ in range(events_each):
+                event_id, record_id = str(uuid.uuid4()), str(uuid.uuid4())
+                event = parse_event(_expense(budget, event_id, record_id))
+                change = decide(budget.state, USER, event, 0)
+                assert isinstance(change, Change)
+                budget.state.apply(change)
+                events.append((budget.id, event_id))
+                records.append((budget.id, record_id))
+            categories.append((budget.id, budget.category_id))
+        writes = event_log.Writes([budget.state for budget in chosen])
+        for budget in chosen:
+            budget.state.expenses.clear()
+            budget.state.known.clear()
+        ids = sorted(budget.id for budget in chosen)
+        yield _Batch(
+            len(events),
+            [
+                (event_log.LOCK_FREE, [ids]),
+                (event_log.LOAD_BUDGETS, [ids]),
+                (event_log.LOAD_KNOWN, columns(events, 2)),
+                (event_log.LOAD_MEMBERS, columns([(id, USER) for id in ids], 2)),
+                (event_log.LOAD_CATEGORIES, columns(categories, 2)),
+                (event_log.LOAD_EXPENSES, columns(records, 2)),
+            ],
+            [
+                (event_log.UPSERT_EXPENSES, columns(writes.expenses, 13)),
+                (event_log.INSERT_LOG, columns(writes.log, 11)),
+                (event_log.UPDATE_HEADS, columns(writes.heads, 3)),
+            ],
+        )
+
+
+async def _drive(
+    connection: "asyncpg.Connection[asyncpg.Record]", batches: Sequence[_Batch], until_s: float
+) -> int:
+    done = 0
+    for batch in batches:
+        if time.perf_counter() > until_s:
+            break
+        async with connection.transaction():
+            for statement, values in batch.reads:
+                await connection.fetch(statement, *values)
+            for statement, values in batch.writes:
+                await connection.execute(statement, *values)
+        done += batch.events
+    return done
+
+
+# What a server sends that commits event by event.
+ONE_LOCK = "SELECT last_sequence, digest, deleted FROM budgets WHERE id = $1 FOR NO KEY UPDATE"
+ONE_KNOWN = "SELECT sequence FROM accepted_events WHERE budget_id = $1 AND event_id = $2"
+ONE_MEMBER = "SELECT active FROM participants WHERE budget_id = $1 AND user_id = $2"
+ONE_CATEGORY = "SELECT deleted FROM categories WHERE budget_id = $1 AND id = $2"
+ONE_EXPENSE = """
+INSERT INTO expenses (budget_id, id, created_by, category_id, amount, date, note, version, deleted,
+                      offline_last_modified, fingerprint, created_sequence, last_sequence)
+VALUES ($1, $2, $3, $4, $5, $6, $7, 1, false, $8, $9, $10, $10)
+"""
+ONE_EVENT = """
+INSERT INTO accepted_events (budget_id, sequence, event_id, event_type, record_id, actor_id,
+                             content_hash, content_fields, version, event, record)
+VALUES ($1, $2, $3, 'expense.add', $4, $5, $6, 1, 1, $7, $8)
+"""
+ONE_HEAD = "UPDATE budgets SET last_sequence = $2, digest = $3 WHERE id = $1"
+
+
+async def single(url: str, duration_s: float) -> float:
+    """Events a second, one event a transaction, on `SINGLE_CONNECTIONS` connections."""
+    seeded = await seed(url, BUDGETS)
+    [sample] = list(_batches(seeded[:1], 1, 1, 1))
+    row = [column[0] for column in sample.writes[1][1]]
+    content_hash, event, record = row[6], row[9], row[10]
+
+    async def client(number: int, connection: "asyncpg.Connection[asyncpg.Record]") -> int:
+        done = 0
+        while time.perf_counter() < until_s:
+            budget = seeded[(number + done * SINGLE_CONNECTIONS) % len(seeded)]
+            event_id, record_id = str(uuid.uuid4()), str(uuid.uuid4())
+            async with connection.transaction():
+                head = await connection.fetchrow(ONE_LOCK, budget.id)
+                assert head is not None
+                await connection.fetchrow(ONE_KNOWN, budget.id, event_id)
+                await connection.fetchrow(ONE_MEMBER, budget.id, USER)
+                await connection.fetchrow(ONE_CATEGORY, budget.id, budget.category_id)
+                sequence = head["last_sequence"] + 1
+                await connection.execute(
+                    ONE_EXPENSE, budget.id, record_id, USER, budget.category_id, Decimal("12.50"),
+                    date(2026, 11, 21), "weekly groceries", 1795000000000, 1, sequence,
+                )  # fmt: skip
+                await connection.execute(
+                    ONE_EVENT, budget.id, sequence, event_id, record_id, USER, content_hash, event,
+                    record,
+                )  # fmt: skip
+                await connection.execute(ONE_HEAD, budget.id, sequence, 1)
+            done += 1
+        return done
+
+    async with connected(url, SINGLE_CONNECTIONS) as connections:
+        began_s = time.perf_counter()
+        until_s = began_s + duration_s
+        done = await asyncio.gather(*(client(n, c) for n, c in enumerate(connections)))
+        return sum(done) / (time.perf_counter() - began_s)
+
+
+async def seed(url: str, count: int) -> list[Seeded]:
+    """New budgets of the bench's user with a category each, made by the hub's own rules."""
+    seeded = []
+    for _ in range(count):
+        budget_id, category_id = str(uuid.uuid4()), str(uuid.uuid4())
+        state = BudgetState()
+        for event in (
+            {"eventType": "budget.create", "title": "Bench", "currency": "EUR"},
+            {"eventType": "category.add", "recordId": category_id, "name": "Food", "allocate": "9"},
+        ):
+            named = {**event, "eventId": str(uuid.uuid4()), "budgetId": budget_id, "when": 1}
+            change = decide(state, USER, parse_event(named), 0)
+            assert isinstance(change, Change)
+            state.apply(change)
+        seeded.append(Seeded(state, category_id))
+    async with connected(url, 1) as [connection], connection.transaction():
+        await event_log.PostgresTransaction(connection).write([b.state for b in seeded])
+    return seeded
+
+
+async def fill(url: str, *, budgets: int, rows: int) -> None:
+    """Make the database large: other budgets with a long log and an expense for each event."""
+    async with connected(url, 1) as [connection]:
+        await connection.execute("SET statement_timeout = 0")
+        await connection.execute(
+            """
+            INSERT INTO budgets (id, created_by, owner_id, title, version, offline_last_modified,
+                                 fingerprint, record_sequence, last_sequence, digest)
+            SELECT md5(n::text)::uuid, 'filler', 'filler', 'Filler', 1, 1, 1, 1, $2 / $1, 1
+            FROM generate_series(1, $1) n
+            """,
+            budgets,
+            rows,
+        )
+        step = 500_000
+        for start in range(0, rows, step):
+            await connection.execute(
+                """
+                INSERT INTO expenses (budget_id, id, created_by, amount, date, version,
+                                      offline_last_modified, fingerprint, created_sequence,
+                                      last_sequence)
+                SELECT md5((1 + n % $3)::text)::uuid, gen_random_uuid(), 'filler', 1, '2026-01-01',
+                       1, 1, 1, 1 + n / $3, 1 + n / $3
+                FROM generate_series($1::int, $2::int - 1) n
+                """,
+                start,
+                start + step,
+                budgets,
+            )
+            await connection.execute(
+                """
+                INSERT INTO accepted_events (budget_id, event_id, sequence, event_type, record_id,
+                                             actor_id, content_hash, content_fields, version,
+                                             event, record)
+                SELECT md5((1 + n % $3)::text)::uuid, gen_random_uuid(), 1 + n / $3, 'expense.add',
+                       md5(n::text), 'filler', sha256(n::text::bytea), 1, 1, repeat('x', 420),
+                       repeat('x', 300)
+                FROM generate_series($1::int, $2::int - 1) n
+                """,
+                start,
+                start + step,
+                budgets,
+            )
+            _console.print(f"  {start + step:,} rows")
+        await connection.execute("VACUUM ANALYZE")
+
+
+@asynccontextmanager
+async def connected(
+    url: str, count: int
+) -> AsyncIterator[list["asyncpg.Connection[asyncpg.Record]"]]:
+    connections = [await asyncpg.connect(url, server_settings=COMMIT_SESSION) for _ in range(count)]
+    try:
+        yield connections
+    finally:
+        for connection in connections:
+            await connection.close()
+
+
+def _expense(budget: Seeded, event_id: str, record_id: str) -> Mapping[str, object]:
+    return {
+        "eventId": event_id,
+        "eventType": "expense.add",
+        "budgetId": budget.id,
+        "recordId": record_id,
+        "categoryId": budget.category_id,
+        "amount": "12.50",
+        "date": "2026-11-21",
+        "note": "weekly groceries",
+        "when": 1795000000000,
+    }
+
+
+async def _batches_made(
+    connection: "asyncpg.Connection[asyncpg.Record]", seeded: Sequence[Seeded]
+) -> tuple[float, float]:
+    """Events and budgets in a transaction of the hub's, on average."""
+    row = await connection.fetchrow(
+        """
+        SELECT count(*)::float8 / count(DISTINCT xmin::text),
+               count(DISTINCT (xmin::text, budget_id))::float8 / count(DISTINCT xmin::text)
+        FROM accepted_events WHERE budget_id = ANY($1::uuid[]) AND sequence > 2
+        """,
+        [budget.id for budget in seeded],
+    )
+    assert row is not None
+    return row[0], row[1]
+
+
+def _cpu_s(pid: int) -> float:
+    """CPU seconds a process has used (Linux), 0 elsewhere."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

@@ -1,0 +1,234 @@
+"""Replay against the rules: what `decide` made of a budget, the replica makes of its events."""
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from hub.events import Event, parse_event
+from hub.replay import Member, ReplayError, Replica
+from hub.rules import BudgetState, Change, decide
+from tests.history import Author
+
+BUDGET = "00000000-0000-4000-8000-00000000000b"
+FOREIGN_BUDGET = "00000000-0000-4000-8000-0000000000bb"
+CATEGORY = "00000000-0000-4000-8000-00000000000c"
+EXPENSE = "00000000-0000-4000-8000-00000000000e"
+OTHER = "00000000-0000-4000-8000-00000000000f"
+EVENT = "00000000-0000-4000-8000-0000000000e"
+NOW_MS = 1_700_000_000_000
+
+
+class Story:
+    """A budget that the rules make, and the stream events that come of it."""
+
+    def __init__(self) -> None:
+        self.state = BudgetState()
+        self.events: list[dict[str, Any]] = []
+
+    def submit(self, raw: Mapping[str, Any]) -> int | None:
+        """The version that an accepted event makes."""
+        event = parse_event(dict(raw))
+        assert isinstance(event, Event)
+        for category_id in self.state.categories:  # what the storage sums up
+            self.state.category_sums[category_id] = sum(
+                expense.fingerprint
+                for expense in self.state.expenses.values()
+                if expense.category_id == category_id and not expense.deleted
+            )
+        change = decide(self.state, "ann", event, NOW_MS)
+        if not isinstance(change, Change):
+            return None
+        self.state.apply(change)
+        self.events.append(orjson.loads(change.row.event))
+        return change.row.version
+
+    def say(self, event_type: str, record_id: str = BUDGET, **fields: Any) -> None:
+        number = len(self.events) + 1
+        raw = {"eventId": f"{EVENT}{number:x}", "eventType": event_type, "budgetId": BUDGET}
+        assert self.submit({**raw, "recordId": record_id, "when": 1_000 + number, **fields})
+
+    def membership(self, event_type: str, user_id: str, joined_at: int, **fields: Any) -> None:
+        """An event that the server makes by itself."""
+        number = len(self.events) + 1
+        event = {
+            "sequence": number,
+            "eventId": f"{EVENT}{number:x}",
+            "eventType": event_type,
+            "budgetId": BUDGET,
+            "recordId": user_id,
+            "actorId": user_id,
+            "when": joined_at,
+            "participant": {"userId": user_id, "budgetId": BUDGET, "joinedAt": joined_at},
+            "digest": self.events[-1]["digest"],
+        }
+        self.events.append({**event, **fields})
+
+
+def a_story() -> Story:
+    """A budget with a category, an expense in it, and one in none."""
+    story = Story()
+    story.say("budget.create", title="Home", currency="EUR")
+    story.say("category.add", CATEGORY, name="Food", allocate="200")
+    story.say(
+        "expense.add", EXPENSE, categoryId=CATEGORY, amount="12.5", date="2026-03-01", note="Café"
+    )
+    story.say("expense.add", OTHER, amount="0.99", date="2026-03-02")
+    return story
+
+
+def replay(story: Story) -> Replica:
+    replica = Replica(BUDGET)
+    for event in story.events:
+        replica.apply(event)
+    return replica
+
+
+def assert_same(replica: Replica, state: BudgetState) -> None:
+    assert state.budget is not None
+    assert replica.budget == state.budget
+    assert (replica.head, replica.digest) == (state.budget.last_sequence, state.budget.digest)
+    assert replica.categories == state.categories
+    assert replica.expenses == state.expenses
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(min_value=0, max_value=2**32))
+def test_whatever_the_rules_allow_is_rebuilt_at_every_event(seed: int) -> None:
+    author = Author(BUDGET, random.Random(seed))
+    story = Story()
+    replica = Replica(BUDGET)
+    for number in range(60):
+        raw = author.change() if number else author.create()
+        version = story.submit(raw)
+        if version is not None:
+            author.accepted(raw, version)
+            event = story.events[-1]
+            replica.apply(event)
+            assert_same(replica, story.state)
+            record = replica.record_of(event)
+            assert record is not None
+            assert record.version == version
+    assert story.submit(author.delete())
+    replica.apply(story.events[-1])
+    assert_same(replica, story.state)
+
+
+def test_the_maker_of_an_event_made_its_record() -> None:
+    story = a_story()
+    story.events[2]["actorId"] = "bob"
+    replica = replay(story)
+    assert replica.expenses[EXPENSE].created_by == "bob"
+    assert replica.expenses[OTHER].created_by == "ann"
+
+
+def test_a_category_takes_its_live_expenses_along() -> None:
+    story = a_story()
+    story.say("expense.edit", OTHER, version=1, categoryId=CATEGORY)
+    story.say("expense.edit", EXPENSE, version=1, categoryId=None)
+    story.say("category.delete", CATEGORY, version=1)
+    replica = replay(story)
+    kept, gone = replica.expenses[EXPENSE], replica.expenses[OTHER]
+    assert not kept.deleted
+    assert (gone.deleted, gone.version, gone.last_sequence, gone.when) == (True, 3, 7, 1_007)
+    assert_same(replica, story.state)
+
+
+def test_members_come_and_go_and_the_budget_passes_to_a_new_owner() -> None:
+    story = a_story()
+    story.membership("participant.add", "bob", joined_at=50)
+    story.membership("participant.add", "eve", joined_at=60)
+    story.membership("participant.remove", "eve", joined_at=60)
+    before = replay(story)
+    assert before.budget is not None
+    assert before.members == {
+        "ann": Member(active=True, joined_at=None),  # no event says when
+        "bob": Member(active=True, joined_at=50),
+        "eve": Member(active=False, joined_at=60),
+    }
+    story.membership("participant.remove", "ann", joined_at=40, owner="bob")
+    story.membership("participant.add", "eve", joined_at=70)
+    after = replay(story)
+    assert after.budget is not None
+    assert after.members == {
+        "ann": Member(active=False, joined_at=40),
+        "bob": Member(active=True, joined_at=50),
+        "eve": Member(active=True, joined_at=70),
+    }
+    assert (before.budget.owner_id, after.budget.owner_id) == ("ann", "bob")
+    assert after.budget.version == 1
+    assert (after.head, after.budget.last_sequence, after.digest) == (9, 9, before.digest)
+
+
+@pytest.mark.parametrize(
+    ("position", "damage", "what"),
+    [
+        (1, {"sequence": 3}, "sequence"),
+        (1, {"sequence": 1}, "sequence"),
+        (1, {"sequence": None}, "sequence"),
+        (0, {"eventType": "budget.edit"}, "budget exists"),
+        (1, {"eventType": "budget.create"}, "budget exists"),
+        (1, {"eventType": "category.rename"}, "eventType"),
+        (1, {"budgetId": FOREIGN_BUDGET}, "budgetId"),
+        (0, {"recordId": CATEGORY}, "recordId"),
+        (1, {"version": 2}, "version"),
+        (3, {"recordId": EXPENSE}, "expense exists"),
+        (4, {"version": 3}, "version"),
+        (4, {"recordId": EVENT}, "record"),
+        (4, {"recordId": [EXPENSE]}, "fields"),
+        (2, {"amount": "12.51"}, "digest"),
+        (2, {"amount": "12.5"}, "digest"),
+        (2, {"amount": "much"}, "fields"),
+        (2, {"amount": None}, "fields"),
+        (2, {"note": 5}, "fields"),
+        (2, {"digest": "0" * 16}, "digest"),
+        (6, {"recordId": "eve"}, "participant.userId"),
+        (6, {"participant": {"userId": "bob"}}, "fields"),
+        (6, {"eventType": "participant.remove"}, "takes part before"),
+        (7, {"eventType": "participant.add"}, "takes part before"),
+        (7, {"owner": "bob"}, "new owner takes part"),
+    ],
+)
+def test_an_event_that_cannot_follow_is_named(
+    position: int, damage: Mapping[str, Any], what: str
+) -> None:
+    story = a_story()
+    story.say("expense.edit", EXPENSE, version=1, note=None)
+    story.say("category.delete", CATEGORY, version=1)
+    story.membership("participant.add", "bob", joined_at=50)
+    story.membership("participant.remove", "bob", joined_at=50)
+    replay(story)
+    story.events[position] |= damage
+    with pytest.raises(ReplayError) as caught:
+        replay(story)
+    assert caught.value.what == what
+    assert caught.value.sequence == story.events[position]["sequence"]
+
+
+def test_a_tombstone_never_changes_again() -> None:
+    story = a_story()
+    story.say("category.delete", CATEGORY, version=1)
+    replica = replay(story)
+    with pytest.raises(
+        ReplayError, match="event 6: record: expected a live one, found a tombstone"
+    ):
+        replica.apply({**story.events[4], "sequence": 6, "version": 3})
+
+
+@pytest.mark.parametrize("name", ["eventType", "version", "actorId", "when", "amount", "digest"])
+def test_a_field_that_is_missing_is_an_error_of_its_own(name: str) -> None:
+    story = a_story()
+    del story.events[2][name]
+    with pytest.raises(ReplayError, match="event 3: fields"):
+        replay(story)
+
+
+def test_no_error_quotes_what_people_wrote() -> None:
+    story = a_story()
+    story.events[2]["note"] = "secret"
+    with pytest.raises(ReplayError) as caught:
+        replay(story)
+    assert "secret" not in str(caught.value)
