@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install run test check lint format types imports lock clean
+.PHONY: help install run test check bench lint format types imports lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -13,9 +13,10 @@ install: .venv/installed  ## build .venv from the hashed lock
 .venv/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.12 …"; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --require-hashes --requirement requirements.lock
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@echo "installing into .venv; half a minute, or some with a slow network …"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --require-hashes --requirement requirements.lock
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 run: install  ## serve on 127.0.0.1:8000 with an embedded Postgres and Redis
@@ -43,6 +44,9 @@ format: install  ## fix what ruff can fix
 lock:  ## renew requirements.lock after a change of dependencies (needs uv)
 	uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
 		--all-extras --group dev pyproject.toml -o requirements.lock
+
+bench: install  ## measure, and write loadtest/RESULTS.md (a quarter of an hour, on a quiet machine)
+	$(BIN)/python -m loadtest.bench.commit --flat --record
 
 clean:  ## remove .venv and caches; data in .data/ stays
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

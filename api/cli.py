@@ -9,6 +9,7 @@ import os
 import secrets
 import sys
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -174,6 +175,7 @@ async def _verify(budget: UUID | None) -> int:
         TimeElapsedColumn(),
         console=_err,
         transient=True,
+        disable=not _err.is_terminal,
         redirect_stdout=sys.stdout.isatty(),  # lines go above the bar, but only where it is
     )
     task = bar.add_task("", total=0, events=0)
@@ -197,9 +199,15 @@ async def _verify(budget: UUID | None) -> int:
 
 async def _export(budget: UUID) -> None:
     async with _opened() as database, aclosing(export_budget(database, str(budget))) as lines:
-        async for line in lines:
-            sys.stdout.buffer.write(line)
-    sys.stdout.buffer.flush()
+        try:
+            async for line in lines:
+                sys.stdout.buffer.write(line)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise  # whoever reads has enough; typer ends quietly
+        except OSError as error:
+            _err.print(f"budget-hub: the file cannot be written: {error}")
+            raise typer.Exit(1) from None
 
 
 async def _import(file: BinaryIO) -> Header:
@@ -230,9 +238,10 @@ def _database_url() -> str:
 def _welcome(url: str, option: str) -> None:
     _out.print(f"budget-hub: serving on {url}  (Ctrl-C stops everything)")
     _out.print(f"  a token:       .venv/bin/budget-hub token alice{option}")
+    budget = f'{{"eventId":"{uuid.uuid4()}","id":"{uuid.uuid4()}","title":"Home","when":0}}'
     _out.print(
-        f'  a first look:  curl -H "Authorization: Bearer $(.venv/bin/budget-hub token alice'
-        f'{option})" {url}/budgets/00000000-0000-0000-0000-000000000000'
+        f'  a first event: curl -H "Authorization: Bearer $(.venv/bin/budget-hub token alice'
+        f"{option})\" {url}/budget -d '{budget}'"
     )
 
 

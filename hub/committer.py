@@ -41,7 +41,7 @@ from hub.verdicts import Verdict
 Mode: TypeAlias = Literal["stop", "each"]
 
 LANES = 2
-APART_MAX = 2  # transactions at a time that wait for another hub's lock
+APART_MAX = 4  # transactions at a time that wait for another hub's lock
 BATCH_EVENTS_MAX = 1_000
 WAITING_EVENTS_MAX = 20_000
 SETTLE_S = 8.0  # how long a lane tries before it answers UNAVAILABLE
@@ -270,16 +270,13 @@ class Committer:
         want = _wanted(runs)
         if want.budgets:
             async with self._log.transaction() as transaction:
-                locked = await transaction.lock(sorted(want.budgets), wait=wait)
-                states = await transaction.load(want)
-                away = {
-                    budget_id
-                    for budget_id, state in states.items()
-                    if state.budget is not None and budget_id not in locked
-                }
-                if away and wait:
-                    raise LostRace("a budget was created after the lock was asked for")
+                away = await transaction.lock(want.budgets, wait=wait)
                 free, held = _apart(runs, away)
+                if held:
+                    if not free:
+                        return held
+                    want = _wanted(free)
+                states = await transaction.load(want)
                 decided = self._decide(free, states, ours, found)
                 changed = [state for state in states.values() if state.changes]
                 if changed:

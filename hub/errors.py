@@ -5,7 +5,7 @@ event may be sent again unchanged (promise P4). Expected outcomes of an event ar
 exceptions; `HubError` is for what a caller cannot go on from.
 """
 
-from enum import Enum
+from enum import Enum, unique
 from typing import NamedTuple
 
 
@@ -16,13 +16,9 @@ class _Error(NamedTuple):
     meaning: str
 
 
+@unique
 class Code(Enum):
     """The stable codes. `Code.X.name` is the text on the wire."""
-
-    status: int
-    close: int | None
-    retryable: bool
-    meaning: str
 
     # What was sent is wrong.
     BAD_REQUEST = _Error(400, None, False, "The request is not of the documented shape.")
@@ -56,11 +52,24 @@ class Code(Enum):
     UNAVAILABLE = _Error(503, None, True, "The database is out of reach: send it again.")
     INTERNAL_SERVER_ERROR = _Error(500, 1011, False, "The hub failed.")
 
-    def __init__(self, status: int, close: int | None, retryable: bool, meaning: str) -> None:
-        self.status = status
-        self.close = close
-        self.retryable = retryable
-        self.meaning = meaning
+    @property
+    def status(self) -> int:
+        """HTTP status."""
+        return self.value.status
+
+    @property
+    def close(self) -> int | None:
+        """WebSocket close code, where the connection ends with the error."""
+        return self.value.close
+
+    @property
+    def retryable(self) -> bool:
+        return self.value.retryable
+
+    @property
+    def meaning(self) -> str:
+        """For people."""
+        return self.value.meaning
 
     @classmethod
     def table(cls) -> str:

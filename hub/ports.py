@@ -1,6 +1,6 @@
 """What the hub needs from outside: the log, the bus, a wire. Implemented in `storage` and `api`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -25,17 +25,19 @@ class Want:
 class Transaction(Protocol):
     """One READ COMMITTED transaction: lock, then load, then write (design 4)."""
 
-    async def lock(self, budget_ids: Sequence[BudgetId], *, wait: bool) -> set[BudgetId]:
-        """Lock the budgets' rows in id order; return those that were locked.
+    async def lock(self, budget_ids: Collection[BudgetId], *, wait: bool) -> set[BudgetId]:
+        """Lock the budgets' rows in id order; return those that another transaction holds.
 
-        Without `wait` what another transaction holds is left out. With it, raises `Held` after the
-        lock timeout. A budget that does not exist is in neither answer.
+        With `wait` there are none: raises `Held` after the lock timeout. What does not exist is not
+        locked; if it turns up in `load`, another hub has just created it.
         """
         ...
 
     async def load(self, want: Want) -> dict[BudgetId, BudgetState]:
         """A state for every wanted budget, read by statements begun after `lock` returned: read in
-        the same statement, records would be older than the lock, and a stale edit would win."""
+        the same statement, records would be older than the lock, and a stale edit would win.
+
+        Raises `LostRace` for a budget that exists and was not locked."""
         ...
 
     async def write(self, states: Sequence[BudgetState]) -> None:

@@ -7,7 +7,6 @@ how many events it has. `LOCK` and what loads stay apart on purpose (see `Transa
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from hub.errors import LostRace
@@ -28,6 +27,7 @@ LOCK_WAIT = """
 SELECT id::text FROM budgets WHERE id = ANY($1::uuid[]) ORDER BY id
 FOR NO KEY UPDATE
 """
+FIND_BUDGETS = "SELECT id::text FROM budgets WHERE id = ANY($1::uuid[])"
 LOAD_BUDGETS = """
 SELECT id::text, created_by, owner_id, title, details, currency, version, deleted,
        offline_last_modified, fingerprint, record_sequence, last_sequence, digest
@@ -118,12 +118,13 @@ FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[])
      AS gone (budget_id, category_id, sequence, at)
 WHERE e.budget_id = gone.budget_id AND e.category_id = gone.category_id AND NOT e.deleted
 """
+# Dates travel as text: asyncpg writes `date.min` and `date.max` as infinities.
 UPSERT_EXPENSES = """
 INSERT INTO expenses (budget_id, id, created_by, category_id, amount, date, note, version, deleted,
                       offline_last_modified, fingerprint, created_sequence, last_sequence)
-SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::uuid[], $5::numeric[], $6::date[],
-                     $7::text[], $8::bigint[], $9::boolean[], $10::bigint[], $11::bigint[],
-                     $12::bigint[], $13::bigint[])
+SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::uuid[], $5::numeric[],
+                     $6::text[]::date[], $7::text[], $8::bigint[], $9::boolean[], $10::bigint[],
+                     $11::bigint[], $12::bigint[], $13::bigint[])
 ON CONFLICT (budget_id, id) DO UPDATE
 SET category_id = excluded.category_id, amount = excluded.amount, date = excluded.date,
     note = excluded.note, version = excluded.version, deleted = excluded.deleted,
@@ -201,15 +202,23 @@ class PostgresTransaction:
 
     def __init__(self, connection: "Connection") -> None:
         self._connection = connection
+        self._locked: set[BudgetId] = set()
 
-    async def lock(self, budget_ids: Sequence[BudgetId], *, wait: bool) -> set[BudgetId]:
-        rows = await self._connection.fetch(LOCK_WAIT if wait else LOCK_FREE, budget_ids)
+    async def lock(self, budget_ids: Collection[BudgetId], *, wait: bool) -> set[BudgetId]:
+        fetch = self._connection.fetch
+        rows = await fetch(LOCK_WAIT if wait else LOCK_FREE, list(budget_ids))
+        self._locked = {row[0] for row in rows}
+        if wait or len(self._locked) == len(budget_ids):
+            return set()
+        rows = await fetch(FIND_BUDGETS, [id for id in budget_ids if id not in self._locked])
         return {row[0] for row in rows}
 
     async def load(self, want: Want) -> dict[BudgetId, BudgetState]:
         fetch = self._connection.fetch
         states = {budget_id: BudgetState() for budget_id in want.budgets}
         for row in await fetch(LOAD_BUDGETS, list(want.budgets)):
+            if row[0] not in self._locked:
+                raise LostRace("a budget was created after the lock was asked for")
             states[row[0]].budget = Budget._make(
                 (*row[:9], _unsigned(row[9]), row[10], row[11], _unsigned(row[12]))
             )
@@ -329,13 +338,7 @@ def _category_row(category: Category) -> tuple[Any, ...]:
 
 
 def _expense_row(expense: Expense) -> tuple[Any, ...]:
-    return (
-        *expense[:5],
-        date.fromisoformat(expense.date),
-        *expense[6:10],
-        _signed(expense.fingerprint),
-        *expense[11:],
-    )
+    return (*expense[:10], _signed(expense.fingerprint), *expense[11:])
 
 
 def columns(rows: Collection[tuple[Any, ...]], width: int) -> list[Sequence[Any]]:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
+import orjson
+
 from hub.committer import Committer
 from hub.events import parse_batch
 from hub.verdicts import Verdict
@@ -126,3 +128,63 @@ async def write_history(
         batch = [author.delete()] if delete and number == 19 else []
         batch += [author.change() for _ in range(10)]
     return accepted
+
+
+async def write_membership(
+    database: Database,
+    budget_id: str,
+    event_type: str,
+    user_id: str,
+    *,
+    joined_at: int,
+    owner: str | None = None,
+) -> None:
+    """A membership event, which the server makes by itself, as design 3.1 to 3.4 describe it."""
+    async with database.reading() as connection, connection.transaction():
+        budget = await connection.fetchrow(
+            """
+            UPDATE budgets SET last_sequence = last_sequence + 1, owner_id = coalesce($2, owner_id)
+            WHERE id = $1 RETURNING last_sequence, lpad(to_hex(digest), 16, '0') AS digest
+            """,
+            budget_id,
+            owner,
+        )
+        assert budget is not None
+        event_id = UUID(int=budget["last_sequence"])
+        event = {
+            "sequence": budget["last_sequence"],
+            "eventId": str(event_id),
+            "eventType": event_type,
+            "budgetId": budget_id,
+            "recordId": user_id,
+            "actorId": user_id,
+            "when": joined_at,
+            "participant": {"userId": user_id, "budgetId": budget_id, "joinedAt": joined_at},
+            **({} if owner is None else {"owner": owner}),
+            "digest": budget["digest"],
+        }
+        await connection.execute(
+            """
+            INSERT INTO accepted_events (budget_id, sequence, event_id, event_type, record_id,
+                                         actor_id, content_hash, content_fields, event)
+            VALUES ($1, $2, $3, $4, $5, $5, $6, 1, $7)
+            """,
+            budget_id,
+            budget["last_sequence"],
+            event_id,
+            event_type,
+            user_id,
+            b"\x00\xff",
+            orjson.dumps(event).decode(),
+        )
+        await connection.execute(
+            """
+            INSERT INTO participants (budget_id, user_id, joined_at, active) VALUES ($1, $2, $3, $4)
+            ON CONFLICT (budget_id, user_id) DO UPDATE
+            SET joined_at = excluded.joined_at, active = excluded.active
+            """,
+            budget_id,
+            user_id,
+            joined_at,
+            event_type == "participant.add",
+        )

@@ -1,16 +1,22 @@
 """How fast events are committed, compared with what Postgres itself can take.
 
-Three ways to commit the same events into the same tables, one after the other on one Postgres:
+The same kind of events into the same tables of one Postgres, one way after the other:
 
-- **hub**: through sockets of a real hub process, one event a frame, 200 budgets of three live
-devices each, one of which writes with four frames awaiting their verdict; every event is delivered
-to all three. The generator is a process of its own. - **limit**: the statements of
-`storage.event_log`, driven by bare asyncpg on as many connections as the hub has lanes, in batches
-of the size the hub was just measured to make; every parameter is prepared before the clock starts
-and every answer thrown away. - **single**: what a server does that commits event by event: 32
-connections, one event a transaction, with single-row statements.
+*hub*
+    Through sockets of a real hub process, one event a frame: 200 budgets of three live devices
+    each, one of which writes with four frames awaiting their verdict; every event is delivered to
+    all three. The generator is a process of its own.
 
-Run: `python -m loadtest.bench.commit` (a minute; `--flat` adds the large database, several more).
+*limit*
+    The statements of `storage.event_log`, driven by bare asyncpg in batches of the size the hub was
+    just measured to make. Every parameter is prepared before the clock starts and every answer is
+    thrown away. On one connection, and on as many as the hub has lanes.
+
+*single*
+    One event a transaction on 32 connections: the same statements with one event each, and (*lean*)
+    single-row statements written for it, as a server would send them that commits event by event.
+
+Run: `python -m loadtest.bench.commit`, two minutes; `--flat` adds the large database, ten more.
 """
 
 import asyncio
@@ -37,9 +43,10 @@ from rich.console import Console
 from hub.committer import LANES
 from hub.events import parse_event
 from hub.rules import BudgetState, Change, decide
+from loadtest.bench.results import Row, write_section
 from storage import event_log
 from storage.database import COMMIT_SESSION
-from storage.embedded import EmbeddedPostgres, EmbeddedRedis
+from storage.embedded import EmbeddedPostgres
 from storage.migrate import migrate
 
 BUDGETS = 200
@@ -48,6 +55,7 @@ WINDOW = 4
 WARMUP_S = 2.0
 DURATION_S = 10.0
 SINGLE_CONNECTIONS = 32
+PREPARED_PER_S = 26_000  # more than the limit takes
 USER = "bench"
 
 _console = Console(highlight=False, soft_wrap=True)
@@ -73,53 +81,107 @@ class Seeded(NamedTuple):
 def main(
     duration_s: Annotated[float, typer.Option(help="Of each measurement.")] = DURATION_S,
     flat: Annotated[bool, typer.Option(help="Again with 5 million rows, 100,000 budgets.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,
+    record: Annotated[bool, typer.Option(help="Write loadtest/RESULTS.md.")] = False,
 ) -> None:
     with (
         tempfile.TemporaryDirectory(prefix="budget-hub-bench-") as folder,
         EmbeddedPostgres.start(Path(folder)) as postgres,
-        EmbeddedRedis.start(Path(folder)) as redis,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        figures = runner.run(measure(postgres.url, redis.url, duration_s, flat))
-    if out is not None:
-        out.write_text(json.dumps(figures, indent=1) + "\n")
+        figures = runner.run(measure(postgres.url, duration_s, flat))
+    if record:
+        write_section("commit", rows(figures), NOTES)
 
 
-async def measure(url: str, redis_url: str, duration_s: float, flat: bool) -> dict[str, float]:
+def rows(f: Mapping[str, float]) -> list[Row]:
+    """The figures as ratios."""
+    hub = f"{f['hub']:,.0f} events/s through the hub"
+    made = [
+        Row(
+            "hub / the same statements, one connection",
+            f["hub"] / f["limit_one"],
+            "≥ 0.6",
+            f"{hub}, {f['limit_one']:,.0f} bare, in batches of {f['batch_events']:.0f}",
+        ),
+        Row(
+            f"hub / the same statements, {LANES} connections",
+            f["hub"] / f["limit"],
+            "≥ 0.6",
+            f"{f['limit']:,.0f} bare",
+        ),
+        Row(
+            "hub / one event a transaction, the same statements",
+            f["hub"] / f["single"],
+            "≥ 8",
+            f"{f['single']:,.0f} on {SINGLE_CONNECTIONS} connections",
+        ),
+        Row(
+            "hub / one event a transaction, single-row statements",
+            f["hub"] / f["lean"],
+            "≥ 8",
+            f"{f['lean']:,.0f} on {SINGLE_CONNECTIONS} connections",
+        ),
+        Row(
+            "idle: ack p50 / the bare transaction's p50",
+            f["idle_ack_ms"] / f["idle_bare_ms"],
+            "≤ 2",
+            f"{f['idle_ack_ms']:.2f} ms, {f['idle_bare_ms']:.2f} ms",
+        ),
+    ]
+    if "hub_large" in f:
+        made.append(
+            Row(
+                "hub with 5 million log rows and 100,000 budgets / with none",
+                f["hub_large"] / f["hub"],
+                "≥ 0.85",
+                f"{f['hub_large']:,.0f} events/s",
+            )
+        )
+    return made
+
+
+NOTES = """CPU is what holds it back: with the generator, the hub and Postgres on two cores, all of them
+together use nearly both. Each event also went to three live devices."""
+
+
+async def measure(url: str, duration_s: float, flat: bool) -> dict[str, float]:
     await migrate(url)
-    figures: dict[str, float] = {}
-    with hub_process(url, redis_url) as (hub_url, token, hub):
-        hub_figures = await through_hub(url, hub_url, token, hub, BUDGETS, WINDOW, duration_s)
-        figures |= {f"hub_{name}": value for name, value in hub_figures.items()}
-        idle = await through_hub(url, hub_url, token, hub, 1, 1, min(duration_s, 5))
-        figures["hub_idle_ack_p50_ms"] = idle["ack_p50_ms"]
-    batch, spread = hub_figures["batch_events"], hub_figures["batch_budgets"]
-    figures["limit_per_s"] = await limit(url, batch, spread, duration_s)
-    figures["bare_idle_p50_ms"] = await bare_idle(url, min(duration_s, 5))
-    figures["single_per_s"] = await single(url, duration_s)
-    figures["hub_of_limit"] = figures["hub_accepted_per_s"] / figures["limit_per_s"]
-    figures["hub_of_single"] = figures["hub_accepted_per_s"] / figures["single_per_s"]
-    figures["idle_ack_of_bare"] = figures["hub_idle_ack_p50_ms"] / figures["bare_idle_p50_ms"]
+    with hub_process(url) as (hub_url, token):
+        loaded = await through_hub(url, hub_url, token, BUDGETS, WINDOW, duration_s)
+        _say("hub", loaded)
+        idle = await through_hub(url, hub_url, token, 1, 1, min(duration_s, 5))
+        _say("hub idle", idle)
+    batch, spread = loaded["batch_events"], loaded["batch_budgets"]
+    figures = {
+        "hub": loaded["accepted_per_s"],
+        "batch_events": batch,
+        "limit_one": await limit(url, batch, spread, duration_s, 1),
+        "limit": await limit(url, batch, spread, duration_s, LANES),
+        "single": await single(url, duration_s),
+        "lean": await lean(url, duration_s),
+        "idle_ack_ms": idle["ack_p50_ms"],
+        "idle_bare_ms": await bare_idle(url, min(duration_s, 5)),
+    }
     if flat:
         _console.print("filling the database …")
         await fill(url, budgets=100_000, rows=5_000_000)
-        with hub_process(url, redis_url) as (hub_url, token, hub):
-            full = await through_hub(url, hub_url, token, hub, BUDGETS, WINDOW, duration_s)
-        figures["hub_full_per_s"] = full["accepted_per_s"]
-        figures["full_of_empty"] = full["accepted_per_s"] / hub_figures["accepted_per_s"]
-    for name, value in figures.items():
-        _console.print(f"{name:>24} {value:12,.3f}")
+        with hub_process(url) as (hub_url, token):
+            large = await through_hub(url, hub_url, token, BUDGETS, WINDOW, duration_s)
+        figures["hub_large"] = large["accepted_per_s"]
+    _say("figures", figures)
     return figures
 
 
+def _say(what: str, figures: Mapping[str, float]) -> None:
+    _console.print(f"{what}: " + ", ".join(f"{n} {v:,.2f}" for n, v in figures.items()))
+
+
 @contextmanager
-def hub_process(url: str, redis_url: str) -> Iterator[tuple[str, str, subprocess.Popen[str]]]:
-    """A real hub: its address, a token of the bench's user, and its process."""
+def hub_process(url: str) -> Iterator[tuple[str, str]]:
+    """A real hub, a single node: its address, and a token of the bench's user."""
     environ = {
         **os.environ,
         "DATABASE_URL": url,
-        "REDIS_URL": redis_url,
         "AUTH_SECRET": secrets.token_hex(32),
         "PORT": "0",
         "LOG_LEVEL": "warning",
@@ -131,7 +193,7 @@ def hub_process(url: str, redis_url: str) -> Iterator[tuple[str, str, subprocess
     hub = subprocess.Popen([*command, "serve"], env=environ, stdout=subprocess.PIPE, text=True)
     try:
         assert hub.stdout is not None
-        yield hub.stdout.readline().split()[-1], token, hub
+        yield hub.stdout.readline().split()[-1], token
     finally:
         hub.terminate()
         hub.wait(20)
@@ -141,7 +203,6 @@ async def through_hub(
     url: str,
     hub_url: str,
     token: str,
-    hub: "subprocess.Popen[str]",
     budgets: int,
     window: int,
     duration_s: float,
@@ -156,33 +217,31 @@ async def through_hub(
         "warmup_s": WARMUP_S,
         "duration_s": duration_s,
     }
+    generator = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "loadtest.bench.generator",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    printed, _ = await generator.communicate(json.dumps(plan).encode())
+    figures: dict[str, float] = json.loads(printed)
     async with connected(url, 1) as [connection]:
-        cpu_s = _cpu_s(hub.pid)
-        began_s = time.perf_counter()
-        generator = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "loadtest.bench.generator",
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        printed, _ = await generator.communicate(json.dumps(plan).encode())
-        elapsed_s = time.perf_counter() - began_s
-        figures: dict[str, float] = json.loads(printed)
-        figures["hub_cpu"] = (_cpu_s(hub.pid) - cpu_s) / elapsed_s
         batch, spread = await _batches_made(connection, seeded)
     return figures | {"batch_events": batch, "batch_budgets": spread}
 
 
-async def limit(url: str, batch: float, spread: float, duration_s: float) -> float:
+async def limit(
+    url: str, batch: float, spread: float, duration_s: float, connections_n: int
+) -> float:
     """Events a second through the same statements, prepared beforehand."""
-    per_lane = BUDGETS // LANES
+    per_lane = BUDGETS // connections_n
     seeded = await seed(url, BUDGETS)
-    lanes = [seeded[lane * per_lane : (lane + 1) * per_lane] for lane in range(LANES)]
-    count = max(int(15_000 * duration_s / batch / LANES), 1)
-    _console.print(f"preparing {count * LANES} batches of {batch:.0f} …")
+    lanes = [seeded[lane * per_lane : (lane + 1) * per_lane] for lane in range(connections_n)]
+    count = max(int(PREPARED_PER_S * duration_s / batch / connections_n), 1)
+    _console.print(f"preparing {count * connections_n:,} batches of {batch:.0f} …")
     prepared = [list(_batches(lane, batch, spread, count)) for lane in lanes]
-    async with connected(url, LANES) as connections:
+    async with connected(url, connections_n) as connections:
         began_s = time.perf_counter()
         done = await asyncio.gather(
             *(
@@ -295,7 +354,24 @@ ONE_HEAD = "UPDATE budgets SET last_sequence = $2, digest = $3 WHERE id = $1"
 
 
 async def single(url: str, duration_s: float) -> float:
-    """Events a second, one event a transaction, on `SINGLE_CONNECTIONS` connections."""
+    """Events a second, one event a transaction of the hub's own statements."""
+    seeded = await seed(url, BUDGETS)
+    async with connected(url, SINGLE_CONNECTIONS) as connections:
+        shares = [seeded[n::SINGLE_CONNECTIONS] for n in range(SINGLE_CONNECTIONS)]
+        count = int(4_000 * duration_s / SINGLE_CONNECTIONS)
+        prepared = [list(_batches(share, 1, 1, count)) for share in shares]
+        began_s = time.perf_counter()
+        done = await asyncio.gather(
+            *(
+                _drive(connection, batches, began_s + duration_s)
+                for connection, batches in zip(connections, prepared, strict=True)
+            )
+        )
+        return sum(done) / (time.perf_counter() - began_s)
+
+
+async def lean(url: str, duration_s: float) -> float:
+    """Events a second, one event a transaction, with statements written for one event."""
     seeded = await seed(url, BUDGETS)
     [sample] = list(_batches(seeded[:1], 1, 1, 1))
     row = [column[0] for column in sample.writes[1][1]]
@@ -439,15 +515,6 @@ async def _batches_made(
     )
     assert row is not None
     return row[0], row[1]
-
-
-def _cpu_s(pid: int) -> float:
-    """CPU seconds a process has used (Linux), 0 elsewhere."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

@@ -1,28 +1,32 @@
-"""`verify` on a real Postgres: silent about what the hub wrote, and it names every planted damage."""
+"""`verify` on a real Postgres: silent about what the hub wrote, and every planted damage named."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import UUID
 
 import asyncpg
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from api.cli import main
+from storage.comparison import Difference
 from storage.database import Database
-from storage.verify import Difference, NoSuchBudget, Progress, verify
-from tests.history import submit, write_history
+from storage.verify import NoSuchBudget, Progress, verify
+from tests.history import submit, write_history, write_membership
+
+if TYPE_CHECKING:
+    Raw: TypeAlias = asyncpg.Connection[asyncpg.Record]
 
 BUDGET = "00000000-0000-4000-8000-00000000000b"
 CATEGORY = "00000000-0000-4000-8000-00000000000c"
 GONE = "00000000-0000-4000-8000-0000000000dd"  # a deleted expense
 EXPENSE = "00000000-0000-4000-8000-00000000000e"
-NEW = "00000000-0000-4000-8000-0000000000ff"
 NOWHERE = "ffffffff-ffff-ffff-ffff-ffffffffffff"  # the last id there can be, of no budget
 
 
 @pytest.fixture
-async def raw(database_url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+async def raw(database_url: str) -> AsyncIterator["Raw"]:
     connection = await asyncpg.connect(database_url)
     yield connection
     await connection.close()
@@ -31,8 +35,7 @@ async def raw(database_url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Re
 @pytest.fixture
 async def story(database: Database) -> None:
     """Seven events: a category, an expense in it, and an expense that is deleted again."""
-    about = {"budgetId": BUDGET, "when": 1_000}
-    events = [
+    events: list[dict[str, Any]] = [
         {"eventType": "budget.create", "title": "secret", "currency": "EUR"},
         {"eventType": "category.add", "recordId": CATEGORY, "name": "secret", "allocate": "200"},
         {
@@ -45,7 +48,7 @@ async def story(database: Database) -> None:
         {"eventType": "budget.edit", "version": 1, "details": "secret"},
     ]  # fmt: skip
     batch = [
-        {**about, **event, "eventId": str(UUID(int=number))}
+        {**event, "eventId": str(UUID(int=number)), "budgetId": BUDGET, "when": 1_000}
         for number, event in enumerate(events, start=1)
     ]
     verdicts = await submit(database, "ann", batch)
@@ -56,7 +59,10 @@ async def differences(database: Database, budget_id: str | None = None) -> list[
     return [found async for found in verify(database, budget_id, lambda progress: None)]
 
 
-async def test_what_the_hub_wrote_is_clean(database: Database) -> None:
+async def test_what_the_hub_wrote_is_clean(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.comparison.PAGE", 10)
     budgets = [str(UUID(int=0)), BUDGET, NOWHERE]
     accepted = [
         await write_history(database, budget_id, seed, delete=seed == 1)
@@ -73,14 +79,244 @@ async def test_what_the_hub_wrote_is_clean(database: Database) -> None:
     assert await differences(database, NOWHERE) == []
 
 
-MEMBERSHIP = """
-WITH event AS (
-    INSERT INTO accepted_events (budget_id, sequence, event_id, event_type, record_id, actor_id,
-                                 content_hash, content_fields, event)
-    SELECT id, last_sequence + 1, gen_random_uuid(), $2, $3, $3, '', 1, '{}'
-    FROM budgets WHERE id = $1
-    RETURNING budget_id, sequence, event_id
+async def test_a_budget_that_is_being_written_is_clean(database: Database) -> None:
+    writing = asyncio.create_task(write_history(database, BUDGET, seed=5))
+    rounds = 0
+    while not writing.done():
+        assert await differences(database) == []
+        rounds += 1
+    assert rounds > 1
+    assert await writing
+
+
+async def test_membership_events_are_followed(database: Database, raw: "Raw", story: None) -> None:
+    for event_type, user_id, joined_at, owner in (
+        ("participant.add", "bob", 58, None),
+        ("participant.add", "eve\n", 60, None),
+        ("participant.remove", "eve\n", 60, None),
+        ("participant.remove", "ann", 1_700_000_000_123, "bob"),
+    ):
+        await write_membership(
+            database, BUDGET, event_type, user_id, joined_at=joined_at, owner=owner
+        )
+    assert await differences(database) == []
+    await raw.execute("UPDATE participants SET active = true, joined_at = 59 WHERE joined_at = 60")
+    assert [str(difference) for difference in await differences(database)] == [
+        rf"'budget {BUDGET}: participant eve\n: active: expected False, found True'",
+        rf"'budget {BUDGET}: participant eve\n: joined_at: expected 60, found 59'",
+    ]
+
+
+# What is done to the story → what is named.
+DAMAGE: Mapping[str, tuple[str, list[str]]] = {
+    "amount": (
+        "UPDATE expenses SET amount = 99 WHERE NOT deleted",
+        [f"expense {EXPENSE}: amount", "digest of the records"],
+    ),
+    "record version": (
+        "UPDATE expenses SET version = 9 WHERE NOT deleted",
+        [f"expense {EXPENSE}: version", "digest of the records"],
+    ),
+    "several fields": (
+        """
+        UPDATE expenses SET note = NULL, date = '2026-01-01', category_id = NULL
+        WHERE NOT deleted
+        """,
+        [
+            f"expense {EXPENSE}: category_id",
+            f"expense {EXPENSE}: date",
+            f"expense {EXPENSE}: note",
+            "digest of the records",
+        ],
+    ),
+    "resurrected": (
+        "UPDATE expenses SET deleted = false",
+        [f"expense {GONE}: deleted", "digest of the records"],
+    ),
+    "not in the digest": (
+        "UPDATE categories SET created_by = 'eve', fingerprint = 1, offline_last_modified = 1",
+        [
+            f"category {CATEGORY}: created_by",
+            f"category {CATEGORY}: when",
+            f"category {CATEGORY}: fingerprint",
+        ],
+    ),
+    "sequences of a record": (
+        "UPDATE categories SET created_sequence = 1, last_sequence = 3",
+        [f"category {CATEGORY}: created_sequence", f"category {CATEGORY}: last_sequence"],
+    ),
+    "extra record": (
+        """
+        INSERT INTO expenses
+        SELECT budget_id, 'ffffffff-ffff-ffff-ffff-ffffffffffff', created_by, category_id, amount,
+               date, note, version, deleted, offline_last_modified, fingerprint, created_sequence,
+               last_sequence
+        FROM expenses WHERE NOT deleted
+        """,
+        [f"expense {NOWHERE}", "digest of the records"],
+    ),
+    "missing record": (
+        "DELETE FROM expenses WHERE NOT deleted",
+        [f"expense {EXPENSE}", "digest of the records"],
+    ),
+    "title and owner": (
+        "UPDATE budgets SET title = 'other', owner_id = 'eve'",
+        [f"budget {BUDGET}: owner_id", f"budget {BUDGET}: title", "digest of the records"],
+    ),
+    "head": ("UPDATE budgets SET last_sequence = 8", ["head"]),
+    "digest": ("UPDATE budgets SET digest = digest + 1", ["digest"]),
+    "inactive member": ("UPDATE participants SET active = false", ["participant ann: active"]),
+    "missing member": ("DELETE FROM participants", ["participant ann"]),
+    "extra member": (
+        "INSERT INTO participants (budget_id, user_id, joined_at) SELECT id, 'eve', 1 FROM budgets",
+        ["participant eve"],
+    ),
+    "missing log row": (
+        "DELETE FROM accepted_events WHERE sequence = 4",
+        ["log row 5: sequence", "log rows"],
+    ),
+    "missing end of the log": (
+        "DELETE FROM accepted_events WHERE sequence = 7",
+        [
+            f"budget {BUDGET}: details",
+            f"budget {BUDGET}: version",
+            f"budget {BUDGET}: fingerprint",
+            f"budget {BUDGET}: record_sequence",
+            "head",
+            "digest",
+            "digest of the records",
+        ],
+    ),
+    "renumbered log row": (
+        "UPDATE accepted_events SET sequence = 17 WHERE sequence = 7",
+        ["log row 17: sequence", "head", "log rows"],
+    ),
+    "verdict": (
+        "UPDATE accepted_events SET record = replace(record, '13.00', '13') WHERE sequence = 5",
+        ["log row 5: verdict record: amount"],
+    ),
+    "lost verdict": (
+        "UPDATE accepted_events SET record = NULL WHERE sequence = 5",
+        ["log row 5: verdict has a record"],
+    ),
+    "log columns": (
+        "UPDATE accepted_events SET actor_id = 'eve', version = 3 WHERE sequence = 5",
+        ["log row 5: actorId", "log row 5: version"],
+    ),
+    "event text": (
+        "UPDATE accepted_events SET event = replace(event, '13.', '14.') WHERE sequence = 5",
+        ["log row 5: digest"],
+    ),
+    "one eventId twice": (
+        """
+        ALTER TABLE accepted_events DROP CONSTRAINT accepted_events_pkey;
+        UPDATE accepted_events SET event_id = first.event_id,
+            event = replace(event, accepted_events.event_id::text, first.event_id::text)
+        FROM (SELECT event_id FROM accepted_events WHERE sequence = 1) first WHERE sequence = 7
+        """,
+        ["eventIds"],
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+async def test_damage_is_named(database: Database, raw: "Raw", story: None, damage: str) -> None:
+    assert await differences(database) == []
+    statement, named = DAMAGE[damage]
+    await raw.execute(statement)
+    found = await differences(database)
+    assert [difference.what for difference in found] == named
+    assert {difference.budget_id for difference in found} == {BUDGET}
+    assert "secret" not in "".join(map(str, found))
+
+
+async def test_log_text_that_is_no_json_is_named(
+    database: Database, raw: "Raw", story: None
+) -> None:
+    await raw.execute("UPDATE accepted_events SET event = left(event, -1) WHERE sequence = 5")
+    found = [difference.what for difference in await differences(database)]
+    assert {"log row 5: eventId", "log row 5: sequence"} <= set(found)
+
+
+async def test_a_difference_says_what_follows_from_the_log_and_what_stands_there(
+    database: Database, raw: "Raw", story: None
+) -> None:
+    await raw.execute("UPDATE expenses SET amount = 99, note = NULL, version = 2, fingerprint = -1")
+    found = {d.what: (d.expected, d.found) for d in await differences(database, BUDGET)}
+    assert found[f"expense {EXPENSE}: amount"] == ("13.00", "99.00")
+    assert found[f"expense {EXPENSE}: note"] == ("a text (not shown)", "null")
+    assert found[f"expense {EXPENSE}: fingerprint"][1] == "f" * 16
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        ("DELETE FROM budgets", [f"budget {BUDGET}", "head", "digest", "digest of the records"]),
+        (
+            "DELETE FROM accepted_events",
+            [
+                f"budget {BUDGET}",
+                f"category {CATEGORY}",
+                f"expense {GONE}",
+                f"expense {EXPENSE}",
+                "participant ann",
+                "head",
+                "digest",
+                "digest of the records",
+            ],
+        ),
+        (
+            """
+            DELETE FROM budgets; DELETE FROM accepted_events; DELETE FROM participants;
+            DELETE FROM expenses
+            """,
+            [f"category {CATEGORY}", "head", "digest", "digest of the records"],
+        ),
+    ],
 )
-UPDATE budgets SET last_sequence = event.sequence FROM event WHERE id = event.budget_id
-RETURNING event.sequence, event.event_id::text, lpad(to_hex(digest), 16, '0')
-"""
+async def test_rows_that_lost_their_budget_or_their_log_are_found(
+    database: Database, raw: "Raw", story: None, damage: str, named: list[str]
+) -> None:
+    await raw.execute("SET session_replication_role = replica")  # foreign keys look away
+    await raw.execute(damage)
+    assert sorted(found.what for found in await differences(database)) == sorted(named)
+
+
+async def test_one_damaged_budget_does_not_hide_the_others(
+    database: Database, raw: "Raw", story: None
+) -> None:
+    await write_history(database, NOWHERE, seed=3)
+    await raw.execute("UPDATE budgets SET last_sequence = last_sequence + 1")
+    assert [(d.budget_id, d.what) for d in await differences(database)] == [
+        (BUDGET, "head"),
+        (NOWHERE, "head"),
+    ]
+    assert [d.budget_id for d in await differences(database, NOWHERE)] == [NOWHERE]
+
+
+async def test_an_unknown_budget_is_no_clean_budget(database: Database, story: None) -> None:
+    with pytest.raises(NoSuchBudget):
+        await differences(database, GONE)
+
+
+async def test_the_command_tells_clean_from_different_by_its_exit_code(
+    database_url: str, raw: "Raw", story: None
+) -> None:
+    clean = await run(database_url, "verify")
+    assert (clean.exit_code, clean.stdout) == (0, "")
+    assert clean.stderr == "1 budgets, 7 events, 0 differences\n"
+    await raw.execute("UPDATE budgets SET last_sequence = 8")
+    different = await run(database_url, "verify", "--budget", BUDGET)
+    assert different.exit_code == 1
+    assert different.stdout == f"budget {BUDGET}: head: expected 7, found 8\n"
+    unknown = await run(database_url, "verify", "--budget", GONE)
+    assert (unknown.exit_code, unknown.stderr) == (2, f"budget-hub: no such budget: {GONE}\n")
+    assert (await run(database_url, "verify", "--budget", "home")).exit_code == 2
+    missing = await run("", "verify")
+    assert (missing.exit_code, missing.stderr) == (2, "budget-hub: DATABASE_URL: is missing\n")
+
+
+async def run(database_url: str, *arguments: str) -> Result:
+    """The command line, in a thread of its own because it brings its own loop."""
+    environ = {"DATABASE_URL": database_url}
+    return await asyncio.to_thread(lambda: CliRunner().invoke(main, arguments, env=environ))

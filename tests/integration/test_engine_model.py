@@ -1,0 +1,475 @@
+"""The engine on a real Postgres against the model of `tests.model`: hypothesis submits, resubmits,
+mixes users, budgets, modes and nodes, and after every step all that can be read agrees (P1 to P6,
+P9). And the checker checked: with a fault planted in the engine, it fails."""
+
+import asyncio
+import itertools
+import json
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any, TypeAlias, TypeVar
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from hub import rules
+from hub.committer import Committer, Mode
+from hub.errors import HubError
+from hub.events import EVENTS_PER_FRAME_MAX, INTEGER_MAX, Event, parse_batch
+from hub.ports import Page, Want
+from hub.records import BudgetId, UserId
+from hub.rules import BudgetState, Change, LogRow
+from hub.wire_json import decode
+from loadtest.replica import Diverged, Replica
+from storage import event_log
+from storage.database import Database
+from storage.event_log import PostgresLog, PostgresTransaction
+from storage.snapshots import Snapshots
+from tests.model import MODES, TYPES, USERS, Model, Wire, author, changed, comparable, wire_event
+
+NOW_MS = 1_800_000_000_000
+
+Batch: TypeAlias = tuple[UserId, list[Wire], Mode]
+T = TypeVar("T")
+
+
+class Bench:
+    """Two nodes on one database, driven from outside a loop: hypothesis is not asynchronous."""
+
+    def __init__(self, runner: asyncio.Runner, database: Database) -> None:
+        self._runner = runner
+        self._database = database
+        self._numbers = itertools.count(1)
+        self.log = PostgresLog(database)
+        self.delivered: dict[BudgetId, list[Wire]] = {}
+        self._nodes = [
+            Committer(self.log, self._deliver, now_ms=lambda: NOW_MS, jitter=lambda: 0.0)
+            for _ in range(2)
+        ]
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._runner.run(work)
+
+    def new_id(self) -> str:
+        return f"00000000-0000-4000-a000-{next(self._numbers):012x}"
+
+    def _deliver(self, budget_id: BudgetId, rows: Sequence[LogRow]) -> None:
+        self.delivered.setdefault(budget_id, []).extend(orjson.loads(row.event) for row in rows)
+
+    async def submit(self, batches: Sequence[Batch], node: int = 0) -> list[list[Wire]]:
+        """The verdicts of batches that arrive at a node in one turn of its loop."""
+        answers = [
+            self._nodes[node].submit(
+                user, parse_batch(decode(json.dumps(events)), EVENTS_PER_FRAME_MAX), mode
+            )
+            for user, events, mode in batches
+        ]
+        verdicts = await asyncio.gather(*answers)
+        return [[orjson.loads(orjson.dumps(v.to_wire())) for v in each] for each in verdicts]
+
+    async def set_member(self, budget_id: BudgetId, user: UserId, joined_at: int) -> None:
+        """Let the user take part from `joined_at` on, or no more where that is -1."""
+        async with self._database.committing() as connection:
+            await connection.execute(
+                """
+                INSERT INTO participants (budget_id, user_id, joined_at) VALUES ($1, $2, $3)
+                ON CONFLICT (budget_id, user_id) DO UPDATE
+                SET active = $3 >= 0, joined_at = greatest($3, participants.joined_at)
+                """
+                if joined_at >= 0
+                else """
+                UPDATE participants SET active = false
+                WHERE budget_id = $1 AND user_id = $2 AND $3 < 0
+                """,
+                budget_id,
+                user,
+                joined_at,
+            )
+
+    async def execute(self, statement: str) -> None:
+        async with self._database.committing() as connection:
+            await connection.execute(statement)
+
+    async def page(
+        self, budget_id: BudgetId, user: UserId | None, after: int, limit: int
+    ) -> Page | None:
+        return await self.log.page(budget_id, user, after, INTEGER_MAX, limit)
+
+    async def stream(self, budget_id: BudgetId) -> list[Wire]:
+        page = await self.page(budget_id, None, 0, 10_000)
+        return [orjson.loads(event.event) for event in page.events] if page else []
+
+    async def snapshot(self, budget_id: BudgetId, user: UserId) -> Wire | str:
+        """Without `logId`; the code where the user may not have it."""
+        try:
+            snapshot: Wire = orjson.loads(await Snapshots(self._database).read(budget_id, user))
+        except HubError as error:
+            return error.code.name
+        del snapshot["logId"]
+        return snapshot
+
+    async def tables(self, budget_id: BudgetId) -> dict[str, tuple[Wire, int]]:
+        """Id → record and the sequence of its last change, tombstones included."""
+        async with self._database.reading() as connection:
+            rows = await connection.fetch(
+                """
+                SELECT id::text, last_sequence, deleted, json_build_object(
+                    'id', id, 'budgetId', budget_id, 'createdBy', created_by, 'name', name,
+                    'allocate', allocate::text, 'version', version,
+                    'offlineLastModified', offline_last_modified)::text
+                FROM categories WHERE budget_id = $1
+                UNION ALL
+                SELECT id::text, last_sequence, deleted, json_build_object(
+                    'id', id, 'budgetId', budget_id, 'createdBy', created_by,
+                    'categoryId', category_id, 'amount', amount::text, 'date', date, 'note', note,
+                    'version', version, 'offlineLastModified', offline_last_modified)::text
+                FROM expenses WHERE budget_id = $1
+                UNION ALL
+                SELECT id::text, record_sequence, deleted, json_build_object(
+                    'id', id, 'createdBy', created_by, 'title', title, 'details', details,
+                    'currency', currency, 'version', version,
+                    'offlineLastModified', offline_last_modified)::text
+                FROM budgets WHERE id = $1
+                """,
+                budget_id,
+            )
+        return {
+            id: (orjson.loads(text) | ({"deleted": True} if deleted else {}), sequence)
+            for id, sequence, deleted, text in rows
+        }
+
+
+@contextmanager
+def bench_on(database_url: str) -> Iterator[Bench]:
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        database = runner.run(Database.connect(database_url, commits_max=4, reads_max=2))
+        try:
+            yield Bench(runner, database)
+        finally:
+            runner.run(database.close())
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Every step changes engine and model alike, and then compares them."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__()
+        self.bench = bench
+        self.model = Model(NOW_MS)
+        self.budget_ids = [bench.new_id() for _ in range(3)]
+        self.sent: list[tuple[UserId, Wire]] = []
+
+    @initialize(data=st.data())
+    def begin(self, data: st.DataObject) -> None:
+        """Without a budget there is little to do."""
+        for budget_id in self.budget_ids[: data.draw(st.integers(1, 2), label="budgets")]:
+            create = {"eventId": self.bench.new_id(), "budgetId": budget_id, "when": 1}
+            create |= {"eventType": "budget.create", "title": "Home"}
+            self.sent.append((USERS[0], create))
+            self.compare([(USERS[0], [create], "stop")], 0)
+
+    @rule(data=st.data(), node=st.integers(0, 1))
+    def submit(self, data: st.DataObject, node: int) -> None:
+        """One to three submissions at once, of one to six events each."""
+        batches = []
+        scratch = Scratch(self.model)
+        for _ in range(data.draw(st.sampled_from([1, 1, 2, 3]), label="submissions")):
+            batches.append(self.drawn(data, scratch))
+        scratch.undo()
+        self.compare(batches, node)
+
+    def drawn(self, data: st.DataObject, scratch: "Scratch") -> Batch:
+        mode: Mode = data.draw(MODES, label="mode")
+        batch: list[Wire] = []
+        user = None
+        for _ in range(data.draw(st.integers(1, 6), label="events")):
+            if self.sent and data.draw(st.integers(0, 6), label="again?") == 6:
+                user_then, event = data.draw(st.sampled_from(self.sent), label="sent")
+                event = data.draw(changed(event), label="again")
+                user = user or user_then
+            else:
+                event_id = self.bench.new_id()
+                if self.sent and data.draw(st.integers(0, 20), label="old id?") == 20:
+                    event_id = data.draw(st.sampled_from(self.sent), label="id of")[1]["eventId"]
+                event = data.draw(wire_event(self.model, self.budget_ids, event_id), label="event")
+                user = user or data.draw(author(self.model, event), label="user")
+            batch.append(event)
+            self.sent.append((user, event))
+            self.model.submit(user, [event])
+        assert user is not None
+        return user, batch, mode
+
+    @precondition(lambda self: self.model.books)
+    @rule(data=st.data())
+    def change_membership(self, data: st.DataObject) -> None:
+        """Somebody joins or leaves; no event of a client does that."""
+        budget_id = data.draw(st.sampled_from(sorted(self.model.books)), label="budget")
+        user = data.draw(st.sampled_from(USERS), label="user")
+        member = self.model.books[budget_id].members.get(user)
+        if member is not None and member["active"]:
+            self.model.leave(budget_id, user)
+            self.bench.run(self.bench.set_member(budget_id, user, -1))
+        else:
+            joined_at = member["joinedAt"] if member else 5
+            self.model.join(budget_id, user, joined_at)
+            self.bench.run(self.bench.set_member(budget_id, user, joined_at))
+
+    @precondition(lambda self: self.model.books)
+    @rule(data=st.data(), user=st.sampled_from(USERS))
+    def read(self, data: st.DataObject, user: UserId) -> None:
+        """P9: a page of the log for whoever takes part, nothing of it for anybody else."""
+        budget_id = data.draw(st.sampled_from(sorted(self.model.books)), label="budget")
+        book = self.model.books[budget_id]
+        after = data.draw(st.integers(0, len(book.log) + 1), label="after")
+        limit = data.draw(st.integers(1, 5), label="limit")
+        page = self.bench.run(self.bench.page(budget_id, user, after, limit))
+        assert page is not None
+        member = book.members.get(user)
+        active = member is not None and member["active"]
+        assert (page.head, page.deleted) == (len(book.log), book.deleted)
+        assert page.member == (None if member is None else active)
+        expected = book.log[after : after + limit] if active else []
+        assert [orjson.loads(event.event) for event in page.events] == expected
+        snapshot = self.bench.run(self.bench.snapshot(budget_id, user))
+        if book.deleted or member is None:
+            assert snapshot == "BUDGET_NOT_EXISTS"
+        else:
+            assert snapshot == (self.model.snapshot(budget_id) if active else "NOT_PARTICIPANT")
+
+    def compare(self, batches: Sequence[Batch], node: int) -> None:
+        verdicts = self.bench.run(self.bench.submit(batches, node))
+        for (user, events, mode), answer in zip(batches, verdicts, strict=True):
+            assert list(map(comparable, answer)) == self.model.submit(user, events, mode)
+        touched = {event["budgetId"] for _, events, _ in batches for event in events}
+        for budget_id in touched & set(self.budget_ids):
+            self.bench.run(self.agrees(budget_id))
+
+    async def agrees(self, budget_id: BudgetId) -> None:
+        """P2, P6: the log, what was delivered of it, the tables, heads and digests."""
+        book = self.model.books.get(budget_id)
+        log = await self.bench.stream(budget_id)
+        assert log == (book.log if book else [])
+        assert [event["sequence"] for event in log] == list(range(1, len(log) + 1))
+        assert self.bench.delivered.get(budget_id, []) == log
+        tables = await self.bench.tables(budget_id)
+        assert tables == (
+            {
+                id: (record, book.changed[id])
+                for records in book.records.values()
+                for id, record in records.items()
+            }
+            if book
+            else {}
+        )
+
+
+class Scratch:
+    """Lets a batch be drawn against the model as its earlier events will leave it."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._books = deepcopy(model.books)
+
+    def undo(self) -> None:
+        self._model.books = self._books
+
+
+def walk(bench: Bench, **how: Any) -> None:
+    class OnThisBench(EngineMachine):
+        def __init__(self) -> None:
+            super().__init__(bench)
+
+    run_state_machine_as_test(
+        OnThisBench,
+        settings=settings(
+            derandomize=True,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            **how,
+        ),
+    )
+
+
+def test_the_engine_does_what_the_model_says(database_url: str) -> None:
+    with bench_on(database_url) as bench:
+        walk(bench, max_examples=25, stateful_step_count=25)
+
+
+# The checker checked: faults planted in the engine, each of which it must notice. Where a
+# constraint of the tables would be in the way, it is taken out of this test's own database first.
+
+
+def dedup_is_removed(patch: pytest.MonkeyPatch) -> None:
+    load = PostgresTransaction.load
+
+    async def load_nothing_known(self: PostgresTransaction, want: Want) -> Any:
+        want.events.clear()
+        return await load(self, want)
+
+    patch.setattr(PostgresTransaction, "load", load_nothing_known)
+
+
+def any_content_is_the_same(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(rules, "_says_the_same", lambda known, actor, event: known.actor_id == actor)
+
+
+def anybody_is_the_author(patch: pytest.MonkeyPatch) -> None:
+    says_the_same = rules._says_the_same
+    patch.setattr(
+        rules,
+        "_says_the_same",
+        lambda known, actor, event: says_the_same(known, known.actor_id, event),
+    )
+
+
+def heads(patch: pytest.MonkeyPatch, off: int) -> None:
+    """The head is wrong after every change of an expense."""
+    apply = BudgetState.apply
+
+    def apply_wrongly(self: BudgetState, change: Change) -> None:
+        if change.row.event_type == "expense.add":
+            head = change.budget.last_sequence + off
+            change = change._replace(budget=change.budget._replace(last_sequence=head))
+        apply(self, change)
+
+    patch.setattr(BudgetState, "apply", apply_wrongly)
+
+
+def a_sequence_is_used_twice(patch: pytest.MonkeyPatch) -> None:
+    heads(patch, -1)
+
+
+def a_sequence_is_left_out(patch: pytest.MonkeyPatch) -> None:
+    heads(patch, 1)
+
+
+def verdicts_come_before_the_commit(patch: pytest.MonkeyPatch) -> None:
+    """… and the commit does not come."""
+
+    async def write(self: PostgresTransaction, states: Sequence[BudgetState]) -> None:
+        pass
+
+    patch.setattr(PostgresTransaction, "write", write)
+
+
+def a_stale_version_wins(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(rules, "_stale", lambda record, event: record.deleted)
+
+
+def a_tombstone_lives(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(rules, "_stale", lambda record, event: record.version != event.stated_version)
+
+
+def null_is_absent(patch: pytest.MonkeyPatch) -> None:
+    named = Event.named
+    patch.setattr(
+        Event,
+        "named",
+        lambda self: {name: value for name, value in named(self).items() if value is not None},
+    )
+
+
+def membership_is_not_looked_at(patch: pytest.MonkeyPatch) -> None:
+    access = rules._access
+
+    def accepts(state: BudgetState, actor: UserId, event: Event) -> Any:
+        return access(state, state.budget.owner_id if state.budget else actor, event)
+
+    patch.setattr(rules, "_access", accepts)
+
+
+def replay_is_off_by_one(patch: pytest.MonkeyPatch) -> None:
+    in_sql(patch, "READ_PAGE", "sequence > $3", "sequence > $3 + 1")
+
+
+def replay_repeats_the_last_one(patch: pytest.MonkeyPatch) -> None:
+    in_sql(patch, "READ_PAGE", "sequence > $3", "sequence >= $3")
+
+
+def replay_is_for_everybody(patch: pytest.MonkeyPatch) -> None:
+    in_sql(patch, "READ_PAGE", "p.active OR $2 IS NULL", "p.active OR $2 IS NULL OR true")
+
+
+def a_cascade_forgets_expenses(patch: pytest.MonkeyPatch) -> None:
+    in_sql(patch, "CASCADE", "NOT e.deleted", "NOT e.deleted AND e.version > 1")
+
+
+def a_cascade_forgets_the_digest(patch: pytest.MonkeyPatch) -> None:
+    in_sql(patch, "LOAD_CASCADES", "NOT e.deleted", "NOT e.deleted AND e.version > 1")
+
+
+def an_edit_forgets_its_sequence(patch: pytest.MonkeyPatch) -> None:
+    in_sql(patch, "UPSERT_EXPENSES", "last_sequence = excluded", "last_sequence = expenses")
+
+
+def stop_goes_on(patch: pytest.MonkeyPatch) -> None:
+    submit = Committer.submit
+    patch.setattr(
+        Committer, "submit", lambda self, user, events, mode: submit(self, user, events, "each")
+    )
+
+
+def one_delivery_is_lost(patch: pytest.MonkeyPatch) -> None:
+    deliver = Bench._deliver
+    patch.setattr(
+        Bench, "_deliver", lambda self, budget_id, rows: deliver(self, budget_id, rows[:3])
+    )
+
+
+def in_sql(patch: pytest.MonkeyPatch, name: str, before: str, after: str) -> None:
+    statement: str = getattr(event_log, name)
+    assert before in statement
+    patch.setattr(event_log, name, statement.replace(before, after))
+
+
+@pytest.mark.parametrize(
+    ("fault", "in_the_way"),
+    [
+        (dedup_is_removed, "ALTER TABLE accepted_events DROP CONSTRAINT accepted_events_pkey"),
+        (any_content_is_the_same, None),
+        (anybody_is_the_author, None),
+        (a_sequence_is_used_twice, "DROP INDEX accepted_events_by_sequence"),
+        (a_sequence_is_left_out, None),
+        (verdicts_come_before_the_commit, None),
+        (a_stale_version_wins, None),
+        (a_tombstone_lives, None),
+        (null_is_absent, None),
+        (membership_is_not_looked_at, None),
+        (replay_is_off_by_one, None),
+        (replay_repeats_the_last_one, None),
+        (replay_is_for_everybody, None),
+        (a_cascade_forgets_expenses, None),
+        (a_cascade_forgets_the_digest, None),
+        (an_edit_forgets_its_sequence, None),
+        (stop_goes_on, None),
+        (one_delivery_is_lost, None),
+    ],
+)
+def test_the_model_notices_when(
+    fault: Callable[[pytest.MonkeyPatch], None],
+    in_the_way: str | None,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with bench_on(database_url) as bench:
+        if in_the_way is not None:
+            bench.run(bench.execute(in_the_way))
+        fault(monkeypatch)
+        with pytest.raises(AssertionError):
+            walk(
+                bench,
+                max_examples=25,
+                stateful_step_count=25,
+                phases=[Phase.generate],
+                report_multiple_bugs=False,
+            )
