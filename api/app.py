@@ -33,11 +33,15 @@ REST_READS_MAX = 4  # connections beside those of the hub's own readers
 class NotMigrated(Exception):
     """The database lacks migrations of this version of the code."""
 
+    def __str__(self) -> str:
+        return f"run `budget-hub migrate` first; missing: {super().__str__()}"
+
 
 class App:
     """The ASGI application: sockets to one side, everything else to Starlette."""
 
-    def __init__(self, socket: ASGIApp, rest: ASGIApp) -> None:
+    def __init__(self, hub: Hub, socket: ASGIApp, rest: ASGIApp) -> None:
+        self.drain = hub.drain
         self._socket = socket
         self._rest = rest
 
@@ -89,7 +93,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             if bus is not None:
                 tasks.append(background.create_task(bus.run(hub.received, hub.sweep)))
             try:
-                yield App(socket, rest)
+                yield App(hub, socket, rest)
             finally:
                 await hub.close()
                 for task in tasks:

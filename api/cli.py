@@ -26,7 +26,7 @@ from api.app import NotMigrated
 from api.auth.tokens import Tokens
 from api.logs import configure
 from api.settings import Settings, SettingsError
-from hub.errors import Disconnected
+from hub.errors import BadData, Disconnected
 from storage.database import Database, translated
 from storage.embedded import EmbeddedError, EmbeddedPostgres, EmbeddedRedis
 from storage.migrate import migrate as apply_migrations, pending
@@ -54,7 +54,9 @@ main = typer.Typer(
 @main.command()
 def dev(
     host: Annotated[str, typer.Option(envvar="HOST", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(envvar="PORT", help="0 lets the system choose.")] = 8000,
+    port: Annotated[
+        int, typer.Option(envvar="PORT", min=0, max=65535, help="0 lets the system choose.")
+    ] = 8000,
     data_dir: DataDir = Path(".data"),
     workers: Annotated[int, typer.Option(min=1, help="Processes on the one port.")] = 1,
 ) -> None:
@@ -105,6 +107,7 @@ def migrate() -> None:
     """Bring the database at DATABASE_URL up to date."""
     with _one_line_errors():
         url = _database_url()
+        asyncio.run(_when_up(lambda: _reach(url)))
         applied = asyncio.run(_when_up(lambda: apply_migrations(url)))
         for name in applied:
             _out.print(f"applied {name}")
@@ -191,7 +194,7 @@ async def _verify(budget: UUID | None) -> int:
         with bar:
             async for difference in lines:
                 found += 1
-                typer.echo(str(difference))
+                sys.stdout.write(f"{difference}\n")  # `typer.echo` would write into the bar
     seen = bar.tasks[task]
     _err.print(f"{seen.completed} budgets, {seen.fields['events']} events, {found} differences")
     return found
@@ -261,9 +264,12 @@ def _dev_secret(data_dir: Path, *, make: bool = True) -> str:
 
 
 async def _reach(database_url: str) -> None:
-    with translated():
-        connection = await asyncpg.connect(database_url, timeout=5)
-        await connection.close()
+    try:
+        with translated():
+            connection = await asyncpg.connect(database_url, timeout=5)
+            await connection.close()
+    except BadData:  # its reason may quote the password
+        raise SettingsError("DATABASE_URL: cannot be read as the URL of a Postgres") from None
 
 
 async def _when_up(work: Callable[[], Awaitable[_T]]) -> _T:
@@ -297,7 +303,7 @@ def _one_line_errors() -> Iterator[None]:
         _err.print(f"budget-hub: the database is out of reach: {error}")
         raise typer.Exit(1) from None
     except NotMigrated as error:
-        _err.print(f"budget-hub: run `budget-hub migrate` first; missing: {error}")
+        _err.print(f"budget-hub: {error}")
         raise typer.Exit(1) from None
     except server.WorkerFailed as error:
         _err.print(f"budget-hub: {error}")

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hub import wire_json
-from hub.errors import BadData, Code, Disconnected, HubError
+from hub.errors import BadData, Code, Disconnected, Held, HubError, LostRace
 from hub.events import INTEGER_MAX, Uuid, describe
 from hub.ports import Authenticator, Principal
 
@@ -110,6 +110,10 @@ async def on_disconnected(request: Request, error: Exception) -> Response:
     return error_response(request, Code.UNAVAILABLE)
 
 
+async def on_held(request: Request, error: Exception) -> Response:
+    return error_response(request, Code.BUSY)
+
+
 async def on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     codes = {404: Code.NOT_FOUND, 405: Code.METHOD_NOT_ALLOWED}
@@ -126,6 +130,8 @@ async def on_defect(request: Request, error: Exception) -> Response:
 ERROR_HANDLERS = {
     HubError: on_hub_error,
     Disconnected: on_disconnected,
+    Held: on_held,
+    LostRace: on_held,
     BadData: on_defect,
     HTTPException: on_http_exception,
     Exception: on_defect,

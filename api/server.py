@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from types import FrameType
+from typing import Any
 
 import structlog
 import uvicorn
@@ -30,8 +31,9 @@ from hub.frames import FRAME_BYTES_MAX
 
 BACKLOG = 2048
 PING_S = 20.0  # a peer that answers no ping for as long is closed
-GRACEFUL_S = 10
+GRACEFUL_S = 5  # for REST requests and closing handshakes, after the drain
 WORKER_START_S = 60
+STOP_S = 25  # the drain, uvicorn's graceful time, and the closing of the connections
 RESTART_PAUSE_S = 1.0  # before a worker that died is replaced
 
 _LISTENING_FD = "BUDGET_HUB_LISTENING_FD"
@@ -66,10 +68,21 @@ def address(listening: socket.socket) -> str:
 
 
 class Server(uvicorn.Server):
-    """Exits 0 after SIGTERM and SIGINT: uvicorn would raise the signal again after the shutdown."""
+    """Drains before uvicorn closes the sockets, and exits 0 after SIGTERM and SIGINT: uvicorn would
+    raise the signal again after the shutdown."""
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], Coroutine[Any, Any, None]]):
+        super().__init__(config)
+        self._drain = drain
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()  # no new connections; another worker takes them from the shared socket
+        await self._drain()
+        await super().shutdown(sockets)
 
 
 async def serve(
@@ -96,7 +109,7 @@ async def serve(
             backlog=BACKLOG,
             timeout_graceful_shutdown=GRACEFUL_S,
         )
-        server = Server(config)
+        server = Server(config, app.drain)
         # What was built until now stays: keep the collector away from it. And a busy hub makes and
         # drops thousands of objects a second without a cycle among them: look for cycles seldom.
         gc.collect()
@@ -134,6 +147,7 @@ class Supervisor:
         self._listening = listening
         self._workers: dict[subprocess.Popen[bytes], socket.socket] = {}
         self._stopping = False
+        self._restarting = False
 
     def start(self) -> None:
         """Start the workers and return when all of them serve. Raises `WorkerFailed`."""
@@ -146,10 +160,15 @@ class Supervisor:
             raise
 
     def run(self) -> None:
-        """Replace workers that die; returns after SIGTERM or SIGINT, when all have stopped."""
+        """Replace workers that die, and on SIGHUP all of them, one by one; returns after SIGTERM or
+        SIGINT, when all have stopped."""
         for sig in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sig, self._told_to_stop)
+        signal.signal(signal.SIGHUP, self._told_to_restart)
         while not self._stopping:
+            if self._restarting:
+                self._restarting = False
+                self._replace(list(self._workers))
             for worker in [worker for worker in self._workers if worker.poll() is not None]:
                 _log.error("worker died", pid=worker.pid, exit_code=worker.returncode)
                 self._workers.pop(worker).close()
@@ -159,22 +178,38 @@ class Supervisor:
         self.stop()
 
     def stop(self) -> None:
-        """Tell the workers to stop and wait for them, `GRACEFUL_S` and a little more at most."""
-        for worker, ours in self._workers.items():
-            ours.close()
+        """Tell the workers to stop and wait for them, `STOP_S` at most."""
+        self._retire(list(self._workers))
+
+    def _replace(self, workers: list[subprocess.Popen[bytes]]) -> None:
+        """A new worker serves before an old one is told to stop. If a new one does not start, the
+        rest stay as they are."""
+        for worker in workers:
+            try:
+                _wait_ready(self._spawn())
+            except WorkerFailed as error:
+                _log.error("restart given up", error=str(error))
+                return
+            self._retire([worker])
+
+    def _retire(self, workers: list[subprocess.Popen[bytes]]) -> None:
+        for worker in workers:
+            self._workers.pop(worker).close()
             worker.terminate()
-        deadline = time.monotonic() + GRACEFUL_S + 5
-        for worker in self._workers:
+        deadline = time.monotonic() + STOP_S
+        for worker in workers:
             try:
                 worker.wait(max(deadline - time.monotonic(), 0))
             except subprocess.TimeoutExpired:
                 _log.error("worker did not stop", pid=worker.pid)
                 worker.kill()
                 worker.wait()
-        self._workers.clear()
 
     def _told_to_stop(self, sig: int, frame: FrameType | None) -> None:
         self._stopping = True
+
+    def _told_to_restart(self, sig: int, frame: FrameType | None) -> None:
+        self._restarting = True
 
     def _spawn(self) -> socket.socket:
         ours, theirs = socket.socketpair()

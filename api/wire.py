@@ -13,6 +13,7 @@ from collections import deque
 from typing import cast
 
 from starlette.types import Message, Receive, Send
+from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Opcode
 from websockets.http11 import Request
@@ -46,6 +47,11 @@ class DirectProtocol(WebSocketsSansIOProtocol):
             extensions = cast(dict[str, object], self.scope["extensions"])
             extensions[EXTENSION] = self
             self.transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+
+    async def send(self, message: ASGISendEvent) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body":
+            self.handshake_complete = True  # refused; else uvicorn logs an error for each
 
     async def run(self, session: Session, receive: Receive) -> None:
         """Give what arrives to the session until the connection ends."""

@@ -173,8 +173,9 @@ class Feed:
 
     def _end(self, subscriptions: list[Subscription], code: Code) -> None:
         for subscription in subscriptions:
-            subscription.end()
-            subscription.follower.ended(code)
+            if subscription.state is not State.ENDED:
+                subscription.end()
+                subscription.follower.ended(code)
 
     async def _fill(self) -> None:
         """The single reader: deliver from the log until nothing is known to be missing."""
@@ -219,16 +220,20 @@ class Feed:
             subscription.end()
             subscription.follower.refused(error.code)
             return
-        while subscription.cursor > self.position:  # the client is ahead of this node
-            await self._caught_up.wait()
-            if subscription.state is State.ENDED:
-                return
+        await self._reached(subscription)  # the client may be ahead of this node
+        if subscription.state is State.ENDED:
+            return
         subscription.follower.joined(subscription.cursor, page.head)
         self._give(subscription, page)
+        if page.deleted and subscription.cursor == page.head:
+            self._end([subscription], Code.BUDGET_DELETED)
         await self._catch_up(subscription)
 
     async def _catch_up(self, subscription: Subscription) -> None:
-        while subscription.state is State.CATCHING_UP:
+        while True:
+            await self._reached(subscription)
+            if subscription.state is not State.CATCHING_UP:
+                return
             if subscription.cursor == self.position:
                 subscription.state = State.LIVE
                 self.live.add(subscription)
@@ -246,6 +251,11 @@ class Feed:
                 return
             if page is not None:
                 self._give(subscription, page)
+
+    async def _reached(self, subscription: Subscription) -> None:
+        """Return when the feed is not behind the subscription (any more)."""
+        while subscription.cursor > self.position and subscription.state is not State.ENDED:
+            await self._caught_up.wait()
 
     async def _read(self, subscription: Subscription, up_to: int) -> Page | None:
         """The next page for this subscription, None if it ended meanwhile.

@@ -252,6 +252,11 @@ def error(request_id: RequestId, code: Code, detail: str | None = None) -> bytes
     return _encode({"type": "error", **_answering(request_id), "error": code.to_wire(detail)})
 
 
+def goaway(reconnect_after_ms: int, reason: str) -> bytes:
+    """The connection will be closed with 1012; the client should come back after that time."""
+    return _encode({"type": "goaway", "reconnectAfterMs": reconnect_after_ms, "reason": reason})
+
+
 def pong(request_id: RequestId, server_time_ms: int) -> bytes:
     return _encode({"type": "pong", **_answering(request_id), "serverTime": server_time_ms})
 

@@ -6,7 +6,7 @@ The way of an event: frame → `Session` → `Hub.submit` → `Committer` → `r
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -21,10 +21,21 @@ from hub.rules import LogRow
 from hub.verdicts import Verdict
 
 READERS_MAX = 4  # reads of the log at a time, whoever they are for
+RECONNECTS_PER_S = 500  # how fast the sessions of a drained hub come back to the others
+RECONNECT_MS_MIN = 1_000
+DRAIN_S = 8.0
 SWEEP_S = 1.0  # P7 allows 2 s from a lost message to the delivery
 SWEEP_FEEDS_MAX = 1_000  # in one statement
 
 _log = structlog.get_logger()
+
+
+class Leaving(Protocol):
+    """What the hub asks of its sessions when it drains."""
+
+    def go_away(self, reconnect_after_ms: int) -> None: ...
+
+    def leave(self) -> None: ...
 
 
 class Hub:
@@ -42,6 +53,8 @@ class Hub:
         self.log = log
         self.log_id = log_id
         self._bus = bus
+        self._jitter = jitter
+        self.sessions: set[Leaving] = set()
         self._feeds: dict[BudgetId, Feed] = {}
         self._gate = asyncio.Semaphore(READERS_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -101,6 +114,21 @@ class Hub:
             await asyncio.sleep(SWEEP_S)
             await self.sweep()
 
+    async def drain(self) -> None:
+        """Before the process ends: every session is told to go away, each to come back at a time of
+        its own so that the other hubs are not stormed; what was submitted gets its verdict; then
+        the sockets are closed."""
+        spread_ms = max(RECONNECT_MS_MIN, len(self.sessions) * 1000 / RECONNECTS_PER_S)
+        for session in list(self.sessions):
+            session.go_away(int(self._jitter() * spread_ms))
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                await self._committer.drain()
+        except TimeoutError:
+            _log.warning("drain ended before every event had its verdict")
+        for session in list(self.sessions):
+            session.leave()
+
     async def close(self) -> None:
         """Finish what was submitted, then stop everything in the background."""
         await self._committer.drain()
@@ -123,9 +151,10 @@ class Hub:
         feed.listening.set()
 
     def _abandoned(self, feed: Feed) -> None:
-        del self._feeds[feed.budget_id]
-        if self._bus is not None:
-            self._bus.unsubscribe(feed.budget_id)
+        if self._feeds.get(feed.budget_id) is feed:
+            del self._feeds[feed.budget_id]
+            if self._bus is not None:
+                self._bus.unsubscribe(feed.budget_id)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -6,7 +6,8 @@
 |                |                        | nothing for `AUTH_S`: closed 4401                     |
 | AUTHENTICATING | nothing (not read)     | the token is good: OPEN; else closed 4401             |
 | OPEN           | every client frame     | the token ends (4401), a fatal frame (4400), a defect |
-|                |                        | of ours (1011)                                        |
+|                |                        | of ours (1011), the hub drains: LEAVING               |
+| LEAVING        | nothing (not read)     | the verdicts in flight are sent: closed 1012          |
 | CLOSED         | nothing                | reached from everywhere, also when the peer goes      |
 
 A session is called, it never waits: `received` acts on a frame at once. While
@@ -36,6 +37,7 @@ AUTH_S = 5.0
 EXPIRING_S = 60  # `auth.expiring` comes this long before the end of the token
 HEARTBEAT_S = 15.0
 IN_FLIGHT_EVENTS_MAX = 400
+RESTART = 1012  # close code
 SUBSCRIPTIONS_MAX = 200
 LIMITS = {
     "frameBytesMax": FRAME_BYTES_MAX,
@@ -51,6 +53,7 @@ class State(Enum):
     NEW = "new"
     AUTHENTICATING = "authenticating"
     OPEN = "open"
+    LEAVING = "leaving"
     CLOSED = "closed"
 
 
@@ -95,6 +98,7 @@ class Session:
         subprotocols offered; without both the first frame must authenticate. `follow` is a budget
         and a key to subscribe to as soon as the session is open."""
         self._follow_at_once = follow
+        self._hub.sessions.add(self)
         if principal is not None:
             self._open(principal)
             return
@@ -104,8 +108,8 @@ class Session:
 
     def received(self, text: bytes | str) -> None:
         """A message from the peer."""
-        if self._state is State.CLOSED:
-            return
+        if self._state in (State.CLOSED, State.LEAVING):
+            return  # read before we stopped reading; the client sends it again
         try:
             self._act(frames.parse(text))
         except BadFrame as bad:
@@ -129,12 +133,26 @@ class Session:
     def lost(self) -> None:
         """The peer is gone."""
         self._state = State.CLOSED
+        self._hub.sessions.discard(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         for following in list(self._following.values()):
             following.subscription.end()
         self._following.clear()
+
+    def go_away(self, reconnect_after_ms: int) -> None:
+        """The hub drains: take nothing more, and tell the client when to come back."""
+        if self._state is State.OPEN:
+            self._state = State.LEAVING
+            self._wire.write(frames.goaway(reconnect_after_ms, "deploy"))
+            self._read_or_not()
+
+    def leave(self) -> None:
+        """Close with 1012; what was written is sent before."""
+        if self._state is not State.CLOSED:
+            self._wire.close(RESTART, "restart")
+            self.lost()
 
     def close(self, code: Code) -> None:
         """Say why, and close with the code's close code."""
@@ -169,7 +187,7 @@ class Session:
     def _read_or_not(self) -> None:
         """Read from the peer exactly while there is room for what it says."""
         reading = (
-            self._state is not State.AUTHENTICATING
+            self._state not in (State.AUTHENTICATING, State.LEAVING)
             and self._in_flight < IN_FLIGHT_EVENTS_MAX
             and not self._wire.full
         )
@@ -265,7 +283,7 @@ class Session:
         self._in_flight -= events
         if answer.exception() is not None:
             self.close(Code.INTERNAL_SERVER_ERROR)
-        elif self._state is State.OPEN:
+        elif self._state is not State.CLOSED:
             self._wire.write(frames.results(request_id, answer.result()))
             if not self._reading:
                 self._read_or_not()

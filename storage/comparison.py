@@ -119,18 +119,17 @@ async def compare(
             yield difference
     log = await connection.fetchrow(MEASURE_LOG, budget_id, timeout=STATEMENT_TIMEOUT_S)
     assert log is not None  # an aggregate always has its row
-    head = None if budget is None else budget.last_sequence
     stated = None if budget is None else budget.digest
     followed = stated if replica is None else replica.digest
-    for difference in _of_values(
-        budget_id,
-        "",
-        {"head": log["head"], "log rows": log["head"], "eventIds": log["rows"]}
-        | {"digest": followed, "digest of the records": followed},
-        {"head": head, "log rows": log["rows"], "eventIds": log["ids"]}
-        | {"digest": stated, "digest of the records": digest % DIGEST_MODULUS},
+    for what, expected, found in (
+        ("head", log["head"], None if budget is None else budget.last_sequence),
+        ("log rows", log["head"], log["rows"]),
+        ("eventIds", log["rows"], log["ids"]),
+        ("digest", followed, stated),
+        ("digest of the records", followed, digest % DIGEST_MODULUS),
     ):
-        yield difference
+        for difference in _of_values(budget_id, "", {what: expected}, {what: found}):
+            yield difference
 
 
 class _Replay:
@@ -229,13 +228,16 @@ def _of_values(
     for name in (*expected, *sorted(found.keys() - expected.keys())):
         due, seen = expected.get(name, _ABSENT), found.get(name, _ABSENT)
         if due != seen:
-            yield Difference(budget_id, prefix + name, _shown(name, due), _shown(name, seen))
+            private = name in _PERSONAL or name not in expected
+            yield Difference(
+                budget_id, prefix + name, _shown(name, due, private), _shown(name, seen, private)
+            )
 
 
-def _shown(name: str, value: object) -> str:
+def _shown(name: str, value: object, private: bool) -> str:
     if value is None:
         return "null"
-    if name in _PERSONAL and value is not _ABSENT:
+    if private and value is not _ABSENT:
         return "a text (not shown)"
     if name in _DIGESTS and isinstance(value, int):
         return digest_text(value)

@@ -264,7 +264,7 @@ class Device:
         stream.cursor = body["toSequence"]
         stream.events += [
             StreamEvent(raw, event, frame.at_s)
-            for raw, event in zip(_raw_events(message), events, strict=True)
+            for raw, event in zip(raw_events(message), events, strict=True)
         ]
 
     def _take_results(self, body: Json) -> None:
@@ -282,7 +282,7 @@ def _must(holds: bool, otherwise: str) -> None:
         raise Broken(otherwise)
 
 
-def _raw_events(message: str) -> list[bytes]:
+def raw_events(message: str) -> list[bytes]:
     """The text of each event of an `events` frame."""
     decoder = json.JSONDecoder()
     at = message.index('"events":[') + len('"events":[')

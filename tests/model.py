@@ -376,6 +376,9 @@ def wire_event(draw: st.DrawFn, model: Model, budget_ids: Sequence[str], event_i
     record_id = budget_id
     if kind != "budget":
         ids = (unused if event_type.endswith(_ADDING) else live)[kind] if sensible else []
+        tombstones = [id for id in records[kind] if id not in live[kind]]
+        if tombstones and draw(st.integers(0, 11)) == 11:
+            ids = tombstones
         record_id = event["recordId"] = draw(st.sampled_from(ids or _POOLS[kind]))
     if not event_type.endswith(_ADDING):
         current = records[kind][record_id]["version"] if record_id in records[kind] else 1
@@ -384,10 +387,12 @@ def wire_event(draw: st.DrawFn, model: Model, budget_ids: Sequence[str], event_i
         )
     required, optional = TYPES[event_type]
     named = draw(st.sets(st.sampled_from(optional))) if optional else set()
+    if event_type == "expense.add" and live["category"] and draw(_mostly):
+        named.add("categoryId")
     for name in (*required, *sorted(named)):
         values = _VALUES[name]
         if name == "categoryId" and sensible:
-            values = st.sampled_from([*live["category"], None])
+            values = st.sampled_from([*live["category"] * 3, None])
         event[name] = draw(values)
     if not sensible and draw(st.booleans()):
         name = draw(st.sampled_from(sorted(event.keys() & _WRONG.keys())))
@@ -415,8 +420,8 @@ _POOLS = {"category": CATEGORIES, "expense": EXPENSES}
 _ADDING = (".create", ".add")
 _EVENT_TYPES = [
     *["expense.add", "expense.edit"] * 9,
-    *["category.add", "category.edit"] * 4,
-    *["expense.delete", "category.delete", "budget.edit"] * 3,
+    *["category.add", "category.delete"] * 4,
+    *["category.edit", "expense.delete", "budget.edit"] * 3,
     "budget.create",
     "budget.delete",
 ]
