@@ -19,7 +19,7 @@ from api.http import ERROR_HANDLERS, RequestId
 from api.settings import Settings
 from api.socket import SyncSocket
 from hub.committer import APART_MAX, LANES
-from hub.hub import READERS_MAX, Hub
+from hub.hub import READERS_MAX, Hub, Rates
 from storage.bus import RedisBus
 from storage.database import Database
 from storage.event_log import PostgresLog
@@ -70,7 +70,8 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         bus = None
         if settings.redis_url is not None:
             bus = RedisBus(settings.redis_url, log_id, uuid.uuid4().bytes, jitter=random.random)
-        hub = Hub(log, log_id, bus, now_ms=now_ms, jitter=random.random)
+        rates = Rates(settings.events_per_s_connection, settings.events_per_s_user)
+        hub = Hub(log, log_id, bus, now_ms=now_ms, jitter=random.random, rates=rates)
         tokens = Tokens([settings.auth_secret.encode()], now=time.time)
         identity = LocalIdentity(
             [settings.auth_secret.encode()], Users(database), now=time.time, new_id=new_id

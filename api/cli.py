@@ -221,7 +221,9 @@ async def _import(file: BinaryIO) -> Header:
 @asynccontextmanager
 async def _opened() -> AsyncIterator[Database]:
     """The database at DATABASE_URL. Raises `SettingsError`, `Disconnected`, `NotMigrated`."""
-    database = await Database.connect(_database_url(), commits_max=1, reads_max=1)
+    url = _database_url()
+    await _reach(url)
+    database = await Database.connect(url, commits_max=1, reads_max=1)
     try:
         async with database.reading() as connection:
             if lacking := await pending(connection):

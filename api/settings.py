@@ -41,6 +41,14 @@ class Settings(BaseModel):
         str,
         Field(description=f"Signs the local tokens; at least {AUTH_SECRET_BYTES_MIN} bytes"),
     ]
+    events_per_s_connection: Annotated[
+        int,
+        Field(ge=1, description="What one socket may send in the long run; ten seconds' at once"),
+    ] = 500
+    events_per_s_user: Annotated[
+        int,
+        Field(ge=1, description="What one user may send to this process over all his sockets"),
+    ] = 1000
     log_format: Annotated[
         Literal["json", "console"], Field(description="`json` for machines, `console` for people")
     ] = "json"

@@ -30,6 +30,9 @@ from hub.session import Session
 EXTENSION = "budget.wire"
 HIGH_WATER_BYTES = 64 * 1024  # of what is written and not taken: above, the peer counts as slow
 
+STALLED = 4408  # close code
+CLOSE_S = 1.0  # for the close frame to leave, where the peer still reads
+
 _TEXT = 0x80 | Opcode.TEXT  # a whole message in one frame
 _MASKED = 0x80
 
@@ -90,6 +93,14 @@ class DirectProtocol(WebSocketsSansIOProtocol):
         self.close_sent = True
         self.transport.resume_reading()  # the peer's closing frame must be read
         self.close_timer = self.loop.call_later(self.close_timeout, self.transport.close)
+
+    def keepalive_timeout(self) -> None:
+        """The peer has not answered a ping: it is gone, or has stopped reading. What is buffered
+        for it would hold the socket for ever, so the connection is dropped (P8)."""
+        self.pong_timer = None
+        self.pending_ping_payload = None
+        self.close(STALLED, "no answer")
+        self.loop.call_later(CLOSE_S, self.transport.abort)
 
     def pause_writing(self) -> None:
         super().pause_writing()

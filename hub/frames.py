@@ -248,8 +248,17 @@ def heads(heads: Mapping[BudgetId, int]) -> bytes:
     return _encode({"type": "heads", "heads": heads})
 
 
-def error(request_id: RequestId, code: Code, detail: str | None = None) -> bytes:
-    return _encode({"type": "error", **_answering(request_id), "error": code.to_wire(detail)})
+def error(
+    request_id: RequestId,
+    code: Code,
+    detail: str | None = None,
+    *,
+    retry_after_ms: int | None = None,
+) -> bytes:
+    described = code.to_wire(detail)
+    if retry_after_ms is not None:
+        described["retryAfterMs"] = retry_after_ms
+    return _encode({"type": "error", **_answering(request_id), "error": described})
 
 
 def goaway(reconnect_after_ms: int, reason: str) -> bytes:

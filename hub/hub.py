@@ -5,6 +5,7 @@ The way of an event: frame → `Session` → `Hub.submit` → `Committer` → `r
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
@@ -15,11 +16,14 @@ from hub.errors import Disconnected
 from hub.events import INTEGER_MAX, Submitted
 from hub.feed import Feed, Follower, Subscription, permitted
 from hub.frames import Frame, event_frames
+from hub.limits import Bucket, Rate, take
 from hub.ports import Bus, EventLog, Page
 from hub.records import BudgetId, UserId
 from hub.rules import LogRow
 from hub.verdicts import Verdict
 
+BURST_S = 10  # of the rate may be taken at once
+USERS_MAX = 10_000
 READERS_MAX = 4  # reads of the log at a time, whoever they are for
 RECONNECTS_PER_S = 500  # how fast the sessions of a drained hub come back to the others
 RECONNECT_MS_MIN = 1_000
@@ -28,6 +32,25 @@ SWEEP_S = 1.0  # P7 allows 2 s from a lost message to the delivery
 SWEEP_FEEDS_MAX = 1_000  # in one statement
 
 _log = structlog.get_logger()
+
+
+class Rates:
+    """How much a connection and a user may ask for; an event costs 1, any other frame 1.
+
+    The users' buckets of this process are kept until they are full again, `USERS_MAX` at most."""
+
+    def __init__(self, connection_per_s: float, user_per_s: float) -> None:
+        self.connection = Rate(connection_per_s, BURST_S * connection_per_s)
+        self._user = Rate(user_per_s, BURST_S * user_per_s)
+        self._buckets: OrderedDict[UserId, Bucket] = OrderedDict()
+
+    def of_user(self, user_id: UserId, cost: float, now_s: float) -> float:
+        """Take from the user's bucket; the seconds that are missing, 0 if it was taken."""
+        bucket = self._buckets.pop(user_id, None) or Bucket.filled(self._user, now_s)
+        self._buckets[user_id], missing_s = take(bucket, self._user, cost, now_s)
+        if len(self._buckets) > USERS_MAX:
+            self._buckets.popitem(last=False)
+        return missing_s
 
 
 class Leaving(Protocol):
@@ -49,7 +72,9 @@ class Hub:
         *,
         now_ms: Callable[[], int],
         jitter: Callable[[], float],
+        rates: Rates,
     ) -> None:
+        self.rates = rates
         self.log = log
         self.log_id = log_id
         self._bus = bus

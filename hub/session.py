@@ -29,6 +29,7 @@ from hub.events import EVENTS_PER_FRAME_MAX, parse_batch
 from hub.feed import Subscription
 from hub.frames import FRAME_BYTES_MAX, BadFrame, RequestId
 from hub.hub import Hub
+from hub.limits import Bucket, take
 from hub.ports import Authenticator, Principal, Wire
 from hub.records import BudgetId, UserId
 from hub.verdicts import Verdict
@@ -39,6 +40,7 @@ HEARTBEAT_S = 15.0
 IN_FLIGHT_EVENTS_MAX = 400
 RESTART = 1012  # close code
 SUBSCRIPTIONS_MAX = 200
+STRIKES_MAX = 20  # frames refused in a row by the rates, until the connection is closed
 LIMITS = {
     "frameBytesMax": FRAME_BYTES_MAX,
     "eventsPerFrameMax": EVENTS_PER_FRAME_MAX,
@@ -85,6 +87,8 @@ class Session:
         self._following: dict[BudgetId, _Following] = {}
         self._in_flight = 0  # events that await their verdicts
         self._reading = True
+        self._bucket = Bucket.filled(hub.rates.connection, now_ms() / 1000)
+        self._strikes = 0  # refusals in a row
         self._follow_at_once: tuple[BudgetId, int] | None = None
 
     def start(
@@ -176,13 +180,16 @@ class Session:
             case frames.Events():
                 self._submit(frame)
             case frames.Subscribe():
-                self._follow(frame.budget_id, frame.key, frame.id)
+                if self._may(frame.id, 1):
+                    self._follow(frame.budget_id, frame.key, frame.id)
             case frames.Unsubscribe():
                 self._unfollow(frame)
             case frames.Ping():
-                self._wire.write(frames.pong(frame.id, self._now_ms()))
+                if self._may(frame.id, 1):
+                    self._wire.write(frames.pong(frame.id, self._now_ms()))
             case frames.Auth():
-                self._spawn(self._renew(frame.token))
+                if self._may(frame.id, 1):
+                    self._spawn(self._renew(frame.token))
 
     def _read_or_not(self) -> None:
         """Read from the peer exactly while there is room for what it says."""
@@ -197,6 +204,24 @@ class Session:
                 self._wire.resume_reading()
             else:
                 self._wire.pause_reading()
+
+    def _may(self, request_id: RequestId, cost: int) -> bool:
+        """Whether the rates allow it; if not, the client is told when it may come again, and one
+        that does not listen is closed."""
+        now_s = self._now_ms() / 1000
+        rates = self._hub.rates
+        self._bucket, missing_s = take(self._bucket, rates.connection, cost, now_s)
+        if missing_s == 0:
+            missing_s = rates.of_user(self._user_id, cost, now_s)
+        if missing_s == 0:
+            self._strikes = 0
+            return True
+        self._strikes += 1
+        after_ms = int(missing_s * 1000) + 1
+        self._wire.write(frames.error(request_id, Code.RATE_LIMITED, retry_after_ms=after_ms))
+        if self._strikes > STRIKES_MAX:
+            self.close(Code.RATE_LIMITED)
+        return False
 
     # Who it is, and for how long.
 
@@ -272,6 +297,8 @@ class Session:
             events = parse_batch(frame.events, EVENTS_PER_FRAME_MAX)
         except HubError as error:
             self._wire.write(frames.error(frame.id, error.code, error.detail))
+            return
+        if not self._may(frame.id, len(events)):
             return
         self._in_flight += len(events)
         answer = self._hub.submit(self._user_id, events, frame.mode)

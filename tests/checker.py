@@ -23,7 +23,8 @@ be; its work is linear in the history's length. What it finds, by `Violation.rul
 | `state`     | a snapshot that is not what the log makes (P6)                                  |
 | `broken`    | anything else that a device refused to believe                                  |
 
-An event without a final verdict may be in the log or not, but never twice.
+An event without a final verdict may be in the log or not, but never twice. Histories with events
+of the server's own making (`participant.*`) are not for this checker.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,12 +49,12 @@ class Violation(AssertionError):
 
 
 class LogRow(NamedTuple):
-    """`event` is the stream event as it is stored; `version` is None for membership events."""
+    """`event` is the stream event as it is stored."""
 
     budget_id: str
     sequence: int
     event_id: str
-    version: int | None
+    version: int
     event: bytes
 
 
@@ -100,7 +101,7 @@ class Figures:
     retryable: int = 0
     unknown: int = 0  # events without a final verdict
     budgets: int = 0
-    contested: int = 0  # versions that more than one event wanted to follow
+    contested: int = 0  # versions that several events wanted to follow
     observers: int = 0
     observed: int = 0
 
@@ -177,10 +178,14 @@ class History:
             self._check_log(rows, places)
         for key, sent in self._sent.items():
             self._check_verdicts(sent, places.get(key))
+        conflicts: dict[str, list[_Sent]] = {budget_id: [] for budget_id in budgets}
+        for sent in self._sent.values():
+            if any(verdict["status"] == "conflict" for _, verdict in sent.verdicts):
+                conflicts.setdefault(sent.event["budgetId"], []).append(sent)
         contested = 0
         for budget_id, rows in budgets.items():
             self._check_real_time(rows)
-            contested += self._check_records(budget_id, rows, snapshots.get(budget_id, []))
+            contested += self._check_records(rows, conflicts[budget_id], snapshots[budget_id])
         for watch in self._watches.values():
             self._check_watch(watch, budgets.get(watch.budget_id, []))
         for observer, how in self._broken:
@@ -255,13 +260,13 @@ class History:
                     known_s, known_key = at_s, key
 
     def _check_records(
-        self, budget_id: str, rows: Sequence[LogRow], snapshots: Sequence[Json]
+        self, rows: Sequence[LogRow], conflicts: Sequence[_Sent], snapshots: Sequence[Json]
     ) -> int:
         """Versions, conflicts, verdicts' records and the final state; how many were contested."""
+        budget_id = rows[0].budget_id
         replica = Replica(budget_id)
         versions: dict[str, int] = {}
         records: dict[tuple[str, int], Json] = {}  # by id and version
-        wanted: dict[tuple[str, int], int] = {}
         for row in rows:
             key = budget_id, row.event_id
             sent = self._sent[key]
@@ -274,7 +279,6 @@ class History:
             if stated != before:
                 self._fail("contest", f"stated version {stated}, changed version {before}", key)
             versions[record_id] = before + 1
-            wanted[record_id, stated] = 1
             try:
                 replica.apply(body)
             except (Diverged, KeyError) as diverged:
@@ -285,11 +289,9 @@ class History:
                 for _, verdict in sent.accepted:
                     if verdict["record"] != record:
                         self._fail("record", f"told {verdict['record']}, is {record}", key)
-        for key, sent in self._sent.items():
-            if key[0] == budget_id:
-                self._check_conflicts(sent, versions, records, wanted)
-        if not snapshots:
-            raise Violation("state", f"no snapshot of {budget_id}")
+        contested: set[tuple[str, int]] = set()
+        for sent in conflicts:
+            contested |= self._check_conflicts(sent, versions, records)
         for snapshot in snapshots:
             try:
                 difference = replica.difference(Replica.from_snapshot(snapshot))
@@ -297,29 +299,31 @@ class History:
                 difference = str(diverged)
             if difference is not None:
                 raise Violation("state", f"{budget_id}, the log against a snapshot: {difference}")
-        return sum(number > 1 for number in wanted.values())
+        return len(contested)
 
     def _check_conflicts(
         self,
         sent: _Sent,
         versions: Mapping[str, int],
         records: Mapping[tuple[str, int], Json],
-        wanted: dict[tuple[str, int], int],
-    ) -> None:
-        conflicts = [v["currentRecord"] for _, v in sent.verdicts if v["status"] == "conflict"]
-        for current in conflicts:
-            key, record_id = _key(sent.event), current["id"]
-            stated, won = sent.event["version"], versions.get(record_id, 0)
-            if not stated < current["version"] <= won and not current.get("deleted"):
-                what = f"conflict at version {stated} with {current['version']}, the last is {won}"
+    ) -> set[tuple[str, int]]:
+        """The versions, by record, that somebody else must have won, and did."""
+        key, stated = _key(sent.event), sent.event["version"]
+        contested: set[tuple[str, int]] = set()
+        for _, verdict in sent.verdicts:
+            if verdict["status"] != "conflict":
+                continue
+            current = verdict["currentRecord"]
+            record_id, version = current["id"], current["version"]
+            won = versions.get(record_id, 0)
+            if not stated < version <= won and not current.get("deleted"):
+                what = f"conflict at version {stated} with {version}, the last one is {won}"
                 self._fail("contest", what, key)
-            record = records.get((record_id, current["version"]))
+            record = records.get((record_id, version))
             if record is not None and record != current:
                 self._fail("record", f"in conflict with {current}, is {record}", key)
-        if conflicts:
-            wanted[conflicts[0]["id"], sent.event["version"]] = (
-                wanted.get((conflicts[0]["id"], sent.event["version"]), 0) + 1
-            )
+            contested.add((record_id, stated))
+        return contested
 
     def _check_watch(self, watch: _Watch, rows: Sequence[LogRow]) -> None:
         cursor: int | None = None

@@ -40,12 +40,13 @@ class Process:
         environ: Mapping[str, str],
         *,
         cwd: Path | None = None,
+        program: Sequence[str | Path] = (PROGRAM,),
     ) -> None:
         self.out_path = folder / f"{name}.out"
         self.err_path = folder / f"{name}.err"
         with self.out_path.open("xb") as out, self.err_path.open("xb") as err:
             self._popen = subprocess.Popen(
-                [PROGRAM, *arguments],
+                [*program, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -128,8 +129,14 @@ class Node(Process):
 
     url: str
 
-    def __init__(self, folder: Path, name: str, environ: Mapping[str, str]) -> None:
-        super().__init__(folder, name, ["serve"], environ)
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        environ: Mapping[str, str],
+        program: Sequence[str | Path] = (PROGRAM,),
+    ) -> None:
+        super().__init__(folder, name, ["serve"], environ, program=program)
 
     async def up(self) -> Self:
         self.url = await self.serving()
@@ -155,10 +162,19 @@ class Node(Process):
 
 
 class Cluster:
-    """Nodes on one database and one Redis. `database_url` is migrated already."""
+    """Nodes on one database and one Redis. `database_url` is migrated already.
 
-    def __init__(self, folder: Path, database_url: str, redis_url: str | None) -> None:
+    `program` stands for `budget-hub`: one that has a defect planted, say."""
+
+    def __init__(
+        self,
+        folder: Path,
+        database_url: str,
+        redis_url: str | None,
+        program: Sequence[str | Path] = (PROGRAM,),
+    ) -> None:
         self.folder = folder
+        self._program = program
         self.database_url = database_url
         self.redis_url = redis_url
         self.nodes: list[Node] = []  # all that were ever started, in order
@@ -174,7 +190,7 @@ class Cluster:
     async def start(self, **settings: str) -> Node:
         """One more node, with settings of its own: `REDIS_URL=proxy.url`."""
         name = f"node-{len(self.nodes)}"
-        node = Node(self.folder, name, {**self._environ, **settings})
+        node = Node(self.folder, name, {**self._environ, **settings}, self._program)
         self.nodes.append(node)
         return await node.up()
 

@@ -1,0 +1,1168 @@
+"""The commit and its traps (design 4), on a real Postgres: each test here fails without the remedy
+it is about. Promises P1 to P5.
+
+Two nodes are two committers with connections of their own. `Halting` stops a node inside its
+transaction, so that what races can be put in either order; nothing here waits for time to pass.
+"""
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Self
+
+import asyncpg
+import orjson
+import pytest
+from structlog.testing import capture_logs
+
+from hub import committer as committer_module
+from hub.committer import Committer, Mode
+from hub.errors import Disconnected
+from hub.events import EVENTS_PER_FRAME_MAX, INTEGER_MAX, parse_batch
+from hub.ports import Want
+from hub.records import BudgetId, UserId
+from hub.rules import BudgetState, LogRow
+from hub.verdicts import Verdict
+from loadtest.replica import Replica
+from storage import database as database_module
+from storage.database import Database
+from storage.event_log import PostgresLog, PostgresTransaction
+from storage.snapshots import Snapshots
+from tests.proxy import Proxy
+
+DEADLINE_S = 30.0
+NOW_MS = 1_800_000_000_000
+
+Wire = dict[str, Any]
+
+_numbers = itertools.count(1)
+
+
+def new_id() -> str:
+    """Later ids are greater."""
+    return f"00000000-0000-4000-b000-{next(_numbers):012x}"
+
+
+def event(event_type: str, budget_id: BudgetId, **fields: Any) -> Wire:
+    head = {"eventId": new_id(), "eventType": event_type, "budgetId": budget_id, "when": 1}
+    return {**head, **fields}
+
+
+def create(budget_id: BudgetId, title: str = "Home") -> Wire:
+    return event("budget.create", budget_id, title=title)
+
+
+def edit(budget_id: BudgetId, version: int, **fields: Any) -> Wire:
+    return event("budget.edit", budget_id, version=version, **fields)
+
+
+def expense(budget_id: BudgetId, **fields: Any) -> Wire:
+    of_expense = {"recordId": new_id(), "amount": "1.50", "date": "2026-03-01"}
+    return event("expense.add", budget_id, **of_expense | fields)
+
+
+class Node:
+    """The committer of one hub, and what it delivered."""
+
+    def __init__(self, log: PostgresLog, **how: Any) -> None:
+        self.log = log
+        self.delivered: list[tuple[BudgetId, int]] = []
+        self.committer = Committer(
+            log, self.deliver, now_ms=lambda: NOW_MS, jitter=lambda: 0.5, **how
+        )
+
+    def deliver(self, budget_id: BudgetId, rows: Sequence[LogRow]) -> None:
+        self.delivered += [(budget_id, row.sequence) for row in rows]
+
+    def send(
+        self, user: UserId, *events: Wire, mode: Mode = "stop"
+    ) -> asyncio.Future[list[Verdict]]:
+        submitted = parse_batch(list(events), EVENTS_PER_FRAME_MAX)
+        return self.committer.submit(user, submitted, mode)
+
+    async def told(self, user: UserId, *events: Wire, mode: Mode = "stop") -> list[Wire]:
+        """The verdicts, on the wire."""
+        return wires(await within(self.send(user, *events, mode=mode)))
+
+    async def made(self, user: UserId, *events: Wire) -> list[Wire]:
+        """The verdicts of events that are all accepted."""
+        verdicts = await self.told(user, *events)
+        assert [verdict["status"] for verdict in verdicts] == ["accepted"] * len(events)
+        return verdicts
+
+    async def new_budget(self, user: UserId = "ann") -> BudgetId:
+        budget_id = new_id()
+        await self.made(user, create(budget_id))
+        return budget_id
+
+
+def wires(verdicts: Sequence[Verdict]) -> list[Wire]:
+    return [orjson.loads(orjson.dumps(verdict.to_wire())) for verdict in verdicts]
+
+
+def outcomes(verdicts: Sequence[Wire]) -> list[str]:
+    """`accepted`, `duplicate`, `conflict`, or the code of a rejection."""
+    return [
+        verdict["error"]["message"]
+        if "error" in verdict
+        else "duplicate"
+        if "duplicate" in verdict
+        else verdict["status"]
+        for verdict in verdicts
+    ]
+
+
+async def within(awaited: Awaitable[Any], timeout_s: float = DEADLINE_S) -> Any:
+    async with asyncio.timeout(timeout_s):
+        return await awaited
+
+
+class Halting(PostgresLog):
+    """The log, with hooks in its transactions: before the lock, before COMMIT and after it."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.transactions = 0
+        self.before_lock: Callable[[], Awaitable[None]] = nothing
+        self.before_commit: Callable[[], Awaitable[None]] = nothing
+        self.after_commit: Callable[[], Awaitable[None]] = nothing
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[PostgresTransaction]:
+        self.transactions += 1
+        await self.before_lock()
+        async with super().transaction() as transaction:
+            yield transaction
+            await self.before_commit()
+        await self.after_commit()
+
+
+async def nothing() -> None:
+    pass
+
+
+class Halt:
+    """A place where whoever comes first stops until released; the others pass."""
+
+    def __init__(self) -> None:
+        self._reached = asyncio.Event()
+        self._released = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def __call__(self) -> None:
+        if not self._reached.is_set():
+            self._reached.set()
+            await self._released.wait()
+            if self.error is not None:
+                raise self.error
+
+    async def reached(self) -> None:
+        await within(self._reached.wait())
+
+    def release(self, error: Exception | None = None) -> None:
+        """Let it go on, or fail there."""
+        self.error = error
+        self._released.set()
+
+
+def once(error: Exception) -> Callable[[], Awaitable[None]]:
+    """Fails the first time."""
+    errors = [error]
+
+    async def fail() -> None:
+        if errors:
+            raise errors.pop()
+
+    return fail
+
+
+class Elsewhere:
+    """A plain connection: another hub's locks, a look at what is committed, an operator's hand."""
+
+    def __init__(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        self.connection = connection
+        self.execute = connection.execute
+        self.fetchval = connection.fetchval
+
+    @asynccontextmanager
+    async def holding(self, *budget_ids: BudgetId) -> AsyncIterator[None]:
+        """Another hub is busy with these budgets."""
+        async with self.connection.transaction():
+            rows = await self.connection.fetch(
+                "SELECT FROM budgets WHERE id = ANY($1::uuid[]) FOR NO KEY UPDATE", budget_ids
+            )
+            assert len(rows) == len(budget_ids)
+            yield
+
+    async def log(self, *budget_ids: BudgetId) -> list[tuple[str, int, str]]:
+        """Budget, sequence and eventId of what is committed, in order."""
+        rows = await self.connection.fetch(
+            """
+            SELECT budget_id::text, sequence, event_id::text FROM accepted_events
+            WHERE budget_id = ANY($1::uuid[]) ORDER BY budget_id, sequence
+            """,
+            budget_ids,
+        )
+        return [tuple(row) for row in rows]  # type: ignore[misc]
+
+    async def someone_waits(self) -> None:
+        """Return when a hub waits for a lock."""
+
+        async def waits() -> bool:
+            return bool(
+                await self.fetchval(
+                    """
+                    SELECT count(*) FROM pg_stat_activity
+                    WHERE datname = current_database() AND application_name = 'budget-hub'
+                      AND wait_event_type = 'Lock'
+                    """
+                )
+            )
+
+        await eventually(waits)
+
+    async def kill_who_is(self, state: str) -> None:
+        """End the server side of every hub connection in this state."""
+        killed = await self.fetchval(
+            """
+            SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity
+            WHERE datname = current_database() AND application_name = 'budget-hub' AND state = $1
+            """,
+            state,
+        )
+        assert killed
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not await condition():
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow machine nothing here may run into the timeouts it is not about."""
+    set_session(monkeypatch, lock_timeout="60s", idle_in_transaction_session_timeout="60s")
+
+
+def set_session(monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:
+    """For connections made from now on."""
+    for name, value in settings.items():
+        monkeypatch.setitem(database_module.COMMIT_SESSION, name, value)
+
+
+@pytest.fixture
+async def nodes(database_url: str) -> AsyncIterator[Callable[..., Awaitable[Node]]]:
+    """Makes nodes, each with connections of its own."""
+    async with AsyncExitStack() as cleanup:
+
+        async def make(url: str = database_url, **how: Any) -> Node:
+            database = await Database.connect(url, commits_max=4, reads_max=2)
+            cleanup.push_async_callback(database.close)
+            node = Node(Halting(database), **how)
+            cleanup.push_async_callback(node.committer.drain)
+            return node
+
+        yield make
+
+
+Nodes = Callable[..., Awaitable[Node]]
+
+
+@pytest.fixture
+async def node(nodes: Nodes) -> Node:
+    return await nodes()
+
+
+@pytest.fixture
+async def elsewhere(database_url: str) -> AsyncIterator[Elsewhere]:
+    connection = await asyncpg.connect(database_url)
+    yield Elsewhere(connection)
+    await connection.close()
+
+
+def log_of(node: Node) -> Halting:
+    assert isinstance(node.log, Halting)
+    return node.log
+
+
+# Lock, then load: in two statements.
+
+
+async def test_p5_a_stale_edit_does_not_win_by_waiting_for_the_lock(
+    node: Node, nodes: Nodes, elsewhere: Elsewhere
+) -> None:
+    """It must see the record as the other hub left it, not as it was when it began to wait."""
+    budget_id = await node.new_budget()
+    lunch = new_id()
+    await node.made("ann", expense(budget_id, recordId=lunch))
+    other = await nodes()
+    log_of(other).before_commit = halt = Halt()
+    change = {"recordId": lunch, "version": 1}
+    first = other.send("ann", event("expense.edit", budget_id, **change, amount="2"))
+    await halt.reached()  # written, locked, not committed
+    second = node.send("ann", event("expense.edit", budget_id, **change, amount="3"))
+    await elsewhere.someone_waits()
+    halt.release()
+    assert outcomes(wires(await within(first))) == ["accepted"]
+    (conflict,) = wires(await within(second))
+    assert outcomes([conflict]) == ["conflict"]
+    assert (conflict["currentRecord"]["version"], conflict["currentRecord"]["amount"]) == (
+        2,
+        "2.00",
+    )
+    assert [sequence for _, sequence, _ in await elsewhere.log(budget_id)] == [1, 2, 3]
+
+
+async def test_p3_an_event_committed_while_its_twin_waits_for_the_lock_is_a_duplicate(
+    node: Node, nodes: Nodes, elsewhere: Elsewhere
+) -> None:
+    budget_id = await node.new_budget()
+    other = await nodes()
+    log_of(other).before_commit = halt = Halt()
+    lunch = expense(budget_id)
+    first = other.send("ann", lunch)
+    await halt.reached()
+    second = node.send("ann", lunch)
+    await elsewhere.someone_waits()
+    halt.release()
+    (original,), (again,) = wires(await within(first)), wires(await within(second))
+    assert again == {**original, "duplicate": True}
+    assert (budget_id, 2) in other.delivered
+    assert (budget_id, 2) not in node.delivered
+
+
+# Two nodes create one budget: there is no row to lock yet.
+
+
+@pytest.mark.parametrize("who", ["the same user with the same event", "somebody else"])
+@pytest.mark.parametrize("end", ["commits", "fails"])
+async def test_p2_of_two_nodes_that_create_one_budget_one_wins(
+    who: str, end: str, node: Node, nodes: Nodes, elsewhere: Elsewhere
+) -> None:
+    budget_id = new_id()
+    mine = create(budget_id)
+    other = await nodes()
+    log_of(other).before_commit = halt = Halt()
+    theirs = mine if who.startswith("the same") else create(budget_id, "Theirs")
+    first = other.send("ann" if theirs is mine else "ben", theirs)
+    await halt.reached()
+    second = node.send("ann", mine, expense(budget_id))
+    await elsewhere.someone_waits()  # in the insert
+    halt.release(None if end == "commits" else OverflowError("a defect"))
+    answer = outcomes(wires(await within(second)))
+    if end == "fails":
+        with pytest.raises(OverflowError):
+            await first
+        assert answer == ["accepted", "accepted"]
+    else:
+        assert outcomes(wires(await within(first))) == ["accepted"]
+        assert answer == (["duplicate", "accepted"] if theirs is mine else ["BUDGET_EXISTS"])
+    log = await elsewhere.log(budget_id)
+    assert [sequence for _, sequence, _ in log] == list(range(1, len(log) + 1))
+    assert len(log) == (1 if answer == ["BUDGET_EXISTS"] else 2)
+    assert len({*node.delivered, *other.delivered}) == len([*node.delivered, *other.delivered])
+
+
+async def test_new_budgets_are_inserted_in_id_order(node: Node, elsewhere: Elsewhere) -> None:
+    """So that two hubs that create the same budgets cannot wait for each other in a circle."""
+    budget_ids = [new_id() for _ in range(12)]
+    insert = """
+        INSERT INTO budgets (id, created_by, owner_id, title, version, offline_last_modified,
+                             fingerprint, record_sequence, last_sequence, digest)
+        VALUES ($1, 'ben', 'ben', 'Theirs', 1, 1, 0, 1, 1, 0)
+    """
+    transaction = elsewhere.connection.transaction()
+    await transaction.start()
+    await elsewhere.execute(insert, budget_ids[0])
+    answer = node.send("ann", *map(create, reversed(budget_ids)))
+    await someone_waits_beside(node, elsewhere)
+    await elsewhere.execute("SET LOCAL lock_timeout = '2s'")
+    for budget_id in budget_ids[1:]:
+        await elsewhere.execute(insert, budget_id)  # nothing is in its way
+    await transaction.rollback()
+    assert outcomes(wires(await within(answer))) == ["accepted"] * 12
+
+
+async def someone_waits_beside(node: Node, elsewhere: Elsewhere) -> None:
+    """As `someone_waits`, where `elsewhere` is inside a transaction of its own."""
+    await elsewhere.someone_waits()
+
+
+async def test_budgets_are_locked_in_id_order(node: Node, elsewhere: Elsewhere) -> None:
+    budget_ids = [new_id() for _ in range(12)]
+    await node.made("ann", *map(create, reversed(budget_ids)))
+    async with elsewhere.holding(budget_ids[0]):
+        answer = node.send("ann", *[edit(budget_id, 1) for budget_id in reversed(budget_ids)])
+        await elsewhere.someone_waits()
+        free = """
+            SELECT count(*) FROM (
+                SELECT FROM budgets WHERE id = ANY($1::uuid[]) FOR NO KEY UPDATE SKIP LOCKED
+            ) free
+        """
+        assert await elsewhere.fetchval(free, budget_ids[1:]) == 11
+    assert outcomes(wires(await within(answer))) == ["accepted"] * 12
+
+
+# A budget locked elsewhere.
+
+
+async def test_a_budget_locked_elsewhere_holds_up_nobody_else(
+    node: Node, elsewhere: Elsewhere
+) -> None:
+    held, *others = [await node.new_budget() for _ in range(4)]
+    async with elsewhere.holding(held):
+        waiting = node.send("ann", edit(held, 1, title="Held"))
+        free = [node.send("ann", edit(budget_id, 1, title="Free")) for budget_id in others]
+        for answer in free:  # of the same batch
+            assert outcomes(wires(await within(answer))) == ["accepted"]
+        for budget_id in others:  # and later ones
+            assert outcomes(await node.told("ann", edit(budget_id, 2))) == ["accepted"]
+        await elsewhere.someone_waits()
+        assert not waiting.done()
+    assert outcomes(wires(await within(waiting))) == ["accepted"]
+
+
+async def test_p4_a_budget_locked_for_too_long_is_busy(
+    nodes: Nodes, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_session(monkeypatch, lock_timeout="100ms")
+    node = await nodes()
+    budget_id = await node.new_budget()
+    change = edit(budget_id, 1)
+    async with elsewhere.holding(budget_id):
+        (verdict,) = await node.told("ann", change)
+        assert verdict["error"]["message"] == "BUSY"
+        assert verdict["error"]["retryable"] is True
+        each = await node.told("ann", change, expense(budget_id), mode="each")
+        assert outcomes(each) == ["BUSY", "BUSY"]
+        stop = await node.told("ann", change, expense(budget_id))
+        assert outcomes(stop) == ["BUSY"]
+    assert outcomes(await node.told("ann", change)) == ["accepted"]
+    assert len(await elsewhere.log(budget_id)) == 2
+
+
+async def test_a_budget_being_created_elsewhere_holds_up_nobody_else(
+    nodes: Nodes, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub frozen between its insert and its commit: only that budget is `BUSY`."""
+    set_session(monkeypatch, lock_timeout="100ms")
+    node, other = await nodes(), await nodes()
+    budget_id, others = new_id(), [await node.new_budget() for _ in range(3)]
+    log_of(other).before_commit = halt = Halt()
+    first = other.send("ben", create(budget_id))
+    await halt.reached()
+    second = node.send("ann", create(budget_id))
+    free = [node.send("ann", edit(each, 1)) for each in others]
+    for answer in free:
+        assert outcomes(wires(await within(answer))) == ["accepted"]
+    assert outcomes(wires(await within(second))) == ["BUSY"]
+    halt.release()
+    assert outcomes(wires(await within(first))) == ["accepted"]
+
+
+async def test_p2_order_within_a_budget_is_kept_when_its_first_submission_had_to_wait(
+    node: Node, elsewhere: Elsewhere
+) -> None:
+    budget_id = await node.new_budget()
+    async with elsewhere.holding(budget_id):
+        answers = [node.send("ann", edit(budget_id, version)) for version in (1, 2)]
+        await elsewhere.someone_waits()
+        answers += [node.send("ann", edit(budget_id, version)) for version in (3, 4)]
+        bystander = await node.new_budget()  # a batch later
+        answers += [node.send("ann", edit(budget_id, version)) for version in (5, 6)]
+    verdicts = [wires(await within(answer))[0] for answer in answers]
+    assert outcomes(verdicts) == ["accepted"] * 6
+    assert [verdict["sequence"] for verdict in verdicts] == [2, 3, 4, 5, 6, 7]
+    assert [at for at in node.delivered if at[0] != bystander] == [
+        (budget_id, sequence) for sequence in range(1, 8)
+    ]
+
+
+async def test_p2_a_waiting_submission_keeps_its_other_budgets_in_order_too(
+    node: Node, elsewhere: Elsewhere
+) -> None:
+    held, shared = await node.new_budget(), await node.new_budget()
+    async with elsewhere.holding(held):
+        both = node.send("ann", edit(held, 1), edit(shared, 1, title="First"))
+        after = node.send("ann", edit(shared, 2, title="Second"))
+        await elsewhere.someone_waits()
+        later = node.send("ann", edit(shared, 3, title="Third"))
+        # Not even the free budget goes ahead: under `stop` the held one's verdict comes first.
+        assert [at for at in await elsewhere.log(shared) if at[1] > 1] == []
+    for answer in (both, after, later):
+        assert set(outcomes(wires(await within(answer)))) == {"accepted"}
+
+
+async def test_stop_waits_for_a_held_budget_before_it_touches_the_next(
+    node: Node, nodes: Nodes, elsewhere: Elsewhere
+) -> None:
+    held, free = await node.new_budget(), await node.new_budget()
+    other = await nodes()
+    log_of(other).before_commit = halt = Halt()
+    winner = other.send("ann", edit(held, 1, title="Theirs"))
+    await halt.reached()
+    answer = node.send("ann", edit(free, 1), edit(held, 1, title="Ours"), edit(free, 2))
+    await elsewhere.someone_waits()
+    halt.release()
+    await within(winner)
+    assert outcomes(wires(await within(answer))) == ["accepted", "conflict"]
+    assert len(await elsewhere.log(free)) == 2
+
+
+# A batch that fails on data.
+
+
+@pytest.fixture
+async def poison(elsewhere: Elsewhere) -> None:
+    """A title that passes every check of ours, and not the database's."""
+    await elsewhere.execute("ALTER TABLE budgets ADD CHECK (title <> 'poison')")
+
+
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("place", range(7))
+async def test_a_poison_event_is_isolated_and_the_rest_of_its_batch_accepted(
+    place: int, node: Node, elsewhere: Elsewhere
+) -> None:
+    budget_id = await node.new_budget()
+    lines = [("ann", expense(budget_id)) for _ in range(4)]
+    lines += [("ben", create(new_id())) for _ in range(2)]
+    lines.insert(place, ("ann", edit(budget_id, 1, title="poison")))
+    with capture_logs() as logs:
+        answers = [node.send(user, line) for user, line in lines]
+        verdicts = [wires(await within(answer))[0] for answer in answers]
+    expected = ["accepted"] * 7
+    expected[place] = "INTERNAL_SERVER_ERROR"
+    assert outcomes(verdicts) == expected
+    assert verdicts[place]["error"]["retryable"] is False
+    assert [entry["log_level"] for entry in logs] == ["error"]
+    log = await elsewhere.log(budget_id)
+    assert [sequence for _, sequence, _ in log] == [1, 2, 3, 4, 5]
+    assert [at[1] for at in node.delivered if at[0] == budget_id] == [1, 2, 3, 4, 5]
+    # Nothing is stuck afterwards.
+    await node.made("ann", edit(budget_id, 1, title="fine"))
+
+
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("place", range(6))
+@pytest.mark.parametrize("mode", ["stop", "each"])
+async def test_stop_holds_across_a_split(
+    mode: Mode, place: int, node: Node, elsewhere: Elsewhere
+) -> None:
+    """After the poison nothing of its submission runs, in whichever half or budget it is."""
+    budget_ids = [await node.new_budget(), await node.new_budget()]
+    batch = [expense(budget_ids[number % 2]) for number in range(6)]
+    batch[place] = edit(batch[place]["budgetId"], 1, title="poison")
+    with capture_logs():
+        beside = node.send("ann", expense(budget_ids[0]))
+        verdicts = await node.told("ann", *batch, mode=mode)
+        assert outcomes(wires(await within(beside))) == ["accepted"]
+    expected = ["accepted"] * 6
+    expected[place] = "INTERNAL_SERVER_ERROR"
+    if mode == "stop":
+        expected = expected[: place + 1]
+    assert outcomes(verdicts) == expected
+    sent = {line["eventId"] for line in batch}
+    accepted = {event_id for _, _, event_id in await elsewhere.log(*budget_ids)} & sent
+    assert accepted == {
+        verdict["eventId"] for verdict in verdicts if verdict["status"] == "accepted"
+    }
+
+
+@pytest.mark.usefixtures("poison")
+async def test_stop_holds_across_a_split_and_a_held_budget(
+    node: Node, elsewhere: Elsewhere
+) -> None:
+    """Poison splits the batch; before the halves are tried, another hub takes a budget of the
+    first: the rest of that submission waits behind it."""
+    held, free = await node.new_budget(), await node.new_budget()
+    halt = Halt()
+    transactions = itertools.count(1)
+
+    async def before_second_transaction() -> None:
+        if next(transactions) == 2:
+            await halt()
+
+    log_of(node).before_lock = before_second_transaction
+    with capture_logs():
+        answer = node.send(
+            "ann", edit(held, 1), edit(held, 2), edit(free, 1), edit(free, 2, title="poison")
+        )
+        await halt.reached()
+        async with elsewhere.holding(held):
+            halt.release()
+            await elsewhere.someone_waits()
+            assert len(await elsewhere.log(free)) == 1  # not ahead of the first half
+        verdicts = wires(await within(answer))
+    assert outcomes(verdicts) == ["accepted"] * 3 + ["INTERNAL_SERVER_ERROR"]
+
+
+# A connection that is lost.
+
+
+async def test_p4_a_connection_killed_before_commit_is_retried(
+    node: Node, elsewhere: Elsewhere
+) -> None:
+    budget_id = await node.new_budget()
+    log_of(node).before_commit = halt = Halt()
+    answer = node.send("ann", expense(budget_id))
+    await halt.reached()
+    await elsewhere.kill_who_is("idle in transaction")
+    halt.release()
+    assert outcomes(wires(await within(answer))) == ["accepted"]
+    assert len(await elsewhere.log(budget_id)) == 2
+    assert node.delivered == [(budget_id, 1), (budget_id, 2)]
+
+
+@pytest.fixture
+async def slow_commit(elsewhere: Elsewhere) -> None:
+    """COMMIT waits for whoever holds this advisory lock."""
+    await elsewhere.execute(
+        """
+        CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            PERFORM pg_advisory_xact_lock_shared(7);
+            RETURN NULL;
+        END $$;
+        CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON accepted_events
+        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow();
+        """
+    )
+
+
+@pytest.mark.usefixtures("slow_commit")
+async def test_p4_a_connection_killed_in_commit_is_retried(
+    node: Node, elsewhere: Elsewhere
+) -> None:
+    budget_id = await node.new_budget()
+    await elsewhere.execute("SELECT pg_advisory_lock(7)")
+    answer = node.send("ann", expense(budget_id))
+    await elsewhere.someone_waits()
+    await elsewhere.kill_who_is("active")
+    await elsewhere.execute("SELECT pg_advisory_unlock(7)")
+    assert outcomes(wires(await within(answer))) == ["accepted"]
+    assert len(await elsewhere.log(budget_id)) == 2
+    assert node.delivered == [(budget_id, 1), (budget_id, 2)]
+
+
+ANSWER_LOST = Disconnected("the answer to COMMIT was lost")
+
+
+async def test_p4_a_commit_whose_answer_was_lost_is_our_own_and_no_duplicate(
+    node: Node, elsewhere: Elsewhere
+) -> None:
+    """Found in the log by the retry: answered as if nothing had happened, delivered once."""
+    budget_id = await node.new_budget()
+    known = expense(budget_id)
+    await node.made("ann", known)
+    log_of(node).after_commit = once(ANSWER_LOST)
+    first, twin = expense(budget_id), expense(budget_id)
+    answers = [
+        node.send("ann", known),  # settled long ago: this stays a duplicate
+        node.send("ann", first, edit(budget_id, 9), mode="each"),
+        node.send("ann", twin),
+        node.send("ann", twin),  # in the same batch, once more
+    ]
+    verdicts = [outcomes(wires(await within(answer))) for answer in answers]
+    assert verdicts == [["duplicate"], ["accepted", "conflict"], ["accepted"], ["duplicate"]]
+    assert [at[1:] for at in await elsewhere.log(budget_id)][2:] == [
+        (3, first["eventId"]),
+        (4, twin["eventId"]),
+    ]
+    assert node.delivered == [(budget_id, sequence) for sequence in (1, 2, 3, 4)]
+
+
+async def test_p4_what_our_lost_commit_left_is_ours_also_after_waiting_for_another_hub(
+    node: Node, elsewhere: Elsewhere
+) -> None:
+    """The retry finds the budget locked and is set apart; it must still know what was its own."""
+    budget_id = await node.new_budget()
+    halt = Halt()
+    log_of(node).after_commit = halt
+    line = expense(budget_id)
+    answer = node.send("ann", line)
+    await halt.reached()
+    async with elsewhere.holding(budget_id):
+        halt.release(ANSWER_LOST)
+        await elsewhere.someone_waits()
+    assert outcomes(wires(await within(answer))) == ["accepted"]
+    assert node.delivered == [(budget_id, 1), (budget_id, 2)]
+    assert outcomes(await node.told("ann", line)) == ["duplicate"]
+
+
+@pytest.mark.usefixtures("poison")
+async def test_p4_what_our_lost_commit_left_is_ours_also_after_a_split(
+    node: Node, elsewhere: Elsewhere
+) -> None:
+    budget_id = await node.new_budget()
+    log_of(node).after_commit = once(ANSWER_LOST)
+    with capture_logs():
+        answers = [
+            node.send("ann", expense(budget_id)),
+            node.send("ann", edit(budget_id, 1, title="poison")),
+            node.send("ann", expense(budget_id)),
+        ]
+        verdicts = [outcomes(wires(await within(answer)))[0] for answer in answers]
+    assert verdicts == ["accepted", "INTERNAL_SERVER_ERROR", "accepted"]
+    assert node.delivered == [(budget_id, 1), (budget_id, 2), (budget_id, 3)]
+    assert len(await elsewhere.log(budget_id)) == 3
+
+
+async def test_p4_a_commit_that_failed_for_certain_is_no_one_elses_duplicate(
+    node: Node, nodes: Nodes, elsewhere: Elsewhere
+) -> None:
+    """Our transaction was lost, and another node committed the same event of the same user: one
+    event, one sequence."""
+    budget_id = await node.new_budget()
+    other = await nodes()
+    line = expense(budget_id)
+    halt = Halt()
+    log_of(node).before_commit = halt
+    answer = node.send("ann", line)
+    await halt.reached()
+    await elsewhere.kill_who_is("idle in transaction")
+    (original,) = await other.made("ann", line)
+    halt.release()
+    (verdict,) = wires(await within(answer))
+    verdict.pop("duplicate", None)
+    assert verdict == original
+    assert len(await elsewhere.log(budget_id)) == 2
+
+
+async def test_p10_while_postgres_is_away_events_are_unavailable_and_nothing_is_lost(
+    nodes: Nodes, database_url: str, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer_module, "SETTLE_S", 0.1)
+    async with Proxy(database_url) as proxy:
+        node = await nodes(proxy.url)
+        budget_id = await node.new_budget()
+        line = expense(budget_id)
+        await proxy.cut()
+        with capture_logs() as logs:
+            (verdict,) = await node.told("ann", line)
+        assert [entry["event"] for entry in logs] == ["commit given up"]
+        assert verdict["error"]["message"] == "UNAVAILABLE"
+        assert verdict["error"]["retryable"] is True
+        with capture_logs():
+            each = await node.told("ann", line, expense(budget_id), mode="each")
+        assert outcomes(each) == ["UNAVAILABLE", "UNAVAILABLE"]
+        assert len(await elsewhere.log(budget_id)) == 1
+        await proxy.heal()
+        monkeypatch.undo()
+        assert outcomes(await node.told("ann", line)) == ["accepted"]
+        assert node.delivered == [(budget_id, 1), (budget_id, 2)]
+
+
+async def test_p10_a_short_absence_of_postgres_is_not_noticed(
+    nodes: Nodes, database_url: str
+) -> None:
+    async with Proxy(database_url) as proxy:
+        node = await nodes(proxy.url)
+        budget_id = await node.new_budget()
+        await proxy.cut()
+        log_of(node).before_lock = halt = Halt()
+        answer = node.send("ann", expense(budget_id))
+        await halt.reached()
+        halt.release()
+        attempts = log_of(node).transactions
+
+        async def tried_in_vain() -> bool:
+            return log_of(node).transactions > attempts
+
+        await eventually(tried_in_vain)
+        await proxy.heal()
+        assert outcomes(wires(await within(answer))) == ["accepted"]
+
+
+# Bounds.
+
+
+async def test_p8_a_full_queue_is_busy_at_once(
+    node: Node, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer_module, "WAITING_EVENTS_MAX", 5)
+    budget_id = await node.new_budget()
+    queued = [node.send("ann", expense(budget_id), expense(budget_id)) for _ in range(2)]
+    full = node.send("ann", expense(budget_id), expense(budget_id))
+    each = node.send("ann", expense(budget_id), expense(budget_id), mode="each")
+    assert (full.done(), each.done()) == (True, True)
+    (verdict,) = wires(await full)
+    assert (verdict["error"]["message"], verdict["error"]["retryable"]) == ("BUSY", True)
+    assert outcomes(wires(await each)) == ["BUSY", "BUSY"]
+    queued.append(node.send("ann", expense(budget_id)))  # there is room for one
+    for answer in queued:
+        assert set(outcomes(wires(await within(answer)))) == {"accepted"}
+    await node.made("ann", *[expense(budget_id) for _ in range(5)])  # and again for five
+    assert len(await elsewhere.log(budget_id)) == 11
+
+
+async def test_a_frozen_hub_holds_a_row_for_a_moment_only(
+    nodes: Nodes, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await nodes()
+    set_session(monkeypatch, idle_in_transaction_session_timeout="50ms")
+    frozen = await nodes()
+    budget_id = await node.new_budget()
+    log_of(frozen).before_commit = halt = Halt()
+    stuck = frozen.send("ann", edit(budget_id, 1, title="Frozen"))
+    await halt.reached()
+    assert outcomes(await node.told("ann", edit(budget_id, 1, title="Quick"))) == ["accepted"]
+    halt.release()  # it wakes up, finds its connection gone, and decides afresh
+    assert outcomes(wires(await within(stuck))) == ["conflict"]
+    assert len(await elsewhere.log(budget_id)) == 2
+
+
+async def test_hubs_ask_the_server_to_notice_within_seconds_that_they_are_gone(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the real timeouts
+    database = await Database.connect(database_url, commits_max=1, reads_max=1)
+    try:
+        async with database.committing() as connection:
+            shown = {
+                name: await connection.fetchval("SELECT current_setting($1)", name)
+                for name in (
+                    "synchronous_commit",
+                    "transaction_isolation",
+                    "idle_in_transaction_session_timeout",
+                    "lock_timeout",
+                    "tcp_keepalives_idle",
+                    "tcp_keepalives_interval",
+                    "tcp_keepalives_count",
+                )
+            }
+    finally:
+        await database.close()
+    assert shown == {
+        "synchronous_commit": "on",  # P1
+        "transaction_isolation": "read committed",
+        "idle_in_transaction_session_timeout": "3s",
+        "lock_timeout": "3s",
+        "tcp_keepalives_idle": "5",
+        "tcp_keepalives_interval": "2",
+        "tcp_keepalives_count": "3",
+    }
+
+
+async def test_readers_do_not_starve_commits(database: Database) -> None:
+    node = Node(PostgresLog(database))
+    async with AsyncExitStack() as readers:
+        for _ in range(4):  # all that `database` has
+            await readers.enter_async_context(database.reading())
+        await node.new_budget()
+
+
+async def test_events_that_arrive_during_a_commit_are_the_next_batch(nodes: Nodes) -> None:
+    """Group commit, without a timer."""
+    node = await nodes(lanes=1)
+    log = log_of(node)
+    budget_ids = [await node.new_budget() for _ in range(30)]
+    log.before_commit = halt = Halt()
+    before = log.transactions
+    first = node.send("ann", expense(budget_ids[0]))
+    await halt.reached()
+    rest = [node.send("ann", expense(budget_id)) for budget_id in budget_ids for _ in range(3)]
+    await asyncio.sleep(0)
+    assert log.transactions == before + 1
+    halt.release()
+    for answer in (first, *rest):
+        assert outcomes(wires(await within(answer))) == ["accepted"]
+    assert log.transactions == before + 2
+
+
+async def test_p11_a_closing_socket_cancels_no_commit(node: Node, elsewhere: Elsewhere) -> None:
+    budget_id = await node.new_budget()
+    log_of(node).before_commit = halt = Halt()
+    abandoned = node.send("ann", expense(budget_id))
+    await halt.reached()
+    abandoned.cancel()
+    queued = node.send("ann", expense(budget_id))
+    queued.cancel()
+    halt.release()
+    await within(node.committer.drain())
+    assert len(await elsewhere.log(budget_id)) == 3
+    assert node.delivered == [(budget_id, 1), (budget_id, 2), (budget_id, 3)]
+
+
+async def test_a_large_category_is_cascaded_in_sql_and_not_loaded(
+    node: Node, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget_id, category_id = await node.new_budget(), new_id()
+    add = event("category.add", budget_id, recordId=category_id, name="Food", allocate="1")
+    await node.made("ann", add)
+    loaded: list[int] = []
+    load = PostgresTransaction.load
+
+    async def watched(self: PostgresTransaction, want: Want) -> dict[BudgetId, BudgetState]:
+        states = await load(self, want)
+        loaded.append(sum(len(state.expenses) for state in states.values()))
+        return states
+
+    for _ in range(5):
+        await node.made("ann", *[expense(budget_id, categoryId=category_id) for _ in range(100)])
+    keep = expense(budget_id)
+    await node.made("ann", keep)
+    monkeypatch.setattr(PostgresTransaction, "load", watched)
+    gone = event("category.delete", budget_id, recordId=category_id, version=1, when=9)
+    (verdict,) = await node.made("ann", gone)
+    assert loaded == [0]
+    rows = await elsewhere.connection.fetch(
+        """
+        SELECT deleted, version, last_sequence, offline_last_modified, count(*) FROM expenses
+        WHERE budget_id = $1 GROUP BY 1, 2, 3, 4 ORDER BY deleted
+        """,
+        budget_id,
+    )
+    assert [tuple(row) for row in rows] == [
+        (False, 1, verdict["sequence"] - 1, 1, 1),
+        (True, 2, verdict["sequence"], 9, 500),
+    ]
+    await check_budget(node, budget_id)
+
+
+# A defect of ours.
+
+
+@pytest.mark.parametrize("where", ["decide", "deliver", "write"])
+async def test_p4_a_defect_fails_the_answers_and_nothing_hangs(
+    where: str, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> Any:
+        raise OverflowError("a defect")
+
+    budget_id, other_id = await node.new_budget(), await node.new_budget()
+    line = expense(budget_id)
+    with monkeypatch.context() as patch:
+        if where == "decide":
+            patch.setattr(committer_module, "decide", broken)
+        elif where == "deliver":
+            patch.setattr(node.committer, "_deliver", broken)
+        else:
+            patch.setattr(PostgresTransaction, "write", broken)
+        answers = [
+            node.send("ann", line),
+            node.send("ann", expense(budget_id), expense(other_id), mode="each"),
+        ]
+        for answer in answers:
+            with pytest.raises(OverflowError):
+                await within(answer)
+        await within(node.committer.drain())
+    # The connections end; a resend settles it, and no budget or lane is stuck.
+    expected = ["duplicate"] if where == "deliver" else ["accepted"]
+    assert outcomes(await node.told("ann", line)) == expected
+    assert outcomes(await node.told("ann", expense(other_id))) == ["accepted"]
+
+
+async def test_p4_a_defect_while_apart_fails_the_answer_too(
+    node: Node, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> Any:
+        raise OverflowError("a defect")
+
+    budget_id = await node.new_budget()
+    with monkeypatch.context() as patch:
+        async with elsewhere.holding(budget_id):
+            answer = node.send("ann", expense(budget_id))
+            await elsewhere.someone_waits()
+            patch.setattr(committer_module, "decide", broken)
+        with pytest.raises(OverflowError):
+            await within(answer)
+    await node.made("ann", expense(budget_id))
+
+
+# P1: acknowledgements come only after the commit is visible to everybody.
+
+
+async def acknowledged_in_time(node: Node, elsewhere: Elsewhere) -> bool:
+    """Whether no verdict and no delivery is ahead of what another connection can see."""
+    budget_ids = [await node.new_budget() for _ in range(3)]
+    in_time = True
+    answers = [node.send("ann", expense(budget_id)) for budget_id in budget_ids * 4]
+    for answer in asyncio.as_completed(answers):
+        for verdict in wires(await within(answer)):
+            visible = await elsewhere.log(verdict["budgetId"])
+            in_time &= (verdict["budgetId"], verdict["sequence"], verdict["eventId"]) in visible
+    return in_time
+
+
+async def test_p1_a_verdict_comes_after_its_commit(node: Node, elsewhere: Elsewhere) -> None:
+    assert await acknowledged_in_time(node, elsewhere)
+
+
+@pytest.mark.usefixtures("slow_commit")
+async def test_p1_nothing_is_said_while_commit_has_not_returned(
+    node: Node, elsewhere: Elsewhere
+) -> None:
+    budget_id = await node.new_budget()
+    await elsewhere.execute("SELECT pg_advisory_lock(7)")
+    answer = node.send("ann", expense(budget_id))
+    await elsewhere.someone_waits()  # in COMMIT
+    assert not answer.done()
+    assert node.delivered == [(budget_id, 1)]
+    await elsewhere.execute("SELECT pg_advisory_unlock(7)")
+    assert outcomes(wires(await within(answer))) == ["accepted"]
+
+
+# Two nodes under contention.
+
+
+class Writer:
+    """Changes budgets as fast as it can, each time the version it last heard of."""
+
+    def __init__(self, name: UserId, node: Node, budget_ids: Sequence[BudgetId]) -> None:
+        self.name = name
+        self._node = node
+        self._budget_ids = budget_ids
+        self.verdicts: list[Wire] = []
+
+    async def write(self, times: int) -> Self:
+        versions = dict.fromkeys(self._budget_ids, 1)
+        for number in range(times):
+            budget_id = self._budget_ids[number % len(self._budget_ids)]
+            change = edit(budget_id, versions[budget_id], title=f"{self.name} {number}")
+            (verdict,) = await self._node.told("ann", change)
+            self.verdicts.append(verdict)
+            record = verdict.get("record") or verdict["currentRecord"]
+            versions[budget_id] = record["version"]
+        return self
+
+
+def faults_of(log: Sequence[Wire], verdicts: Sequence[Wire]) -> list[str]:
+    """What is wrong with one budget's log and with what its writers heard. Each contested version
+    is won exactly once; accepted is in the log, once, and nothing else is."""
+    faults = []
+    if [event["sequence"] for event in log] != list(range(1, len(log) + 1)):
+        faults.append("sequences are not dense")
+    if [event["version"] for event in log] != list(range(1, len(log) + 1)):
+        faults.append("versions fork")
+    if len({event["eventId"] for event in log}) < len(log):
+        faults.append("an event stands twice")
+    accepted = [verdict for verdict in verdicts if verdict["status"] == "accepted"]
+    if any(count > 1 for count in Counter(v["version"] for v in accepted).values()):
+        faults.append("a version was won twice")
+    heard = {(v["eventId"], v["sequence"], v["version"]) for v in accepted}
+    if heard != {(e["eventId"], e["sequence"], e["version"]) for e in log[1:]}:
+        faults.append("what was said is not what stands in the log")
+    return faults
+
+
+async def stream_of(node: Node, budget_id: BudgetId) -> list[Wire]:
+    page = await node.log.page(budget_id, None, 0, INTEGER_MAX, 10_000)
+    assert page is not None
+    return [orjson.loads(each.event) for each in page.events]
+
+
+async def check_budget(node: Node, budget_id: BudgetId) -> None:
+    """P6: the log replayed is the snapshot, with the same digest at every event."""
+    stream = await stream_of(node, budget_id)
+    replica = Replica(budget_id)
+    for each in stream:
+        replica.apply(each)
+    assert isinstance(node.log, Halting)
+    snapshots = Snapshots(node.log._database)
+    snapshot = orjson.loads(await snapshots.read(budget_id, "ann"))
+    assert replica.difference(Replica.from_snapshot(snapshot)) is None
+
+
+@pytest.mark.parametrize(("budgets", "writers", "times"), [(1, 20, 12), (20, 20, 20)])
+async def test_p2_two_nodes_with_twenty_writers_each_keep_every_log_dense(
+    budgets: int, writers: int, times: int, nodes: Nodes
+) -> None:
+    pair = [await nodes(), await nodes()]
+    budget_ids = [await pair[0].new_budget() for _ in range(budgets)]
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(
+                Writer(f"{place}-{number}", node, rotated(budget_ids, number)).write(times)
+            )
+            for place, node in enumerate(pair)
+            for number in range(writers)
+        ]
+    verdicts = [verdict for task in tasks for verdict in task.result().verdicts]
+    assert {verdict["status"] for verdict in verdicts} == {"accepted", "conflict"}
+    for budget_id in budget_ids:
+        log = await stream_of(pair[0], budget_id)
+        of_budget = [verdict for verdict in verdicts if verdict["budgetId"] == budget_id]
+        assert faults_of(log, of_budget) == []
+        await check_budget(pair[0], budget_id)
+        delivered = [at for node in pair for at in node.delivered if at[0] == budget_id]
+        assert sorted(delivered) == [(budget_id, event["sequence"]) for event in log]
+        for node in pair:
+            mine = [sequence for id, sequence in node.delivered if id == budget_id]
+            assert mine == sorted(mine)
+
+
+def rotated(budget_ids: Sequence[BudgetId], by: int) -> list[BudgetId]:
+    by %= len(budget_ids)
+    return [*budget_ids[by:], *budget_ids[:by]]
+
+
+# The checks checked.
+
+
+GOOD_LOG = [{"eventId": f"e{n}", "sequence": n, "version": n} for n in range(1, 6)]
+GOOD_VERDICTS = [{**event, "status": "accepted"} for event in GOOD_LOG[1:]] + [
+    {"eventId": "late", "status": "conflict"}
+]
+
+
+def test_a_good_history_has_no_faults() -> None:
+    assert faults_of(GOOD_LOG, GOOD_VERDICTS) == []
+
+
+@pytest.mark.parametrize(
+    ("log", "verdicts", "fault"),
+    [
+        (GOOD_LOG[:-1], GOOD_VERDICTS, "what was said is not what stands in the log"),
+        (GOOD_LOG, GOOD_VERDICTS[1:], "what was said is not what stands in the log"),
+        ([*GOOD_LOG[:2], *GOOD_LOG[3:]], GOOD_VERDICTS, "sequences are not dense"),
+        ([*GOOD_LOG, GOOD_LOG[-1]], GOOD_VERDICTS, "an event stands twice"),
+        ([*GOOD_LOG, GOOD_LOG[-1]], GOOD_VERDICTS, "sequences are not dense"),
+        ([*GOOD_LOG, {**GOOD_LOG[-1], "sequence": 6}], GOOD_VERDICTS, "versions fork"),
+        (
+            GOOD_LOG,
+            [*GOOD_VERDICTS, {**GOOD_VERDICTS[0], "eventId": "e9"}],
+            "a version was won twice",
+        ),
+    ],
+)
+def test_a_planted_fault_is_found(log: list[Wire], verdicts: list[Wire], fault: str) -> None:
+    assert fault in faults_of(log, verdicts)
+
+
+class Hasty(Halting):
+    """Says that it has committed when it is only about to."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self._commits: set[asyncio.Task[None]] = set()
+        self._given = asyncio.Event()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[PostgresTransaction]:
+        begun: asyncio.Future[PostgresTransaction] = asyncio.get_running_loop().create_future()
+        decided = asyncio.Event()
+
+        async def commit_later() -> None:
+            async with PostgresLog.transaction(self) as transaction:
+                begun.set_result(transaction)
+                await decided.wait()
+                await asyncio.sleep(0.05)
+
+        task = asyncio.create_task(commit_later())
+        self._commits.add(task)
+        yield await begun
+        decided.set()
+
+    async def finished(self) -> None:
+        await asyncio.gather(*self._commits)
+
+
+async def test_an_acknowledgement_before_the_commit_is_noticed(
+    nodes: Nodes, elsewhere: Elsewhere, database: Database
+) -> None:
+    log = Hasty(database)
+    assert not await acknowledged_in_time(Node(log), elsewhere)
+    await log.finished()

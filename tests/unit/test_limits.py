@@ -1,0 +1,50 @@
+"""The token bucket never gives more than its rate and its burst allow, and never starves (P8)."""
+
+from hypothesis import given, strategies as st
+
+from hub.limits import Bucket, Rate, take
+
+RATE = Rate(per_s=10, burst=20)
+
+
+def test_a_burst_is_taken_at_once_and_then_it_runs_dry() -> None:
+    bucket = Bucket.filled(RATE, 0)
+    bucket, missing_s = take(bucket, RATE, 20, 0)
+    assert missing_s == 0
+    bucket, missing_s = take(bucket, RATE, 5, 0)
+    assert missing_s == 0.5
+
+
+def test_what_was_refused_can_be_taken_after_the_stated_time() -> None:
+    bucket = Bucket(0, 0)
+    bucket, missing_s = take(bucket, RATE, 7, 0)
+    assert missing_s > 0
+    _, missing_s = take(bucket, RATE, 7, missing_s)
+    assert missing_s == 0
+
+
+def test_a_cost_above_the_burst_is_given_when_the_bucket_is_full() -> None:
+    _, missing_s = take(Bucket.filled(RATE, 0), RATE, 1000, 0)
+    assert missing_s == 0
+
+
+def test_a_clock_that_goes_back_gives_nothing_away() -> None:
+    bucket, missing_s = take(Bucket(0, 100), RATE, 1, 50)
+    assert missing_s > 0
+    assert bucket.tokens == 0
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 3), st.floats(0.1, 30)),
+        max_size=50,
+    )
+)
+def test_never_more_than_burst_and_rate(steps: list[tuple[float, float]]) -> None:
+    bucket, now_s, taken = Bucket.filled(RATE, 0), 0.0, 0.0
+    for pause_s, cost in steps:
+        now_s += pause_s
+        bucket, missing_s = take(bucket, RATE, cost, now_s)
+        if missing_s == 0:
+            taken += min(cost, RATE.burst)
+        assert taken <= RATE.burst + now_s * RATE.per_s + 1e-6
