@@ -41,7 +41,7 @@ class App:
     """The ASGI application: sockets to one side, everything else to Starlette."""
 
     def __init__(self, hub: Hub, socket: ASGIApp, rest: ASGIApp) -> None:
-        self.drain = hub.drain
+        self.hub = hub
         self._socket = socket
         self._rest = rest
 

@@ -106,10 +106,11 @@ async def serve(
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             backlog=BACKLOG,
             timeout_graceful_shutdown=GRACEFUL_S,
         )
-        server = Server(config, app.drain)
+        server = Server(config, app.hub.drain)
         # What was built until now stays: keep the collector away from it. And a busy hub makes and
         # drops thousands of objects a second without a cycle among them: look for cycles seldom.
         gc.collect()

@@ -60,6 +60,7 @@ class SyncSocket:
             spawn=self._hub.spawn,
         )
         session.start(principal, token=token, follow=follow)
+        scope.clear()  # an idle connection keeps nothing of its request
         try:
             await wire.run(session, receive)
         except Exception:

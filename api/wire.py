@@ -58,6 +58,7 @@ class DirectProtocol(WebSocketsSansIOProtocol):
 
     async def run(self, session: Session, receive: Receive) -> None:
         """Give what arrives to the session until the connection ends."""
+        del self.request, self.response, self.scope  # an idle connection keeps nothing of them
         try:
             # What came before is in uvicorn's queue and goes first; then the door opens, in the
             # same turn of the loop.

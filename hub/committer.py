@@ -180,8 +180,9 @@ class Committer:
     async def _lane(self, batch: list[Submission]) -> None:
         runs = [_Run(submission, 0, len(submission.events)) for submission in batch]
         held: list[_Run] = []
+        ours: set[tuple[BudgetId, str]] = set()
         try:
-            held = await self._settle(runs, wait=False)
+            held = await self._settle(runs, wait=False, ours=ours)
         except BaseException as error:
             _fail(runs, error)
             raise
@@ -191,15 +192,15 @@ class Committer:
                 self._busy -= submission.budgets
             self._busy |= held_budgets
             for group in _groups(held):
-                self._start(self._lane_apart(group))
+                self._start(self._lane_apart(group, ours))
             self._lanes_free += 1
             self._pump()
 
-    async def _lane_apart(self, runs: list[_Run]) -> None:
+    async def _lane_apart(self, runs: list[_Run], ours: set[tuple[BudgetId, str]]) -> None:
         """Commit runs whose budgets another hub held, waiting for its lock, in nobody's way."""
         try:
             async with self._apart:
-                await self._settle(runs, wait=True)
+                await self._settle(runs, wait=True, ours=ours)
         except BaseException as error:
             _fail(runs, error)
             raise
@@ -209,13 +210,12 @@ class Committer:
             self._pump()
 
     async def _settle(
-        self, runs: list[_Run], *, wait: bool, ours: set[tuple[BudgetId, str]] | None = None
+        self, runs: list[_Run], *, wait: bool, ours: set[tuple[BudgetId, str]]
     ) -> list[_Run]:
         """Bring every event of the runs to its verdict, whatever it takes; return the runs that
         were left out because another hub holds their budgets (never with `wait`).
 
         `ours` are events that an earlier attempt may have committed."""
-        ours = set() if ours is None else ours
         deadline = asyncio.get_running_loop().time() + SETTLE_S
         races = 0
         pause_s, pause_max_s = BACKOFF_S
@@ -230,6 +230,8 @@ class Committer:
                     return []
                 await asyncio.sleep(0.01 * self._jitter() if races > 1 else 0)
             except Held:
+                if not wait:  # another hub is creating a budget of the batch: find it, each apart
+                    return runs
                 _refuse(runs, Code.BUSY)
                 return []
             except BadData as bad:

@@ -110,6 +110,11 @@ class Hub:
             page = await self.log.page(budget_id, user_id, key, INTEGER_MAX, count)
         return permitted(page)
 
+    def followers(self, budget_id: BudgetId) -> int:
+        """How many live subscriptions the budget has here."""
+        feed = self._feeds.get(budget_id)
+        return 0 if feed is None else len(feed.live)
+
     def received(self, frame: Frame) -> None:
         """A frame from the bus."""
         feed = self._feeds.get(frame.budget_id)

@@ -62,6 +62,27 @@ class State(Enum):
 class Session:
     """`spawn` runs a coroutine in the background."""
 
+    __slots__ = (
+        "_authenticator",
+        "_beat_at_ms",
+        "_bucket",
+        "_connection_id",
+        "_expires_at_ms",
+        "_follow_at_once",
+        "_following",
+        "_hub",
+        "_in_flight",
+        "_now_ms",
+        "_reading",
+        "_spawn",
+        "_state",
+        "_strikes",
+        "_timer",
+        "_user_id",
+        "_warned",
+        "_wire",
+    )
+
     def __init__(
         self,
         hub: Hub,

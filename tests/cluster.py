@@ -1,19 +1,19 @@
 """Real `budget-hub` processes for tests, each with files for what it says and an end that is sure.
 
-`Process` is any of its commands, `Node` a `serve` that is waited for, `Cluster` several nodes on
+`Process` is one run of any command, `Node` a `serve` that is waited for, `Cluster` several nodes on
 one Postgres database and one Redis. Signals go to a process by its own pid, never by name; whatever
 was started is stopped and reaped by `close`.
 """
 
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM, Signals
+from typing import Any, Self, TypeAlias
 
 import httpx2
 import orjson
@@ -30,7 +30,9 @@ POLL_S = 0.02
 
 
 class Process:
-    """One run of `budget-hub` with these arguments and nothing but this environment."""
+    """One run of a program with these arguments and nothing but this environment.
+
+    It leads a process group of its own, as if started in a terminal."""
 
     def __init__(
         self,
@@ -52,6 +54,7 @@ class Process:
                 stderr=err,
                 env={"PATH": os.defpath, "LANG": "C.UTF-8", **environ},
                 cwd=cwd or folder,
+                start_new_session=True,
             )
 
     @property
@@ -71,14 +74,19 @@ class Process:
     def err(self) -> str:
         return self.err_path.read_text()
 
-    def signal(self, sig: signal.Signals) -> None:
+    def signal(self, sig: Signals) -> None:
         self._popen.send_signal(sig)  # does nothing once it is reaped
 
+    def signal_group(self, sig: Signals) -> None:
+        """To the process and its children, as the terminal does at Ctrl-C."""
+        if self.exit_code is None:
+            os.killpg(self.pid, sig)
+
     def pause(self) -> None:
-        self.signal(signal.SIGSTOP)
+        self.signal(SIGSTOP)
 
     def resume(self) -> None:
-        self.signal(signal.SIGCONT)
+        self.signal(SIGCONT)
 
     async def ended(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
         """Its exit code, when it has ended."""
@@ -87,12 +95,12 @@ class Process:
 
     async def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
         """End it as a deploy would; its exit code."""
-        self.signal(signal.SIGTERM)
+        self.signal(SIGTERM)
         return await self.ended(timeout_s)
 
     async def kill(self) -> None:
         """End it at this instant."""
-        self.signal(signal.SIGKILL)
+        self.signal(SIGKILL)
         await self.ended()
 
     async def close(self) -> None:
@@ -219,7 +227,7 @@ class FragileRedis:
         self.url = self._server.url
 
     def kill(self) -> None:
-        os.kill(self._server.pid, signal.SIGKILL)
+        os.kill(self._server.pid, SIGKILL)
         self._server.stop()
 
     async def restart(self) -> None:
@@ -239,3 +247,51 @@ async def until(condition: Callable[[], bool], timeout_s: float) -> None:
         if time.monotonic() > deadline_s:
             raise TimeoutError(f"not within {timeout_s} s")
         await asyncio.sleep(POLL_S)
+
+
+# Processes, by /proc. One is known by its pid and the time it started, since pids come again.
+
+ProcessKey: TypeAlias = tuple[int, str]
+
+
+def family(pid: int) -> dict[ProcessKey, str]:
+    """Everything that the process started, and they in turn, with their command lines."""
+    stats = {int(path.name): _stat(int(path.name)) for path in Path("/proc").glob("[0-9]*")}
+    found: dict[ProcessKey, str] = {}
+    parents = [pid]
+    while parents:
+        parent = str(parents.pop())
+        for child, stat in stats.items():
+            if stat and stat[1] == parent:
+                parents.append(child)
+                found[child, stat[19]] = _command(child)
+    return found
+
+
+async def until_gone(processes: Iterable[ProcessKey], timeout_s: float = STOP_TIMEOUT_S) -> None:
+    def one_lives() -> bool:
+        stats = [(started, _stat(pid)) for pid, started in processes]
+        return any(stat and stat[0] != "Z" and stat[19] == started for started, stat in stats)
+
+    await until(lambda: not one_lives(), timeout_s)
+
+
+def process_state(pid: int) -> str:
+    """`R`, `S`, `T` for stopped, … or nothing if there is no such process."""
+    return "".join(_stat(pid)[:1])
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent, … and as number 19 the time it started."""
+    try:
+        # The name before the bracket may hold spaces.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""

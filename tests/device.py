@@ -8,7 +8,7 @@ by whatever waits next. What arrived is kept as bytes too, so that two devices c
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -20,7 +20,7 @@ from websockets.asyncio.client import ClientConnection, connect as connect_socke
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-PROTOCOL = Subprotocol("budget.sync.v1")
+PROTOCOL = "budget.sync.v1"
 FRAME_BYTES_MAX = 256 * 1024
 TIMEOUT_S = 10.0
 
@@ -152,25 +152,28 @@ class Device:
         """Raises `Refused`."""
         wanted = {} if key is None else {"key": key}
         answer = await self.ask({"type": "subscribe", "budgetId": budget_id, **wanted})
-        assert (answer["type"], answer["budgetId"]) == ("subscribed", budget_id)
+        assert (answer["type"], answer["budgetId"]) == ("subscribed", budget_id.lower())
         assert answer["key"] == (key or 0)
-        return self.streams[budget_id]
+        return self.streams[budget_id.lower()]
 
     async def unsubscribe(self, budget_id: str) -> None:
         answer = await self.ask({"type": "unsubscribe", "budgetId": budget_id})
-        assert (answer["type"], answer["budgetId"]) == ("unsubscribed", budget_id)
+        assert (answer["type"], answer["budgetId"]) == ("unsubscribed", budget_id.lower())
 
     async def post(self, events: Sequence[Json], mode: str | None = None) -> int:
         """Send the events in one frame and do not wait; `verdicts` gives what became of them."""
         request_id = next(self._ids)
-        self._posted[request_id] = _Posted(
-            [str(event.get("eventId")).lower() for event in events], mode or "stop"
-        )
+        self.expect(request_id, events, mode)
         wanted = {} if mode is None else {"mode": mode}
         await self.send({"type": "events", "id": request_id, "events": list(events), **wanted})
         return request_id
 
-    async def verdicts(self, request_id: int, timeout_s: float = TIMEOUT_S) -> list[Json]:
+    def expect(self, request_id: int | str, events: Sequence[Json], mode: str | None) -> None:
+        """These events go out under this id, by `send_raw`."""
+        event_ids = [str(event.get("eventId")).lower() for event in events]
+        self._posted[request_id] = _Posted(event_ids, mode or "stop")
+
+    async def verdicts(self, request_id: int | str, timeout_s: float = TIMEOUT_S) -> list[Json]:
         """All the verdicts of one `post`, however many frames they came in. Raises `Refused`."""
         await self.wait_for(lambda: self._settled(request_id), timeout_s)
         if request_id in self._errors:
@@ -202,7 +205,7 @@ class Device:
         assert self.closed is not None
         return self.closed.code
 
-    def _settled(self, request_id: int) -> bool:
+    def _settled(self, request_id: int | str) -> bool:
         verdicts = self._verdicts.get(request_id, [])
         event_ids, mode = self._posted[request_id]
         stopped = mode == "stop" and bool(verdicts) and verdicts[-1]["status"] != "accepted"
@@ -297,21 +300,19 @@ def raw_events(message: str) -> list[bytes]:
 
 @asynccontextmanager
 async def open_device(
-    url: str, token: str | None = None, *, way: Way = "header", query: str = ""
+    url: str,
+    *,
+    headers: Mapping[str, str] = {},
+    subprotocols: Sequence[str] = (PROTOCOL,),
+    query: str = "",
 ) -> AsyncIterator[Device]:
-    """A device on its socket, signed in by the given way, or not at all without a token; it may
-    not have been welcomed yet. `url` is the hub's, with `http`.
+    """A device on its socket, signed in by nothing but what is given; it may not have been welcomed
+    yet. `url` is the hub's, with `http`.
 
     Raises `websockets.exceptions.InvalidStatus` where the hub refuses the upgrade."""
-    subprotocols = [PROTOCOL]
-    headers = {}
-    if token is not None and way == "header":
-        headers["Authorization"] = f"Bearer {token}"
-    if token is not None and way == "subprotocol":
-        subprotocols.append(Subprotocol(f"bearer.{token}"))
     async with connect_socket(
         f"ws{url.removeprefix('http')}/sync{query}",
-        subprotocols=subprotocols,
+        subprotocols=[Subprotocol(name) for name in subprotocols] or None,
         additional_headers=headers,
         compression=None,
         proxy=None,
@@ -324,8 +325,6 @@ async def open_device(
         device = Device(socket)
         reading = asyncio.create_task(device.read())
         try:
-            if token is not None and way == "frame":
-                await device.send({"type": "auth", "token": token})
             yield device
         finally:
             await socket.close()
@@ -336,8 +335,12 @@ async def open_device(
 async def connect(
     url: str, token: str, *, way: Way = "header", query: str = ""
 ) -> AsyncIterator[Device]:
-    """A device that has been welcomed."""
-    async with open_device(url, token, way=way, query=query) as device:
+    """A device that signed in, the given way, and has been welcomed."""
+    headers = {"Authorization": f"Bearer {token}"} if way == "header" else {}
+    subprotocols = [PROTOCOL, f"bearer.{token}"] if way == "subprotocol" else [PROTOCOL]
+    async with open_device(url, headers=headers, subprotocols=subprotocols, query=query) as device:
+        if way == "frame":
+            await device.send({"type": "auth", "token": token})
         await device.wait_for(lambda: bool(device.of_type("auth")))
         yield device
 

@@ -1,0 +1,160 @@
+"""Hubs and Postgres are killed in the middle of everything, and nothing is lost or done twice."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from itertools import count
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from storage.database import IDLE_IN_TRANSACTION_S
+from storage.embedded import EmbeddedRedis
+from storage.migrate import migrate
+from tests.checker import History
+from tests.cluster import POLL_S, Cluster, token, until
+from tests.conftest import with_database
+from tests.device import Json, budget_create, connect, expense_add, new_id
+from tests.proxy import Proxy
+from tests.storm import FragilePostgres, Plan, check, storm
+
+P7_S = 2.0  # from commit to delivery without the bus
+BUSY_S = 2.0  # what a machine that also runs everything else may add
+DELAY_S = 0.4  # long enough to stop a hub between two of its statements
+
+IDLE_IN_TRANSACTION = """
+SELECT query FROM pg_stat_activity
+WHERE datname = current_database() AND state = 'idle in transaction'
+"""
+
+_numbers = count(1)
+
+
+@pytest.fixture(scope="module")
+def fragile_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FragilePostgres]:
+    postgres = FragilePostgres(tmp_path_factory.mktemp("fragile"))
+    yield postgres
+    postgres.close()
+
+
+@pytest.fixture
+async def fragile_cluster(
+    fragile_postgres: FragilePostgres, redis: EmbeddedRedis, tmp_path: Path
+) -> AsyncIterator[Cluster]:
+    """No node yet, on a Postgres that may be crashed. At the end no log may hold a defect."""
+    name = f"crashes_{next(_numbers)}"
+    connection = await asyncpg.connect(fragile_postgres.url)
+    await connection.execute(f"CREATE DATABASE {name}")
+    await connection.close()
+    url = with_database(fragile_postgres.url, name)
+    await migrate(url)
+    cluster = Cluster(tmp_path, url, redis.url)
+    try:
+        yield cluster
+    finally:
+        await cluster.close()
+    for node in cluster.nodes:
+        assert node.complaints() == []
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        pytest.param(Plan(1, writers=50, kills=2), id="one budget"),
+        pytest.param(
+            Plan(2, users=10, budgets=20, writers=5, kills=1, restarts=1), id="200 budgets"
+        ),
+    ],
+)
+async def test_nothing_is_lost_or_done_twice(
+    plan: Plan, fragile_cluster: Cluster, fragile_postgres: FragilePostgres
+) -> None:
+    """P1 to P6, P11: with devices that resend until they know."""
+    await storm(plan, fragile_cluster, fragile_postgres)
+
+
+async def test_a_frozen_hub_holds_no_budget_for_long(fragile_cluster: Cluster) -> None:
+    """It is stopped inside its transaction, with the lock taken. Another hub has the budget back
+    when Postgres has lost patience, and other budgets all the while; and when the frozen one goes
+    on, its clients get their verdicts."""
+    history = History()
+
+    def noted(event: Json) -> Json:
+        history.invoked("ada", event, time.monotonic())
+        return event
+
+    contended, unconcerned = new_id(), new_id()
+    async with Proxy(fragile_cluster.database_url) as proxy, AsyncExitStack() as stack:
+        postgres = await asyncpg.connect(fragile_cluster.database_url)
+        stack.push_async_callback(postgres.close)
+        frozen, awake = await asyncio.gather(
+            fragile_cluster.start(DATABASE_URL=proxy.url), fragile_cluster.start()
+        )
+        stuck = [
+            await stack.enter_async_context(connect(frozen.url, token("ada"))) for _ in range(3)
+        ]
+        free = await stack.enter_async_context(connect(awake.url, token("ada")))
+        await free.accepted(*(noted(budget_create(id)) for id in (contended, unconcerned)))
+        for device in (free, stuck[0]):
+            await device.subscribe(contended)
+        proxy.delay_s = DELAY_S
+        posted = [(d, await d.post([noted(expense_add(contended))])) for d in stuck]
+        await until_locked(postgres)
+        frozen.pause()
+        frozen_s = time.monotonic()
+        try:
+            assert await postgres.fetch(IDLE_IN_TRANSACTION)  # it was not too late
+            waiting = noted(expense_add(contended))
+            waits = await free.post([waiting])
+            await free.accepted(noted(expense_add(unconcerned)))
+            assert time.monotonic() < frozen_s + IDLE_IN_TRANSACTION_S
+            while (verdicts := await free.verdicts(waits))[0]["status"] != "accepted":
+                assert verdicts[0]["error"]["message"] == "BUSY"
+                waits = await free.post([noted(waiting)])
+            assert time.monotonic() - frozen_s < IDLE_IN_TRANSACTION_S + BUSY_S
+            assert verdicts[0]["sequence"] == 2
+        finally:
+            frozen.resume()
+        proxy.delay_s = 0
+        for device, request_id in posted:
+            [verdict] = await device.verdicts(request_id)
+            assert verdict["status"] == "accepted", verdict.get("error")
+        for device in (free, stuck[0]):
+            await device.reached(contended, 2 + len(stuck))
+        for device in (*stuck, free):
+            history.received(f"device {id(device)}", device.frames)
+        await check(history, fragile_cluster, [frozen, awake], {"ada": [contended, unconcerned]})
+
+
+async def test_a_hub_killed_between_commit_and_publish_leaves_nobody_waiting(
+    fragile_cluster: Cluster, redis: EmbeddedRedis
+) -> None:
+    """P7, P11."""
+    async with Proxy(redis.url) as proxy:
+        doomed, other = await asyncio.gather(
+            fragile_cluster.start(REDIS_URL=proxy.url), fragile_cluster.start()
+        )
+        budget_id = new_id()
+        async with connect(other.url, token("ada")) as watching:
+            async with connect(doomed.url, token("ada")) as writing:
+                await until(lambda: "bus connected" in doomed.err, 10)
+                await writing.accepted(budget_create(budget_id))
+                await watching.subscribe(budget_id)
+                proxy.black_hole()
+                await writing.accepted(expense_add(budget_id))
+                await doomed.kill()
+            await proxy.cut()  # and what it may have published is gone for good
+            assert watching.streams[budget_id].cursor == 1
+            await watching.reached(budget_id, 2, P7_S + BUSY_S)
+
+
+async def until_locked(postgres: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """Wait until some hub has locked budgets and has not come to the next statement yet."""
+    async with asyncio.timeout(10):
+        while True:
+            idle = await postgres.fetch(IDLE_IN_TRANSACTION)
+            if any("FOR NO KEY UPDATE" in row["query"] for row in idle):
+                return
+            await asyncio.sleep(POLL_S)

@@ -1,0 +1,61 @@
+"""The checkers are checked: a hub with a defect does not get through a storm."""
+
+import sys
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from storage.embedded import EmbeddedRedis
+from tests.checker import Violation
+from tests.cluster import Cluster
+from tests.planted import BUGS
+from tests.storm import Plan, storm
+
+QUICK = Plan(seed=7, writers=10, calm=120, delivery_s=4)
+
+# Which rules of `tests.checker` may be the first to notice.
+NOTICED_BY = {
+    "no_dedup": {"verdicts", "refused"},
+    "sequence_skipped": {"dense"},
+    "sequence_reused": {"dense"},
+    "ack_before_commit": {"lost"},
+    "catch_up_off_by_one": {"order"},
+    "no_publish_no_sweep": {"order"},
+    "delivered_twice": {"order"},
+    "stale_edit_wins": {"contest"},
+    "change_not_stored": {"versions", "record", "state", "replay"},
+}
+PLANS = {"ack_before_commit": QUICK._replace(kills=3)}
+
+
+def test_every_planted_bug_is_to_be_noticed() -> None:
+    assert BUGS.keys() == {"none", *NOTICED_BY}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+async def test_a_storm_finds_a_planted_bug(
+    bug: str, database_url: str, redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    if bug == "sequence_reused":
+        await _execute(database_url, "DROP INDEX accepted_events_by_sequence")
+    program = [sys.executable, "-m", "tests.planted", bug]
+    cluster = Cluster(tmp_path, database_url, redis.url, program)
+    plan = PLANS.get(bug, QUICK)
+    try:
+        if bug == "none":  # the same storm leaves no trace
+            await storm(plan, cluster)
+        else:
+            with pytest.raises(Violation) as found:
+                await storm(plan, cluster)
+            assert found.value.rule in NOTICED_BY[bug], str(found.value)
+    finally:
+        await cluster.close()
+
+
+async def _execute(url: str, statement: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()

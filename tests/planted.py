@@ -1,0 +1,179 @@
+"""`budget-hub` with a defect: `python -m tests.planted BUG serve`.
+
+For the checkers to be checked: each bug is one that a hub of this kind could have, and that the
+history checker has to find. The product itself knows nothing of this.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from api.cli import main
+from hub import rules
+from hub.committer import Committer, Submission, _Run
+from hub.events import Event
+from hub.feed import Feed
+from hub.frames import Frame
+from hub.hub import Hub
+from hub.ports import Page, Want
+from hub.records import BudgetId, Record, UserId
+from hub.rules import BudgetState, Change, LogRow
+from hub.verdicts import Verdict
+from storage.bus import RedisBus
+from storage.event_log import PostgresLog, PostgresTransaction
+
+SLOW_COMMIT_S = 0.1
+EVERY = 20  # events, or frames, between two strokes of a bug
+
+
+def none() -> None:
+    """What is launched this way is the hub as it is."""
+
+
+def no_dedup() -> None:
+    """An event that was accepted before is decided afresh."""
+    load = PostgresTransaction.load
+
+    async def forgetful(self: PostgresTransaction, want: Want) -> dict[BudgetId, BudgetState]:
+        states = await load(self, want)
+        for state in states.values():
+            state.known.clear()
+        return states
+
+    _plant(PostgresTransaction, "load", forgetful)
+
+
+def _renumbered(change: int) -> None:
+    accept = rules._accept
+
+    def misnumber(
+        state: BudgetState, actor: UserId, event: Event, effect: rules._Effect, sequence: int
+    ) -> Change:
+        return accept(state, actor, event, effect, sequence + change * (sequence % EVERY == 0))
+
+    _plant(rules, "_accept", misnumber)
+
+
+def sequence_skipped() -> None:
+    _renumbered(+1)
+
+
+def sequence_reused() -> None:
+    """Needs a database without the index that forbids it."""
+    _renumbered(-1)
+
+
+def ack_before_commit() -> None:
+    """Verdicts leave as soon as they are decided; the commit takes its time."""
+    decide, write = Committer._decide, PostgresTransaction.write
+
+    def hasty(
+        self: Committer,
+        runs: Sequence[_Run],
+        states: dict[BudgetId, BudgetState],
+        ours: set[tuple[BudgetId, str]],
+        found: list[LogRow],
+    ) -> list[tuple[Submission, Verdict]]:
+        for submission, verdict in decide(self, runs, states, ours, found):
+            submission.settle(verdict)
+        return []
+
+    async def slow(self: PostgresTransaction, states: Sequence[BudgetState]) -> None:
+        await asyncio.sleep(SLOW_COMMIT_S)
+        await write(self, states)
+
+    _plant(Committer, "_decide", hasty)
+    _plant(PostgresTransaction, "write", slow)
+
+
+def catch_up_off_by_one() -> None:
+    """Whoever resumes after an event is given what follows the next one."""
+    page = PostgresLog.page
+
+    async def late(
+        self: PostgresLog,
+        budget_id: BudgetId,
+        user_id: UserId | None,
+        after: int,
+        up_to: int,
+        limit: int,
+    ) -> Page | None:
+        return await page(self, budget_id, user_id, after + (after > 0), up_to, limit)
+
+    _plant(PostgresLog, "page", late)
+
+
+def no_publish_no_sweep() -> None:
+    """Other nodes hear of an event only when they commit to the budget themselves."""
+
+    def publish(self: RedisBus, frames: Sequence[Frame]) -> None:
+        pass
+
+    async def sweep(self: Hub) -> None:
+        pass
+
+    _plant(RedisBus, "publish", publish)
+    _plant(Hub, "sweep", sweep)
+
+
+def delivered_twice() -> None:
+    deliver = Feed._deliver
+
+    def doubled(self: Feed, frame: Frame) -> None:
+        deliver(self, frame)
+        if frame.to_sequence % EVERY == 0:
+            for subscription in self.live:
+                subscription.write(frame.data)
+
+    _plant(Feed, "_deliver", doubled)
+
+
+def stale_edit_wins() -> None:
+    def never(record: Record, event: Event) -> bool:
+        return False
+
+    _plant(rules, "_stale", never)
+
+
+def change_not_stored() -> None:
+    """Every now and then an expense stays what it was, though the log says that it changed."""
+    write = PostgresTransaction.write
+
+    async def lossy(self: PostgresTransaction, states: Sequence[BudgetState]) -> None:
+        for state in states:
+            state.changes = [
+                change._replace(record=None)
+                if change.row.sequence % EVERY == 0 and change.row.event_type == "expense.edit"
+                else change
+                for change in state.changes
+            ]
+        await write(self, states)
+
+    _plant(PostgresTransaction, "write", lossy)
+
+
+BUGS: Mapping[str, Callable[[], None]] = {
+    bug.__name__: bug
+    for bug in (
+        none,
+        no_dedup,
+        sequence_skipped,
+        sequence_reused,
+        ack_before_commit,
+        catch_up_off_by_one,
+        no_publish_no_sweep,
+        delivered_twice,
+        stale_edit_wins,
+        change_not_stored,
+    )
+}
+
+
+def _plant(where: object, name: str, bug: object) -> None:
+    assert hasattr(where, name), f"{where} has no {name} any more"
+    setattr(where, name, bug)
+
+
+if __name__ == "__main__":
+    BUGS[sys.argv.pop(1)]()
+    main()
