@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install run test check bench lint format types imports lock clean
+.PHONY: help install run test faults check bench lint format types imports lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -24,6 +24,9 @@ run: install  ## serve on 127.0.0.1:8000 with an embedded Postgres and Redis
 
 test: install  ## the whole test suite, on real embedded services
 	$(BIN)/pytest
+
+faults: install  ## the crash tests at length: dozens of kills; STORM_SEED=n repeats a schedule
+	$(BIN)/pytest -m faults --timeout 1800 --log-cli-level INFO
 
 check: lint types imports test  ## everything CI runs
 

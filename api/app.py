@@ -86,13 +86,15 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             middleware=[Middleware(RequestId)],
             exception_handlers=ERROR_HANDLERS,
         )
-        socket = SyncSocket(hub, tokens, now_ms=now_ms, new_id=new_id)
+        socket = SyncSocket(
+            hub, tokens, origins=settings.origin_list(), now_ms=now_ms, new_id=new_id
+        )
         # A sweeper or bus that died of a defect must take the process with it: without them the
         # hub would go on and quietly break P7. The task group does that.
         async with asyncio.TaskGroup() as background:
-            tasks = [background.create_task(hub.run())]
+            tasks = [background.create_task(hub.sweeper.run())]
             if bus is not None:
-                tasks.append(background.create_task(bus.run(hub.received, hub.sweep)))
+                tasks.append(background.create_task(bus.run(hub.received, hub.sweeper.sweep)))
             try:
                 yield App(hub, socket, rest)
             finally:

@@ -41,6 +41,13 @@ class Settings(BaseModel):
         str,
         Field(description=f"Signs the local tokens; at least {AUTH_SECRET_BYTES_MIN} bytes"),
     ]
+    origins: Annotated[
+        str,
+        Field(
+            pattern=r"^(https?://[^\s,/]+(,https?://[^\s,/]+)*)?$",
+            description="Web origins that may open sockets, comma-separated; absent: any",
+        ),
+    ] = ""
     events_per_s_connection: Annotated[
         int,
         Field(ge=1, description="What one socket may send in the long run; ten seconds' at once"),
@@ -85,10 +92,13 @@ class Settings(BaseModel):
         lines = ["| setting | default | meaning |", "|---|---|---|"]
         for name, field in cls.model_fields.items():
             default = "**required**" if field.is_required() else f"`{field.default}`"
-            if field.default is None:
+            if field.default in (None, ""):
                 default = "absent"
             lines.append(f"| `{name.upper()}` | {default} | {field.description} |")
         return "\n".join(lines) + "\n"
+
+    def origin_list(self) -> list[str]:
+        return [origin for origin in self.origins.split(",") if origin]
 
     def to_env(self) -> dict[str, str]:
         """The environment from which `from_env` makes these settings again."""

@@ -4,7 +4,7 @@ A raw ASGI application, not a Starlette route: at thousands of idle sockets the 
 around each would cost more memory than the session itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from urllib.parse import parse_qs
 
 import orjson
@@ -28,10 +28,12 @@ class SyncSocket:
         hub: Hub,
         authenticator: Authenticator,
         *,
+        origins: Collection[str],
         now_ms: Callable[[], int],
         new_id: Callable[[], str],
     ) -> None:
         self._hub = hub
+        self._origins = origins
         self._authenticator = authenticator
         self._now_ms = now_ms
         self._new_id = new_id
@@ -68,7 +70,13 @@ class SyncSocket:
             raise
 
     async def _upgrading(self, scope: Scope) -> Principal | None:
-        """Whom the request's own header names, None without one. Raises `HubError`."""
+        """Whom the request's own header names, None without one. Raises `HubError`.
+
+        Only browsers send an `Origin`; with no list of them, any may come: what signs a socket in
+        is a token, which a foreign page does not have."""
+        for name, value in scope["headers"]:
+            if name == b"origin" and self._origins and value.decode("latin-1") not in self._origins:
+                raise HubError(Code.ORIGIN_NOT_ALLOWED)
         for name, value in scope["headers"]:
             if name == b"authorization":
                 token = bearer(value.decode("latin-1"))

@@ -18,7 +18,7 @@ What can go wrong with a transaction, and what follows:
 | `BadData`               | the batch is halved until the one bad event is alone: it is rejected   |
 | `Disconnected`          | retried with backoff until `SETTLE_S` have passed, then `UNAVAILABLE`  |
 | … in COMMIT             | the same: an event found in the log by the retry is our own (P4)       |
-| `Held`                  | `BUSY`                                                                 |
+| `Held`                  | every budget apart, in a transaction of its own; held there: `BUSY`    |
 
 A verdict is given only after the commit that made it true (P1). Nobody can cancel a lane: a closing
 socket only loses the answer.
@@ -230,7 +230,7 @@ class Committer:
                     return []
                 await asyncio.sleep(0.01 * self._jitter() if races > 1 else 0)
             except Held:
-                if not wait:  # another hub is creating a budget of the batch: find it, each apart
+                if not wait:  # another hub is just creating one of the budgets
                     return runs
                 _refuse(runs, Code.BUSY)
                 return []

@@ -35,6 +35,8 @@ class Code(Enum):
     NOT_PARTICIPANT = _Error(403, None, False, "You no longer take part in this budget.")
     NOT_OWNER = _Error(403, None, False, "Only the owner of the budget may do this.")
 
+    ORIGIN_NOT_ALLOWED = _Error(403, None, False, "This web origin may not connect.")
+
     # What it names.
     BUDGET_NOT_EXISTS = _Error(404, None, False, "There is no such budget.")
     CATEGORY_NOT_EXISTS = _Error(404, None, False, "The budget has no such category.")

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import structlog
 
 from hub.committer import Committer, Mode
-from hub.errors import Disconnected
 from hub.events import INTEGER_MAX, Submitted
 from hub.feed import Feed, Follower, Subscription, permitted
 from hub.frames import Frame, event_frames
@@ -20,6 +19,7 @@ from hub.limits import Bucket, Rate, take
 from hub.ports import Bus, EventLog, Page
 from hub.records import BudgetId, UserId
 from hub.rules import LogRow
+from hub.sweeper import Sweeper
 from hub.verdicts import Verdict
 
 BURST_S = 10  # of the rate may be taken at once
@@ -28,8 +28,6 @@ READERS_MAX = 4  # reads of the log at a time, whoever they are for
 RECONNECTS_PER_S = 500  # how fast the sessions of a drained hub come back to the others
 RECONNECT_MS_MIN = 1_000
 DRAIN_S = 8.0
-SWEEP_S = 1.0  # P7 allows 2 s from a lost message to the delivery
-SWEEP_FEEDS_MAX = 1_000  # in one statement
 
 _log = structlog.get_logger()
 
@@ -83,6 +81,7 @@ class Hub:
         self._feeds: dict[BudgetId, Feed] = {}
         self._gate = asyncio.Semaphore(READERS_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
+        self.sweeper = Sweeper(log, self._feeds)
         self._committer = Committer(log, self._committed, now_ms=now_ms, jitter=jitter)
 
     def submit(
@@ -120,29 +119,6 @@ class Hub:
         feed = self._feeds.get(frame.budget_id)
         if feed is not None:
             feed.offer(frame)
-
-    async def sweep(self) -> None:
-        """Find the feeds that are behind the log, whatever the reason (a lost message, a node
-        killed between commit and publish, the bus away), and fill them."""
-        positions = {feed.budget_id: feed.position for feed in self._feeds.values() if feed.known}
-        budget_ids = list(positions)
-        for start in range(0, len(budget_ids), SWEEP_FEEDS_MAX):
-            part = {id: positions[id] for id in budget_ids[start : start + SWEEP_FEEDS_MAX]}
-            try:
-                behind = await self.log.behind(part)
-            except Disconnected as lost:
-                _log.debug("no sweep: the log is out of reach", error=str(lost))
-                return
-            for budget_id, head in behind.items():
-                feed = self._feeds.get(budget_id)
-                if feed is not None:
-                    feed.noticed(head)
-
-    async def run(self) -> None:
-        """Sweep until cancelled."""
-        while True:
-            await asyncio.sleep(SWEEP_S)
-            await self.sweep()
 
     async def drain(self) -> None:
         """Before the process ends: every session is told to go away, each to come back at a time of

@@ -89,6 +89,11 @@ class EventLog(Protocol):
         """The heads of those budgets whose log is longer than the given position."""
         ...
 
+    async def recent(self, seconds: float) -> dict[BudgetId, int]:
+        """The budgets with events accepted in the last `seconds`, by the database's clock, and the
+        highest sequence among these."""
+        ...
+
 
 class Bus(Protocol):
     """Carries frames between nodes. Never the truth: anything may be lost (P7)."""

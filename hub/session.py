@@ -155,8 +155,15 @@ class Session:
             following.subscription.drained()
         self._read_or_not()
 
-    def lost(self) -> None:
-        """The peer is gone."""
+    def lost(self, close_code: int | None = None) -> None:
+        """It is over: the peer is gone, or we closed with that code."""
+        if self._state is not State.CLOSED:
+            _log.info(
+                "socket closed",
+                connection_id=self._connection_id,
+                user_id=self._user_id,
+                close_code=close_code,
+            )
         self._state = State.CLOSED
         self._hub.sessions.discard(self)
         if self._timer is not None:
@@ -177,7 +184,7 @@ class Session:
         """Close with 1012; what was written is sent before."""
         if self._state is not State.CLOSED:
             self._wire.close(RESTART, "restart")
-            self.lost()
+            self.lost(RESTART)
 
     def close(self, code: Code) -> None:
         """Say why, and close with the code's close code."""
@@ -188,7 +195,7 @@ class Session:
     def _close(self, code: Code, reason: str) -> None:
         assert code.close is not None
         self._wire.close(code.close, reason)
-        self.lost()
+        self.lost(code.close)
 
     def _act(self, frame: frames.ClientFrame) -> None:
         if self._state is State.NEW:
@@ -263,6 +270,7 @@ class Session:
     def _open(self, principal: Principal) -> None:
         self._state = State.OPEN
         self._user_id = principal.user_id
+        _log.info("socket open", connection_id=self._connection_id, user_id=self._user_id)
         self._wire.write(
             frames.welcome(
                 principal.user_id, self._connection_id, self._now_ms(), LIMITS, HEARTBEAT_S

@@ -158,6 +158,12 @@ FROM unnest($1::uuid[], $2::bigint[]) AS here (id, position)
 JOIN budgets b USING (id)
 WHERE b.last_sequence > here.position
 """
+READ_RECENT = """
+SELECT budget_id::text, max(sequence)
+FROM accepted_events
+WHERE accepted_at > now() - make_interval(secs => $1)
+GROUP BY budget_id
+"""
 READ_LOG_ID = "SELECT log_id::text FROM hub_identity"
 
 
@@ -188,6 +194,11 @@ class PostgresLog:
             rows = await connection.fetch(
                 READ_BEHIND, list(positions.keys()), list(positions.values())
             )
+        return {row[0]: row[1] for row in rows}
+
+    async def recent(self, seconds: float) -> dict[BudgetId, int]:
+        async with self._database.reading() as connection:
+            rows = await connection.fetch(READ_RECENT, seconds)
         return {row[0]: row[1] for row in rows}
 
     async def log_id(self) -> str:

@@ -43,6 +43,7 @@ SHARED = 2  # expenses of each budget that everybody edits
 OUTBOX_MAX = 8
 TRIES_MAX = 4  # how often a writer takes up an edit that met a conflict
 NO_RATE_LIMITS = {"EVENTS_PER_S_CONNECTION": "1000000", "EVENTS_PER_S_USER": "1000000"}
+FREEZE_S_MAX = 6.0  # longer than Postgres lets a transaction idle
 AWAY_S = 0.15  # how long a restless observer stays away, about
 # From submitting to the verdict, a restart of Postgres and a busy machine included. A hub that says
 # nothing for as long, on a connection that stands, breaks P4.
@@ -62,6 +63,15 @@ _log = logging.getLogger(__name__)
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request
 
 
+class Fault(NamedTuple):
+    """What happens to a hub, or to Postgres, after so many settled events more."""
+
+    kind: Literal["kill", "freeze", "crash"]
+    slot: int
+    after: int
+    freeze_s: float
+
+
 class Plan(NamedTuple):
     """`budgets` and `writers` are numbers for each user. About `calm` events are settled before,
     between and after the faults."""
@@ -71,19 +81,21 @@ class Plan(NamedTuple):
     budgets: int = 1
     writers: int = 10
     calm: int = 100
-    kills: int = 0  # of a hub
-    restarts: int = 0  # of Postgres
+    kills: int = 0  # of hubs
+    freezes: int = 0  # of hubs
+    crashes: int = 0  # of Postgres
     # Within which observers must have everything: P7, reconnecting, a busy machine.
     delivery_s: float = 15.0
 
-    def faults(self) -> Iterator[tuple[Literal["kill", "restart"], int, int]]:
-        """What happens, to which slot, and after how many settled events more."""
+    def faults(self) -> Iterator[Fault]:
         rng = random.Random(self.seed)
-        kinds: list[Literal["kill", "restart"]] = ["kill"] * self.kills
-        kinds += ["restart"] * self.restarts
+        kinds: list[Literal["kill", "freeze", "crash"]] = ["kill"] * self.kills
+        kinds += ["freeze"] * self.freezes
+        kinds += ["crash"] * self.crashes
         rng.shuffle(kinds)
         for kind in kinds:
-            yield kind, rng.randrange(2), rng.randint(self.calm // 2, self.calm * 3 // 2)
+            after = rng.randint(self.calm // 2, self.calm * 3 // 2)
+            yield Fault(kind, rng.randrange(2), after, rng.uniform(0.1, FREEZE_S_MAX))
 
 
 class FragilePostgres:
@@ -132,6 +144,15 @@ class Fleet:
         assert node is not None
         await node.kill()
         self.slots[slot] = await self._start()
+
+    async def freeze(self, slot: int, freeze_s: float) -> None:
+        node = self.slots[slot]
+        assert node is not None
+        node.pause()
+        try:
+            await asyncio.sleep(freeze_s)
+        finally:
+            node.resume()
 
     async def _start(self) -> Node:
         return await self._cluster.start(**NO_RATE_LIMITS)
@@ -427,7 +448,9 @@ class _Storm:
                     last.create_task(writer.end())
             with contextlib.suppress(TimeoutError):  # the checker says what is missing
                 heads = await self._heads()
-                await until(lambda: all(o.has(heads) for o in self._observers), self._plan.delivery_s)
+                await until(
+                    lambda: all(o.has(heads) for o in self._observers), self._plan.delivery_s
+                )
             for task in watching:
                 task.cancel()
         figures = await check(self._history, self._cluster, self._fleet.nodes(), self._budgets)
@@ -447,16 +470,22 @@ class _Storm:
         async with asyncio.TaskGroup() as writing, asyncio.timeout(None) as deadline:
             for writer in self._writers:
                 writing.create_task(writer.run(enough))
-            for kind, slot, after in self._plan.faults():
-                await self._progress(after)
-                if kind == "kill":
-                    await self._fleet.kill(slot)
-                else:
-                    assert self._postgres is not None
-                    await self._postgres.crash()
+            for fault in self._plan.faults():
+                await self._progress(fault.after)
+                await self._strike(fault)
             await self._progress(self._plan.calm)
             enough.set()
             deadline.reschedule(asyncio.get_running_loop().time() + PROGRESS_S)
+
+    async def _strike(self, fault: Fault) -> None:
+        match fault.kind:
+            case "kill":
+                await self._fleet.kill(fault.slot)
+            case "freeze":
+                await self._fleet.freeze(fault.slot, fault.freeze_s)
+            case "crash":
+                assert self._postgres is not None
+                await self._postgres.crash()
 
     async def _progress(self, events: int) -> None:
         """Wait until so many more are settled."""

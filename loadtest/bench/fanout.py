@@ -1,12 +1,12 @@
-"""How fast one budget's events reach 1,000 live sockets, compared with a bare loop of `send()` in C.
+"""How fast one budget's events reach 1,000 live sockets, compared with a bare `send()` loop in C.
 
 A hub serves in this process, with real sockets drained by a C program in another (`fanout.c`).
 Frames are handed to it as the bus would: one event of 300 bytes at a time, and bursts of ten in one
 frame. The limit writes the same bytes to as many sockets, from C, to the same drain. Each pair is
 measured one right after the other; the figure is the median of the pairs.
 
-Also how many connections a second are accepted, and what an idle one costs in memory: those are of a
-hub process of their own.
+Also how many connections a second are accepted, and what an idle one costs in memory: those are of
+a hub process of their own.
 
 Run: `python -m loadtest.bench.fanout`; needs a C compiler (`cc`).
 """
@@ -137,8 +137,8 @@ async def _through_hub(
     for frame in frames:
         hub.received(frame)
         await asyncio.sleep(0)  # each frame by itself, as the bus brings them
-    while await received() < due:  # asking costs the drain time
-        await asyncio.sleep(0.002)  # noqa: ASYNC110 - another process has no event to wait for
+    while await received() < due:  # noqa: ASYNC110 - another process has no event to wait for
+        await asyncio.sleep(0.002)  # asking costs the drain time
     events = sum(frame.to_sequence - frame.from_sequence + 1 for frame in frames)
     return SOCKETS * events / (time.perf_counter() - began_s)
 

@@ -135,5 +135,7 @@ CREATE TABLE accepted_events (
     accepted_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (budget_id, event_id)
 );
+-- For the sweep, which looks at what was accepted in the last seconds.
+CREATE INDEX accepted_events_by_time ON accepted_events (accepted_at);
 CREATE UNIQUE INDEX accepted_events_by_sequence ON accepted_events (budget_id, sequence)
     WHERE sequence > 0;

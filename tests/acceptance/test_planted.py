@@ -12,7 +12,7 @@ from tests.cluster import Cluster
 from tests.planted import BUGS
 from tests.storm import Plan, storm
 
-QUICK = Plan(seed=7, writers=10, calm=120, delivery_s=4)
+QUICK = Plan(seed=7, writers=10, calm=120, delivery_s=3)
 
 # Which rules of `tests.checker` may be the first to notice.
 NOTICED_BY = {

@@ -691,7 +691,8 @@ ILL_FORMED = {
     "reserved bit": b"\xc1\x80\x00\x00\x00\x00",
     "reserved opcode": b"\x83\x80\x00\x00\x00\x00",
     "continues nothing": b"\x80\x80\x00\x00\x00\x00",
-    "new message in a message": b"\x01\x80\x00\x00\x00\x00" * 2,
+    "message in a message": b"\x01\x80\x00\x00\x00\x00"
+    + frames.Frame(frames.Opcode.TEXT, b'{"type":"ping"}').serialize(mask=True),
     "long control frame": b"\x89\xfe\x00\x80\x00\x00\x00\x00" + b"\x00" * 128,
     "control frame in parts": b"\x09\x80\x00\x00\x00\x00",
     "length of 63 bits": b"\x81\xff" + b"\xff" * 12,

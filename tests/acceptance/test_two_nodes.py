@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from itertools import count
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -107,6 +108,21 @@ async def test_a_thousand_events_from_both_sides_are_one_stream(
         assert again == [{**verdict, "duplicate": True} for verdict in settled]
     assert await snapshot(nodes[0], cluster.token(user_id), budget_id) == snapshots[0]
     assert here.cursor == there.cursor == 1000
+
+
+async def test_an_event_crosses_at_once(pair: tuple[Device, Device]) -> None:
+    """By Redis: the sweeper alone would take about a second for each."""
+    here, there = pair
+    budget_id = new_id()
+    await here.accepted(budget_create(budget_id))
+    await there.subscribe(budget_id)
+    lags_s = []
+    for sequence in range(2, 12):
+        await here.accepted(expense_add(budget_id))
+        settled_s = time.monotonic()
+        stream = await there.reached(budget_id, sequence)
+        lags_s.append(stream.events[-1].at_s - settled_s)
+    assert median(lags_s) < 0.3
 
 
 async def test_whoever_joins_in_mid_stream_misses_nothing(

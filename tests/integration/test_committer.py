@@ -218,6 +218,7 @@ class Elsewhere:
         """Return when a hub waits for a lock."""
 
         async def waits() -> bool:
+            await self.execute("SELECT pg_stat_clear_snapshot()")  # if we are in a transaction
             return bool(
                 await self.fetchval(
                     """
@@ -385,17 +386,12 @@ async def test_new_budgets_are_inserted_in_id_order(node: Node, elsewhere: Elsew
     await transaction.start()
     await elsewhere.execute(insert, budget_ids[0])
     answer = node.send("ann", *map(create, reversed(budget_ids)))
-    await someone_waits_beside(node, elsewhere)
+    await elsewhere.someone_waits()
     await elsewhere.execute("SET LOCAL lock_timeout = '2s'")
     for budget_id in budget_ids[1:]:
         await elsewhere.execute(insert, budget_id)  # nothing is in its way
     await transaction.rollback()
     assert outcomes(wires(await within(answer))) == ["accepted"] * 12
-
-
-async def someone_waits_beside(node: Node, elsewhere: Elsewhere) -> None:
-    """As `someone_waits`, where `elsewhere` is inside a transaction of its own."""
-    await elsewhere.someone_waits()
 
 
 async def test_budgets_are_locked_in_id_order(node: Node, elsewhere: Elsewhere) -> None:
@@ -529,7 +525,7 @@ async def poison(elsewhere: Elsewhere) -> None:
 
 
 @pytest.mark.usefixtures("poison")
-@pytest.mark.parametrize("place", range(7))
+@pytest.mark.parametrize("place", [0, 3, 6])
 async def test_a_poison_event_is_isolated_and_the_rest_of_its_batch_accepted(
     place: int, node: Node, elsewhere: Elsewhere
 ) -> None:
@@ -553,7 +549,7 @@ async def test_a_poison_event_is_isolated_and_the_rest_of_its_batch_accepted(
 
 
 @pytest.mark.usefixtures("poison")
-@pytest.mark.parametrize("place", range(6))
+@pytest.mark.parametrize("place", [0, 2, 3, 5])
 @pytest.mark.parametrize("mode", ["stop", "each"])
 async def test_stop_holds_across_a_split(
     mode: Mode, place: int, node: Node, elsewhere: Elsewhere
@@ -1074,7 +1070,7 @@ async def check_budget(node: Node, budget_id: BudgetId) -> None:
     assert replica.difference(Replica.from_snapshot(snapshot)) is None
 
 
-@pytest.mark.parametrize(("budgets", "writers", "times"), [(1, 20, 12), (20, 20, 20)])
+@pytest.mark.parametrize(("budgets", "writers", "times"), [(1, 20, 30), (20, 20, 60)])
 async def test_p2_two_nodes_with_twenty_writers_each_keep_every_log_dense(
     budgets: int, writers: int, times: int, nodes: Nodes
 ) -> None:

@@ -28,13 +28,18 @@ STATEMENTS: dict[str, tuple[str, list[Any]]] = {
     "cascade": (event_log.CASCADE, [*PAIR, [1], [1]]),
     "update heads": (event_log.UPDATE_HEADS, [ID, [1], [1]]),
     "read page": (event_log.READ_PAGE, [BUDGET, "ann", 400, 500, 100]),
+    "read recent": (event_log.READ_RECENT, [0.001]),
     "read behind": (event_log.READ_BEHIND, [ID, [400]]),
     "snapshot": (snapshots.READ_SNAPSHOT, [BUDGET, "ann"]),
 }
 
 # What finds the log's rows must be the index made for it: the other one would walk all events of
 # the budget.
-LOG_INDEX = {"load known": "accepted_events_pkey", "read page": "accepted_events_by_sequence"}
+LOG_INDEX = {
+    "load known": "accepted_events_pkey",
+    "read page": "accepted_events_by_sequence",
+    "read recent": "accepted_events_by_time",
+}
 PRIMARY_KEY = {"load categories": "categories_pkey", "load expenses": "expenses_pkey"}
 
 

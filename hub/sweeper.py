@@ -1,0 +1,75 @@
+"""The sweeper: finds feeds that are behind the log, whatever the reason, and has them filled.
+
+One mechanism for every way a frame can fail to come: the bus lost it, its publisher was killed
+between commit and publish, the bus is away, this node has gone deaf (P7 allows 2 s).
+
+Every second it asks for what was accepted in the last seconds: the cost follows what changed, not
+what is subscribed. `LOOKBACK_S` covers the time between the writing of a log row, which dates it,
+and its commit, which makes it visible: a hub that is frozen in between is cut off after three
+seconds. For what took still longer, a share of all feeds is compared with their heads each time, in
+turn; all of them are when the bus comes back.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import structlog
+
+from hub.errors import Disconnected
+from hub.feed import Feed
+from hub.ports import EventLog
+from hub.records import BudgetId
+
+INTERVAL_S = 1.0
+LOOKBACK_S = 5.0
+COMPARED_MAX = 1_000  # feeds in one statement
+
+_log = structlog.get_logger()
+
+
+class Sweeper:
+    """`feeds` are those of this process, now and later."""
+
+    def __init__(self, log: EventLog, feeds: Mapping[BudgetId, Feed]) -> None:
+        self._log = log
+        self._feeds = feeds
+        self._round: list[BudgetId] = []  # feeds to be compared before it is all feeds' turn again
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            if not self._feeds:
+                continue
+            try:
+                self._notice(await self._log.recent(LOOKBACK_S))
+                await self._compare(self._turn())
+            except Disconnected as lost:
+                _log.debug("no sweep: the log is out of reach", error=str(lost))
+
+    async def sweep(self) -> None:
+        """Compare all feeds with their heads."""
+        feeds = list(self._feeds)
+        try:
+            for start in range(0, len(feeds), COMPARED_MAX):
+                await self._compare(feeds[start : start + COMPARED_MAX])
+        except Disconnected as lost:
+            _log.debug("no sweep: the log is out of reach", error=str(lost))
+
+    def _turn(self) -> Sequence[BudgetId]:
+        if not self._round:
+            self._round = list(self._feeds)
+        turn, self._round = self._round[:COMPARED_MAX], self._round[COMPARED_MAX:]
+        return turn
+
+    async def _compare(self, budget_ids: Sequence[BudgetId]) -> None:
+        feeds = [self._feeds[id] for id in budget_ids if id in self._feeds]
+        positions = {feed.budget_id: feed.position for feed in feeds if feed.known}
+        if positions:
+            self._notice(await self._log.behind(positions))
+
+    def _notice(self, heads: Mapping[BudgetId, int]) -> None:
+        for budget_id, head in heads.items():
+            feed = self._feeds.get(budget_id)
+            if feed is not None:
+                feed.noticed(head)
