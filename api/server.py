@@ -69,14 +69,24 @@ def address(listening: socket.socket) -> str:
 
 class Server(uvicorn.Server):
     """Drains before uvicorn closes the sockets, and exits 0 after SIGTERM and SIGINT: uvicorn would
-    raise the signal again after the shutdown."""
+    raise the signal again after the shutdown. `ready` is called when signals are heard already."""
 
-    def __init__(self, config: uvicorn.Config, drain: Callable[[], Coroutine[Any, Any, None]]):
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        ready: Callable[[], None],
+        drain: Callable[[], Coroutine[Any, Any, None]],
+    ) -> None:
         super().__init__(config)
+        self._ready = ready
         self._drain = drain
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
@@ -110,7 +120,7 @@ async def serve(
             backlog=BACKLOG,
             timeout_graceful_shutdown=GRACEFUL_S,
         )
-        server = Server(config, app.hub.drain)
+        server = Server(config, ready, app.hub.drain)
         # What was built until now stays: keep the collector away from it. And a busy hub makes and
         # drops thousands of objects a second without a cycle among them: look for cycles seldom.
         gc.collect()
@@ -119,7 +129,6 @@ async def serve(
         loop = asyncio.get_running_loop()
         if parent is not None:
             loop.add_reader(parent, server.handle_exit, signal.SIGTERM, None)
-        ready()
         await server.serve(sockets=[listening])
         if parent is not None:
             loop.remove_reader(parent)
@@ -151,7 +160,11 @@ class Supervisor:
         self._restarting = False
 
     def start(self) -> None:
-        """Start the workers and return when all of them serve. Raises `WorkerFailed`."""
+        """Start the workers and return when all of them serve. From here on signals are heard.
+        Raises `WorkerFailed`."""
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sig, self._told_to_stop)
+        signal.signal(signal.SIGHUP, self._told_to_restart)
         started = [self._spawn() for _ in range(self._settings.web_concurrency)]
         try:
             for ours in started:
@@ -163,9 +176,6 @@ class Supervisor:
     def run(self) -> None:
         """Replace workers that die, and on SIGHUP all of them, one by one; returns after SIGTERM or
         SIGINT, when all have stopped."""
-        for sig in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(sig, self._told_to_stop)
-        signal.signal(signal.SIGHUP, self._told_to_restart)
         while not self._stopping:
             if self._restarting:
                 self._restarting = False

@@ -14,10 +14,10 @@ from hub.committer import Committer, Submission, _Run
 from hub.events import Event
 from hub.feed import Feed
 from hub.frames import Frame
-from hub.hub import Hub
 from hub.ports import Page, Want
 from hub.records import BudgetId, Record, UserId
 from hub.rules import BudgetState, Change, LogRow
+from hub.sweeper import Sweeper
 from hub.verdicts import Verdict
 from storage.bus import RedisBus
 from storage.event_log import PostgresLog, PostgresTransaction
@@ -109,11 +109,11 @@ def no_publish_no_sweep() -> None:
     def publish(self: RedisBus, frames: Sequence[Frame]) -> None:
         pass
 
-    async def sweep(self: Hub) -> None:
+    def notice(self: Sweeper, heads: Mapping[BudgetId, int]) -> None:
         pass
 
     _plant(RedisBus, "publish", publish)
-    _plant(Hub, "sweep", sweep)
+    _plant(Sweeper, "_notice", notice)
 
 
 def delivered_twice() -> None:
