@@ -256,9 +256,9 @@ class Committer:
         held: list[_Run] = []
         for half in halves:
             free, behind = _apart(half, set(), after=held)
-            held += behind
             if free:
                 held += await self._settle(free, wait=wait, ours=ours)
+            held += behind  # last: it may come after what was just found held
         return held
 
     async def _attempt(

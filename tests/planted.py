@@ -22,7 +22,7 @@ from hub.verdicts import Verdict
 from storage.bus import RedisBus
 from storage.event_log import PostgresLog, PostgresTransaction
 
-SLOW_COMMIT_S = 0.1
+SLOW_COMMIT_S = 0.5
 EVERY = 20  # events, or frames, between two strokes of a bug
 
 

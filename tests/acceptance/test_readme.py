@@ -3,6 +3,7 @@
 But for the port: the hub gets one from the system here, so that tests can run beside each other.
 """
 
+import json
 import os
 import re
 import shutil
@@ -72,16 +73,16 @@ def environ(clone: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-async def hub_url(clone: Path, environ: dict[str, str]) -> AsyncIterator[str]:
+async def hub(clone: Path, environ: dict[str, str]) -> AsyncIterator[Process]:
     """`make run`, the first command, and then Ctrl-C, which leaves nothing behind."""
     make = Process(
         clone.parent, "make-run", ["run"], {**environ, "PORT": "0"}, program=["make"], cwd=clone
     )
     try:
-        url = await make.serving()
+        await make.serving()
         processes = family(make.pid)
         assert len(processes) >= 3  # the hub, Postgres, Redis
-        yield url
+        yield make
         make.signal_group(signal.SIGINT)
         await make.ended()
         await until_gone(processes)
@@ -97,13 +98,14 @@ def test_first_command_is_make_run() -> None:
 
 @needs_linux
 @pytest.mark.timeout(180)
-async def test_tour(clone: Path, environ: dict[str, str], hub_url: str) -> None:
+async def test_tour(clone: Path, environ: dict[str, str], hub: Process) -> None:
+    url = await hub.serving()
     blocks = [block for block in Block.all()[1:] if block.commands]
     assert len(blocks) > 5
     files = [clone.parent / f"output-{number}" for number, _ in enumerate(blocks)]
     # One shell for all, because a block uses what those before it have set.
     script = "\n".join(
-        f"exec >{file} 2>&1\n{at_this_hub(block.commands, hub_url)}"
+        f"exec >{file} 2>&1\n{at_this_hub(block.commands, url)}"
         for file, block in zip(files, blocks, strict=True)
     )
     bash = ["-euo", "pipefail", "-c", script]
@@ -118,6 +120,21 @@ async def test_tour(clone: Path, environ: dict[str, str], hub_url: str) -> None:
     for block, output in zip(blocks, outputs, strict=True):
         if block.output is not None:
             assert output is not None and like(block.output, output), output
+
+
+@needs_linux
+async def test_hub_says_what_to_try_first(
+    clone: Path, environ: dict[str, str], hub: Process
+) -> None:
+    [hint] = [line for line in hub.out.splitlines() if "a first event:" in line]
+    command = hint.partition(":")[2]
+    shell = Process(clone.parent, "first", ["-euc", command], environ, program=["bash"], cwd=clone)
+    try:
+        assert await shell.ended() == 0
+    finally:
+        await shell.close()
+    verdict = json.loads(shell.out)
+    assert (verdict["status"], verdict["record"]["createdBy"]) == ("accepted", "alice")
 
 
 def at_this_hub(commands: str, url: str) -> str:

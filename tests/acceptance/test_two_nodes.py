@@ -201,6 +201,26 @@ async def test_one_record_edited_on_both_nodes_at_once_changes_once(
         assert conflict["currentRecord"] == accepted["record"]
 
 
+async def test_frozen_node_holds_nobody_up_and_misses_nothing(
+    nodes: list[Node], pair: tuple[Device, Device]
+) -> None:
+    here, there = pair
+    budget_id = new_id()
+    await here.accepted(budget_create(budget_id))
+    for device in pair:
+        await device.subscribe(budget_id)
+    posted = await there.post([expense_add(budget_id) for _ in range(100)])
+    nodes[1].pause()  # perhaps in the middle of a transaction
+    try:
+        for _ in range(10):
+            await here.accepted(*(expense_add(budget_id) for _ in range(20)))
+    finally:
+        nodes[1].resume()
+    assert {verdict["status"] for verdict in await there.verdicts(posted)} == {"accepted"}
+    streams = [await device.reached(budget_id, 301) for device in pair]
+    assert [e.raw for e in streams[0].events] == [e.raw for e in streams[1].events]
+
+
 async def test_redis_killed_and_back_in_mid_stream(
     cluster: Cluster, user_id: str, tmp_path: Path
 ) -> None:
