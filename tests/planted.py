@@ -74,12 +74,16 @@ def ack_before_commit() -> None:
         ours: set[tuple[BudgetId, str]],
         found: list[LogRow],
     ) -> list[tuple[Submission, Verdict]]:
-        for submission, verdict in decide(self, runs, states, ours, found):
+        decided = decide(self, runs, states, ours, found)
+        if any(verdict.event_type == "budget.create" for _, verdict in decided):
+            return decided  # a storm must be able to begin
+        for submission, verdict in decided:
             submission.settle(verdict)
         return []
 
     async def slow(self: PostgresTransaction, states: Sequence[BudgetState]) -> None:
-        await asyncio.sleep(SLOW_COMMIT_S)
+        if all(state.changes[0].row.event_type != "budget.create" for state in states):
+            await asyncio.sleep(SLOW_COMMIT_S)
         await write(self, states)
 
     _plant(Committer, "_decide", hasty)

@@ -191,7 +191,7 @@ async def hub_here(url: str) -> AsyncIterator[tuple[Hub, int, str]]:
             lifespan="off",
             log_config=None,
         )
-        running = server.Server(config, app.hub.drain)
+        running = server.Server(config, lambda: None, app.hub.drain)
         serving = asyncio.create_task(running.serve(sockets=[listening]))
         token, _ = Tokens([secret.encode()], now=time.time).issue(USER)
         yield app.hub, listening.getsockname()[1], token
