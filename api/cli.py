@@ -51,6 +51,21 @@ main = typer.Typer(
 )
 
 
+def run() -> None:
+    """The entry point: errors of usage are one line too."""
+    try:
+        sys.exit(main(standalone_mode=False) or 0)
+    except typer.TyperException as error:
+        if line := " ".join(error.format_message().split()):  # none where help was printed
+            _err.print(f"budget-hub: {line}")
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(130)
+    except BrokenPipeError:  # whoever reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
 @main.command()
 def dev(
     host: Annotated[str, typer.Option(envvar="HOST", help="Address to listen on.")] = "127.0.0.1",
@@ -207,7 +222,7 @@ async def _export(budget: UUID) -> None:
                 sys.stdout.buffer.write(line)
             sys.stdout.buffer.flush()
         except BrokenPipeError:
-            raise  # whoever reads has enough; typer ends quietly
+            raise
         except OSError as error:
             _err.print(f"budget-hub: the file cannot be written: {error}")
             raise typer.Exit(1) from None

@@ -83,7 +83,8 @@ class Settings(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0]).upper()
-            problem = "is missing" if first["type"] == "missing" else first["msg"]
+            said = first["msg"].removeprefix("Value error, ")
+            problem = "is missing" if first["type"] == "missing" else said
             raise SettingsError(f"{name}: {problem}") from None
 
     @classmethod

@@ -315,7 +315,8 @@ def parse_event(raw: object) -> Submitted:
 def describe(error: ValidationError) -> str:
     """Field names and reasons for people; never what was sent (P9: it ends in logs)."""
     return "; ".join(
-        f"{'.'.join(map(str, line['loc'])) or 'body'}: {line['msg']}" for line in error.errors()[:5]
+        f"{'.'.join(map(str, line['loc'])) or 'body'}: {line['msg'].removeprefix('Value error, ')}"
+        for line in error.errors()[:5]
     )
 
 

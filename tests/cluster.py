@@ -269,11 +269,19 @@ def family(pid: int) -> dict[ProcessKey, str]:
 
 
 async def until_gone(processes: Iterable[ProcessKey], timeout_s: float = STOP_TIMEOUT_S) -> None:
-    def one_lives() -> bool:
-        stats = [(started, _stat(pid)) for pid, started in processes]
-        return any(stat and stat[0] != "Z" and stat[19] == started for started, stat in stats)
+    await until(lambda: not any(_lives(*process) for process in processes), timeout_s)
 
-    await until(lambda: not one_lives(), timeout_s)
+
+def kill_left(processes: Iterable[ProcessKey]) -> None:
+    """What a failed test could not make end."""
+    for pid, started in processes:
+        if _lives(pid, started):
+            os.kill(pid, SIGKILL)
+
+
+def _lives(pid: int, started: str) -> bool:
+    stat = _stat(pid)
+    return bool(stat) and stat[0] != "Z" and stat[19] == started
 
 
 def process_state(pid: int) -> str:

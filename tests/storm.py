@@ -411,18 +411,21 @@ class _Storm:
         self._observers: list[Observer] = []
         rng = random.Random(plan.seed)
         for user in range(plan.users):
-            self._add_user(f"user-{user}", random.Random(rng.random()))
+            self._add_user(user, random.Random(rng.random()))
 
-    def _add_user(self, user_id: str, rng: random.Random) -> None:
+    def _add_user(self, number: int, rng: random.Random) -> None:
+        user_id = f"user-{number}"
         budgets = [_uuid(rng) for _ in range(self._plan.budgets)]
         self._budgets[user_id] = budgets
-        for number in range(1 + self._plan.writers):
+        for device in range(1 + self._plan.writers):
             own = random.Random(rng.random())
-            writer = Writer(user_id, budgets, self._fleet, number % 2, self._history, own)
-            (self._writers if number else self._first).append(writer)
+            writer = Writer(user_id, budgets, self._fleet, device % 2, self._history, own)
+            (self._writers if device else self._first).append(writer)
         for slot in range(2):
             for restless in (None, self._plan.calm // 4):
-                self._observers.append(self._observer(user_id, slot, rng, restless))
+                # A single user has all four; of many each has two, on both slots in turn.
+                if self._plan.users == 1 or (restless is None) == (slot == number % 2):
+                    self._observers.append(self._observer(user_id, slot, rng, restless))
 
     def _observer(
         self, user_id: str, slot: int, rng: random.Random, restless: int | None

@@ -22,6 +22,7 @@ from tests.cluster import (
     Node,
     Process,
     family,
+    kill_left,
     process_state,
     until,
     until_gone,
@@ -219,7 +220,10 @@ async def test_workers_end_with_their_killed_supervisor(
     workers = family(serve.pid)
     assert len(workers) == 2
     await serve.kill()
-    await until_gone(workers)
+    try:
+        await until_gone(workers)
+    finally:
+        kill_left(workers)
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5)
 

@@ -27,7 +27,7 @@ NOTICED_BY = {
     "change_not_stored": {"versions", "record", "state", "replay"},
 }
 # With several budgets both hubs have something acknowledged and not committed at any time.
-PLANS = {"ack_before_commit": QUICK._replace(budgets=10, writers=20, kills=3)}
+PLANS = {"ack_before_commit": QUICK._replace(budgets=6, writers=12, calm=60, kills=3)}
 
 
 def test_every_planted_bug_is_to_be_noticed() -> None:

@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 
 from hub import committer as committer_module
 from hub.committer import Committer, Mode
-from hub.errors import Disconnected
+from hub.errors import BadData, Disconnected, Held, LostRace
 from hub.events import EVENTS_PER_FRAME_MAX, INTEGER_MAX, parse_batch
 from hub.ports import Want
 from hub.records import BudgetId, UserId
@@ -27,7 +27,7 @@ from hub.rules import BudgetState, LogRow
 from hub.verdicts import Verdict
 from loadtest.replica import Replica
 from storage import database as database_module
-from storage.database import Database
+from storage.database import Database, translated
 from storage.event_log import PostgresLog, PostgresTransaction
 from storage.snapshots import Snapshots
 from tests.proxy import Proxy
@@ -832,6 +832,83 @@ async def test_p10_a_short_absence_of_postgres_is_not_noticed(
         await eventually(tried_in_vain)
         await proxy.heal()
         assert outcomes(wires(await within(answer))) == ["accepted"]
+
+
+# What the server says, and what it means.
+
+
+@pytest.mark.parametrize("errcode", ["40001", "40P01", "23505", "57014"])
+async def test_p4_a_commit_that_the_server_turns_down_once_is_decided_afresh(
+    errcode: str, node: Node, elsewhere: Elsewhere
+) -> None:
+    """Serialization failure, deadlock, unique violation, cancelled statement: never a verdict."""
+    budget_id = await node.new_budget()
+    await elsewhere.execute(
+        f"""
+        CREATE SEQUENCE commits;
+        CREATE FUNCTION turn_down() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF nextval('commits') = 1 THEN
+                RAISE EXCEPTION 'not this time' USING ERRCODE = '{errcode}';
+            END IF;
+            RETURN NULL;
+        END $$;
+        CREATE CONSTRAINT TRIGGER turn_down AFTER INSERT ON accepted_events
+        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION turn_down();
+        """
+    )
+    await node.made("ann", expense(budget_id))
+    assert await elsewhere.fetchval("SELECT last_value FROM commits") == 2
+    assert node.delivered == [(budget_id, 1), (budget_id, 2)]
+    assert len(await elsewhere.log(budget_id)) == 2
+
+
+async def test_p4_races_that_never_end_are_busy(node: Node, elsewhere: Elsewhere) -> None:
+    async def lose() -> None:
+        raise LostRace("again")
+
+    budget_id = await node.new_budget()
+    line = expense(budget_id)
+    log_of(node).before_commit = lose
+    with capture_logs() as logs:
+        assert outcomes(await node.told("ann", line)) == ["BUSY"]
+    assert [entry["log_level"] for entry in logs] == ["error"]
+    log_of(node).before_commit = nothing
+    await node.made("ann", line)
+    assert len(await elsewhere.log(budget_id)) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "meaning"),
+    [
+        (asyncpg.UniqueViolationError, LostRace),
+        (asyncpg.DeadlockDetectedError, LostRace),
+        (asyncpg.SerializationError, LostRace),
+        (asyncpg.LockNotAvailableError, Held),
+        (asyncpg.CheckViolationError, BadData),
+        (asyncpg.ForeignKeyViolationError, BadData),
+        (asyncpg.NumericValueOutOfRangeError, BadData),
+        (asyncpg.CharacterNotInRepertoireError, BadData),
+        (ValueError, BadData),  # what the driver could not encode
+        (asyncpg.ConnectionDoesNotExistError, Disconnected),
+        (asyncpg.AdminShutdownError, Disconnected),
+        (asyncpg.CannotConnectNowError, Disconnected),
+        (asyncpg.TooManyConnectionsError, Disconnected),
+        (asyncpg.QueryCanceledError, Disconnected),
+        (asyncpg.IdleInTransactionSessionTimeoutError, Disconnected),
+        (asyncpg.DiskFullError, Disconnected),
+        (asyncpg.ReadOnlySQLTransactionError, Disconnected),
+        (asyncpg.InterfaceError, Disconnected),
+        (ConnectionResetError, Disconnected),
+        (TimeoutError, Disconnected),
+        (LostRace, LostRace),
+        (AssertionError, AssertionError),  # a defect stays one
+    ],
+)
+def test_what_a_driver_error_means(error: type[Exception], meaning: type[Exception]) -> None:
+    with pytest.raises(meaning) as raised, translated():
+        raise error("why")
+    assert type(raised.value) is meaning
 
 
 # Bounds.

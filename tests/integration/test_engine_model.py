@@ -88,23 +88,21 @@ class Bench:
         verdicts = await asyncio.gather(*answers)
         return [[orjson.loads(orjson.dumps(v.to_wire())) for v in each] for each in verdicts]
 
-    async def set_member(self, budget_id: BudgetId, user: UserId, joined_at: int) -> None:
-        """Let the user take part from `joined_at` on, or no more where that is -1."""
+    async def set_member(
+        self, budget_id: BudgetId, user: UserId, joined_at: int, active: bool
+    ) -> None:
         async with self._database.committing() as connection:
             await connection.execute(
                 """
-                INSERT INTO participants (budget_id, user_id, joined_at) VALUES ($1, $2, $3)
+                INSERT INTO participants (budget_id, user_id, joined_at, active)
+                VALUES ($1, $2, $3, $4)
                 ON CONFLICT (budget_id, user_id) DO UPDATE
-                SET active = $3 >= 0, joined_at = greatest($3, participants.joined_at)
-                """
-                if joined_at >= 0
-                else """
-                UPDATE participants SET active = false
-                WHERE budget_id = $1 AND user_id = $2 AND $3 < 0
+                SET joined_at = excluded.joined_at, active = excluded.active
                 """,
                 budget_id,
                 user,
                 joined_at,
+                active,
             )
 
     async def execute(self, statement: str) -> None:
@@ -227,13 +225,13 @@ class EngineMachine(RuleBasedStateMachine):
         budget_id = data.draw(st.sampled_from(sorted(self.model.books)), label="budget")
         user = data.draw(st.sampled_from(USERS), label="user")
         member = self.model.books[budget_id].members.get(user)
-        if member is not None and member["active"]:
-            self.model.leave(budget_id, user)
-            self.bench.run(self.bench.set_member(budget_id, user, -1))
-        else:
-            joined_at = member["joinedAt"] if member else 5
+        joined_at = member["joinedAt"] if member else 5
+        active = member is None or not member["active"]
+        if active:
             self.model.join(budget_id, user, joined_at)
-            self.bench.run(self.bench.set_member(budget_id, user, joined_at))
+        else:
+            self.model.leave(budget_id, user)
+        self.bench.run(self.bench.set_member(budget_id, user, joined_at, active))
 
     @precondition(lambda self: self.model.books)
     @rule(data=st.data(), user=st.sampled_from(USERS))
