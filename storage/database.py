@@ -133,7 +133,9 @@ def translated() -> Iterator[None]:
         asyncpg.IntegrityConstraintViolationError,
         ValueError,  # a parameter that the driver could not encode
     ) as error:
-        raise BadData(f"{type(error).__name__}: {error}") from error
+        # The driver's own words may quote the value; they stay out of the log (P9).
+        constraint = getattr(error, "constraint_name", None)
+        raise BadData(" ".join(filter(None, [type(error).__name__, constraint]))) from None
     except (
         asyncpg.PostgresError,
         asyncpg.InterfaceError,
