@@ -21,7 +21,7 @@ import tempfile
 import time
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -154,8 +154,7 @@ async def bare(program: Path, data: bytes) -> float:
             await _line(sender, "accepted")
             await _say(sender)
             elapsed_s = float(await _line(sender, "seconds"))
-            sender.kill()
-            await sender.wait()
+            await _stop(sender)
     return SOCKETS * ROUNDS / elapsed_s
 
 
@@ -211,8 +210,7 @@ async def drain(
         return int(await _line(process, "bytes"))
 
     yield lambda: asyncio.ensure_future(received())
-    process.kill()
-    await process.wait()
+    await _stop(process)
 
 
 def upgrade(token: str, path: str) -> str:
@@ -241,6 +239,12 @@ async def _start(program: Path, *arguments: str) -> Process:
     return await asyncio.create_subprocess_exec(
         program, *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
+
+
+async def _stop(process: Process) -> None:
+    with suppress(ProcessLookupError):  # it ends by itself when its sockets are closed
+        process.kill()
+    await process.wait()
 
 
 async def _say(process: Process) -> None:

@@ -66,11 +66,12 @@ def expense(budget_id: BudgetId, **fields: Any) -> Wire:
 class Node:
     """The committer of one hub, and what it delivered."""
 
-    def __init__(self, log: PostgresLog, **how: Any) -> None:
-        self.log = log
+    def __init__(self, database: Database, log: "Halting | None" = None, **how: Any) -> None:
+        self.log = log or Halting(database)
+        self.snapshots = Snapshots(database)
         self.delivered: list[tuple[BudgetId, int]] = []
         self.committer = Committer(
-            log, self.deliver, now_ms=lambda: NOW_MS, jitter=lambda: 0.5, **how
+            self.log, self.deliver, now_ms=lambda: NOW_MS, jitter=lambda: 0.5, **how
         )
 
     def deliver(self, budget_id: BudgetId, rows: Sequence[LogRow]) -> None:
@@ -272,7 +273,7 @@ async def nodes(database_url: str) -> AsyncIterator[Callable[..., Awaitable[Node
         async def make(url: str = database_url, **how: Any) -> Node:
             database = await Database.connect(url, commits_max=4, reads_max=2)
             cleanup.push_async_callback(database.close)
-            node = Node(Halting(database), **how)
+            node = Node(database, **how)
             cleanup.push_async_callback(node.end)
             return node
 
@@ -294,11 +295,6 @@ async def elsewhere(database_url: str) -> AsyncIterator[Elsewhere]:
     await connection.close()
 
 
-def log_of(node: Node) -> Halting:
-    assert isinstance(node.log, Halting)
-    return node.log
-
-
 # Lock, then load: in two statements.
 
 
@@ -310,7 +306,7 @@ async def test_p5_a_stale_edit_does_not_win_by_waiting_for_the_lock(
     lunch = new_id()
     await node.made("ann", expense(budget_id, recordId=lunch))
     other = await nodes()
-    log_of(other).before_commit = halt = Halt()
+    other.log.before_commit = halt = Halt()
     change = {"recordId": lunch, "version": 1}
     first = other.send("ann", event("expense.edit", budget_id, **change, amount="2"))
     await halt.reached()  # written, locked, not committed
@@ -332,7 +328,7 @@ async def test_p3_an_event_committed_while_its_twin_waits_for_the_lock_is_a_dupl
 ) -> None:
     budget_id = await node.new_budget()
     other = await nodes()
-    log_of(other).before_commit = halt = Halt()
+    other.log.before_commit = halt = Halt()
     lunch = expense(budget_id)
     first = other.send("ann", lunch)
     await halt.reached()
@@ -356,7 +352,7 @@ async def test_p2_of_two_nodes_that_create_one_budget_one_wins(
     budget_id = new_id()
     mine = create(budget_id)
     other = await nodes()
-    log_of(other).before_commit = halt = Halt()
+    other.log.before_commit = halt = Halt()
     theirs = mine if who.startswith("the same") else create(budget_id, "Theirs")
     first = other.send("ann" if theirs is mine else "ben", theirs)
     await halt.reached()
@@ -457,7 +453,7 @@ async def test_a_budget_being_created_elsewhere_holds_up_nobody_else(
     set_session(monkeypatch, lock_timeout="100ms")
     node, other = await nodes(), await nodes()
     budget_id, others = new_id(), [await node.new_budget() for _ in range(3)]
-    log_of(other).before_commit = halt = Halt()
+    other.log.before_commit = halt = Halt()
     first = other.send("ben", create(budget_id))
     await halt.reached()
     second = node.send("ann", create(budget_id))
@@ -492,7 +488,7 @@ async def test_p2_nothing_overtakes_a_submission_that_is_set_apart(
 ) -> None:
     """… not even when the budget has become free before it asks for the lock again."""
     budget_id, bystander = await node.new_budget(), await node.new_budget()
-    log_of(node).before_lock = halt = Halt(time=2)
+    node.log.before_lock = halt = Halt(time=2)
     async with elsewhere.holding(budget_id):
         first = node.send("ann", edit(budget_id, 1))
         await halt.reached()  # found held, and now on its own
@@ -506,7 +502,7 @@ async def test_p2_nothing_overtakes_a_submission_that_is_set_apart(
 
 async def test_p2_nothing_overtakes_a_submission_that_is_still_queued(node: Node) -> None:
     busy, shared, bystander = [await node.new_budget() for _ in range(3)]
-    log_of(node).before_commit = halt = Halt()
+    node.log.before_commit = halt = Halt()
     answers = [node.send("ann", edit(busy, 1))]
     await halt.reached()
     answers.append(node.send("ann", edit(busy, 2), edit(shared, 1)))
@@ -538,7 +534,7 @@ async def test_stop_waits_for_a_held_budget_before_it_touches_the_next(
 ) -> None:
     held, free = await node.new_budget(), await node.new_budget()
     other = await nodes()
-    log_of(other).before_commit = halt = Halt()
+    other.log.before_commit = halt = Halt()
     winner = other.send("ann", edit(held, 1, title="Theirs"))
     await halt.reached()
     answer = node.send("ann", edit(free, 1), edit(held, 1, title="Ours"), edit(free, 2))
@@ -615,7 +611,7 @@ async def test_stop_holds_across_a_split_and_a_held_budget(
     """Poison splits the batch; before the halves are tried, another hub takes a budget of the
     first: the rest of that submission waits behind it."""
     held, free = await node.new_budget(), await node.new_budget()
-    log_of(node).before_lock = halt = Halt(time=2)
+    node.log.before_lock = halt = Halt(time=2)
     with capture_logs():
         answer = node.send(
             "ann", edit(held, 1), edit(held, 2), edit(free, 1), edit(free, 2, title="poison")
@@ -636,7 +632,7 @@ async def test_p2_order_within_a_budget_is_kept_across_a_split_and_two_held_budg
     """Of the second half, one submission waits behind the first half and another is found held:
     they share a budget."""
     one, two, spoilt = [await node.new_budget() for _ in range(3)]
-    log_of(node).before_lock = halt = Halt(time=2)
+    node.log.before_lock = halt = Halt(time=2)
     with capture_logs():
         answers = [
             node.send("ann", edit(one, 1)),
@@ -659,7 +655,7 @@ async def test_p4_a_connection_killed_before_commit_is_retried(
     node: Node, elsewhere: Elsewhere
 ) -> None:
     budget_id = await node.new_budget()
-    log_of(node).before_commit = halt = Halt()
+    node.log.before_commit = halt = Halt()
     answer = node.send("ann", expense(budget_id))
     await halt.reached()
     await elsewhere.kill_who_is("idle in transaction")
@@ -710,7 +706,7 @@ async def test_p4_a_commit_whose_answer_was_lost_is_our_own_and_no_duplicate(
     budget_id = await node.new_budget()
     known = expense(budget_id)
     await node.made("ann", known)
-    log_of(node).after_commit = once(ANSWER_LOST)
+    node.log.after_commit = once(ANSWER_LOST)
     first, twin = expense(budget_id), expense(budget_id)
     answers = [
         node.send("ann", known),  # settled long ago: this stays a duplicate
@@ -733,7 +729,7 @@ async def test_p4_what_our_lost_commit_left_is_ours_also_after_waiting_for_anoth
     """The retry finds the budget locked and is set apart; it must still know what was its own."""
     budget_id = await node.new_budget()
     halt = Halt()
-    log_of(node).after_commit = halt
+    node.log.after_commit = halt
     line = expense(budget_id)
     answer = node.send("ann", line)
     await halt.reached()
@@ -752,7 +748,7 @@ async def test_p4_what_our_lost_commit_left_is_ours_also_after_a_split(
     """The lost commit held one event and a conflict; by the retry the conflict is none any more,
     but poison."""
     budget_id = await node.new_budget()
-    log_of(node).after_commit = halt = Halt()
+    node.log.after_commit = halt = Halt()
     with capture_logs():
         answers = [
             node.send("ann", expense(budget_id)),
@@ -777,7 +773,7 @@ async def test_p4_a_commit_that_failed_for_certain_is_no_one_elses_duplicate(
     other = await nodes()
     line = expense(budget_id)
     halt = Halt()
-    log_of(node).before_commit = halt
+    node.log.before_commit = halt
     answer = node.send("ann", line)
     await halt.reached()
     await elsewhere.kill_who_is("idle in transaction")
@@ -820,14 +816,14 @@ async def test_p10_a_short_absence_of_postgres_is_not_noticed(
         node = await nodes(proxy.url)
         budget_id = await node.new_budget()
         await proxy.cut()
-        log_of(node).before_lock = halt = Halt()
+        node.log.before_lock = halt = Halt()
         answer = node.send("ann", expense(budget_id))
         await halt.reached()
         halt.release()
-        attempts = log_of(node).transactions
+        attempts = node.log.transactions
 
         async def tried_in_vain() -> bool:
-            return log_of(node).transactions > attempts
+            return node.log.transactions > attempts
 
         await eventually(tried_in_vain)
         await proxy.heal()
@@ -869,11 +865,11 @@ async def test_p4_races_that_never_end_are_busy(node: Node, elsewhere: Elsewhere
 
     budget_id = await node.new_budget()
     line = expense(budget_id)
-    log_of(node).before_commit = lose
+    node.log.before_commit = lose
     with capture_logs() as logs:
         assert outcomes(await node.told("ann", line)) == ["BUSY"]
     assert [entry["log_level"] for entry in logs] == ["error"]
-    log_of(node).before_commit = nothing
+    node.log.before_commit = nothing
     await node.made("ann", line)
     assert len(await elsewhere.log(budget_id)) == 2
 
@@ -940,7 +936,7 @@ async def test_a_frozen_hub_holds_a_row_for_a_moment_only(
     set_session(monkeypatch, idle_in_transaction_session_timeout="50ms")
     frozen = await nodes()
     budget_id = await node.new_budget()
-    log_of(frozen).before_commit = halt = Halt()
+    frozen.log.before_commit = halt = Halt()
     stuck = frozen.send("ann", edit(budget_id, 1, title="Frozen"))
     await halt.reached()
     assert outcomes(await node.told("ann", edit(budget_id, 1, title="Quick"))) == ["accepted"]
@@ -982,7 +978,7 @@ async def test_hubs_ask_the_server_to_notice_within_seconds_that_they_are_gone(
 
 
 async def test_readers_do_not_starve_commits(database: Database) -> None:
-    node = Node(PostgresLog(database))
+    node = Node(database)
     async with AsyncExitStack() as readers:
         for _ in range(4):  # all that `database` has
             await readers.enter_async_context(database.reading())
@@ -992,7 +988,7 @@ async def test_readers_do_not_starve_commits(database: Database) -> None:
 async def test_events_that_arrive_during_a_commit_are_the_next_batch(nodes: Nodes) -> None:
     """Group commit, without a timer."""
     node = await nodes(lanes=1)
-    log = log_of(node)
+    log = node.log
     budget_ids = [await node.new_budget() for _ in range(30)]
     log.before_commit = halt = Halt()
     before = log.transactions
@@ -1009,7 +1005,7 @@ async def test_events_that_arrive_during_a_commit_are_the_next_batch(nodes: Node
 
 async def test_p11_a_closing_socket_cancels_no_commit(node: Node, elsewhere: Elsewhere) -> None:
     budget_id = await node.new_budget()
-    log_of(node).before_commit = halt = Halt()
+    node.log.before_commit = halt = Halt()
     abandoned = node.send("ann", expense(budget_id))
     await halt.reached()
     abandoned.cancel()
@@ -1198,9 +1194,7 @@ async def check_budget(node: Node, budget_id: BudgetId) -> None:
     replica = Replica(budget_id)
     for each in stream:
         replica.apply(each)
-    assert isinstance(node.log, Halting)
-    snapshots = Snapshots(node.log._database)
-    snapshot = orjson.loads(await snapshots.read(budget_id, "ann"))
+    snapshot = orjson.loads(await node.snapshots.read(budget_id, "ann"))
     assert replica.difference(Replica.from_snapshot(snapshot)) is None
 
 
@@ -1296,7 +1290,7 @@ async def test_an_acknowledgement_before_the_commit_is_noticed(
 ) -> None:
     budget_ids = [await node.new_budget() for _ in range(3)]
     log = Hasty(database)
-    assert not await acknowledged_in_time(Node(log), elsewhere, budget_ids)
+    assert not await acknowledged_in_time(Node(database, log), elsewhere, budget_ids)
     log.go_on.set()
     await asyncio.gather(*log.commits)
     assert len(await elsewhere.log(*budget_ids)) == 6  # which is why only a second look tells

@@ -534,6 +534,7 @@ def in_sql(patch: pytest.MonkeyPatch, name: str, before: str, after: str) -> Non
         (stop_goes_on, None),
         (one_delivery_is_lost, None),
     ],
+    ids=lambda value: value.__name__ if callable(value) else "",
 )
 def test_the_model_notices_when(
     fault: Callable[[pytest.MonkeyPatch], None],
