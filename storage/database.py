@@ -26,6 +26,7 @@ ACQUIRE_TIMEOUT_S = 5
 _SESSION = {
     "application_name": "budget-hub",
     "timezone": "UTC",
+    "datestyle": "ISO",  # dates leave as text, and go into digests
     "synchronous_commit": "on",  # P1, whatever the server's default is
     "default_transaction_isolation": "read committed",
     "statement_timeout": f"{STATEMENT_TIMEOUT_S}s",

@@ -55,6 +55,8 @@ WINDOW = 4
 WARMUP_S = 2.0
 DURATION_S = 10.0
 SINGLE_CONNECTIONS = 32
+# As a database server of some size is set; no checkpoint of the filling falls into a measurement.
+POSTGRES = {"shared_buffers": "1GB", "max_wal_size": "16GB", "checkpoint_timeout": "30min"}
 PREPARED_PER_S = 26_000  # more than the limit takes
 USER = "bench"
 
@@ -85,7 +87,7 @@ def main(
 ) -> None:
     with (
         tempfile.TemporaryDirectory(prefix="budget-hub-bench-") as folder,
-        EmbeddedPostgres.start(Path(folder)) as postgres,
+        EmbeddedPostgres.start(Path(folder), settings=POSTGRES) as postgres,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         figures = runner.run(measure(postgres.url, duration_s, flat))
@@ -474,6 +476,7 @@ async def fill(url: str, *, budgets: int, rows: int) -> None:
             )
             _console.print(f"  {start + step:,} rows")
         await connection.execute("VACUUM ANALYZE")
+        await connection.execute("CHECKPOINT")
 
 
 @asynccontextmanager

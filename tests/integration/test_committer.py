@@ -1053,6 +1053,21 @@ async def test_a_large_category_is_cascaded_in_sql_and_not_loaded(
     await check_budget(node, budget_id)
 
 
+async def test_p6_a_servers_own_way_of_writing_dates_changes_nothing(
+    nodes: Nodes, elsewhere: Elsewhere
+) -> None:
+    name = await elsewhere.fetchval("SELECT quote_ident(current_database())")
+    await elsewhere.execute(f"ALTER DATABASE {name} SET datestyle = 'German'")
+    node = await nodes()
+    budget_id = await node.new_budget()
+    lunch = expense(budget_id, date="2026-03-01")
+    await node.made("ann", lunch)
+    change = {"recordId": lunch["recordId"], "note": "Café"}
+    (verdict,) = await node.made("ann", event("expense.edit", budget_id, version=1, **change))
+    assert verdict["record"]["date"] == "2026-03-01"
+    await check_budget(node, budget_id)
+
+
 # A defect of ours.
 
 
