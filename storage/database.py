@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # transaction after the first, and notices a peer that is gone by the others.
 IDLE_IN_TRANSACTION_S = 3
 STATEMENT_TIMEOUT_S = 30
-LOCK_TIMEOUT_S = 3
+LOCK_TIMEOUT_S = 5  # longer than that, so that a frozen hub costs a wait and not an error
 COMMAND_TIMEOUT_S = 10  # ours, for a server that has gone silent
 ACQUIRE_TIMEOUT_S = 5
 

@@ -970,7 +970,7 @@ async def test_hubs_ask_the_server_to_notice_within_seconds_that_they_are_gone(
         "synchronous_commit": "on",  # P1
         "transaction_isolation": "read committed",
         "idle_in_transaction_session_timeout": "3s",
-        "lock_timeout": "3s",
+        "lock_timeout": "5s",
         "tcp_keepalives_idle": "5",
         "tcp_keepalives_interval": "2",
         "tcp_keepalives_count": "3",
