@@ -319,9 +319,6 @@ def _one_line_errors() -> Iterator[None]:
     except Disconnected as error:
         _err.print(f"budget-hub: the database is out of reach: {error}")
         raise typer.Exit(1) from None
-    except NotMigrated as error:
-        _err.print(f"budget-hub: {error}")
-        raise typer.Exit(1) from None
-    except server.WorkerFailed as error:
+    except (NotMigrated, server.WorkerFailed) as error:
         _err.print(f"budget-hub: {error}")
         raise typer.Exit(1) from None
