@@ -77,12 +77,21 @@ class RedisBus:
         pause_s, pause_max_s = BACKOFF_S
         warned = False
         while True:
+            # A task of its own: a task group that is cancelled in the moment of a loss tells only
+            # of the loss, before Python 3.13.
+            connection = asyncio.create_task(self._connection(received, restored))
             try:
-                await self._connection(received, restored)
+                await asyncio.wait([connection])
+            finally:
+                connection.cancel()
+                await asyncio.gather(connection, return_exceptions=True)
+            try:
+                connection.result()
             except* (RedisError, OSError, TimeoutError) as lost:
                 if self.connected or not warned:  # once for each time it is lost
                     warned = True
-                    _log.warning("bus lost", error=repr(lost.exceptions[0]))
+                    error = lost.exceptions[0]
+                    _log.warning("bus lost", error=f"{type(error).__name__}: {error}")
             if self.connected:
                 pause_s = BACKOFF_S[0]
             self._disconnected()
@@ -117,10 +126,14 @@ class RedisBus:
         self, received: Callable[[Frame], None], restored: Callable[[], Awaitable[None]]
     ) -> None:
         """One connection, from its making to its loss."""
-        # Without `retry` the client reconnects by itself, and what was published meanwhile is
-        # missed without a trace.
+        # Without this `retry` the client reconnects by itself, and what was published meanwhile is
+        # missed without a trace. With `socket_timeout` it writes through `asyncio.wait_for`, which
+        # in Python 3.11 may swallow a cancellation; silence is what `_keep_alive` is for.
         redis = Redis.from_url(
-            self._url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=CONNECT_S
+            self._url,
+            retry=Retry(NoBackoff(), 0, supported_errors=()),
+            socket_connect_timeout=CONNECT_S,
+            socket_timeout=None,
         )
         pubsub = redis.pubsub()
         try:
@@ -155,7 +168,8 @@ class RedisBus:
 
     async def _read(self, pubsub: PubSub, received: Callable[[Frame], None]) -> None:
         while True:
-            message = await pubsub.get_message(timeout=None)
+            with _driver():
+                message = await pubsub.get_message(timeout=None)
             if message is None:
                 continue
             channel = message["channel"].decode()
@@ -176,7 +190,8 @@ class RedisBus:
         self._heard_at_s = asyncio.get_running_loop().time()
         while True:
             async with asyncio.timeout(DEAF_S):
-                await redis.publish(self._own_channel, b"")
+                with _driver():
+                    await redis.publish(self._own_channel, b"")
             await asyncio.sleep(HEARTBEAT_S)
             if asyncio.get_running_loop().time() - self._heard_at_s > DEAF_S:
                 raise TimeoutError(f"nothing heard for {DEAF_S} s")
@@ -187,9 +202,11 @@ class RedisBus:
             wanted = {self._own_channel, *self._wanted}
             for part in _parts(asked - wanted):
                 self._confirmed.difference_update(part)
-                await pubsub.unsubscribe(*part)
+                with _driver():
+                    await pubsub.unsubscribe(*part)
             for part in _parts(wanted - asked):
-                await pubsub.subscribe(*part)
+                with _driver():
+                    await pubsub.subscribe(*part)
             asked = wanted
             await self._changed.wait()
             self._changed.clear()
@@ -204,7 +221,18 @@ class RedisBus:
                     channel, payload = self._outgoing.popleft()
                     self._outgoing_bytes -= len(payload) - _HEADER.size
                     pipeline.publish(channel, payload)
-                await pipeline.execute()
+                with _driver():
+                    await pipeline.execute()
+
+
+@contextlib.contextmanager
+def _driver() -> Iterator[None]:
+    """A connection that is lost between two tasks of ours makes the driver fall over its own reset
+    state, and uvloop refuse to write. Both mean that it is lost."""
+    try:
+        yield
+    except (AttributeError, RuntimeError) as error:
+        raise ConnectionError(repr(error)) from error
 
 
 def _pack(node_id: bytes, frame: Frame) -> bytes:
