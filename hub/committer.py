@@ -18,7 +18,8 @@ What can go wrong with a transaction, and what follows:
 | `BadData`               | the batch is halved until the one bad event is alone: it is rejected   |
 | `Disconnected`          | retried with backoff until `SETTLE_S` have passed, then `UNAVAILABLE`  |
 | … in COMMIT             | the same: an event found in the log by the retry is our own (P4)       |
-| `Held`                  | every budget apart, in a transaction of its own; held there: `BUSY`    |
+| `Held`                  | every budget apart, in a transaction of its own; held there, or no     |
+|                         | turn within `TURN_S`: `BUSY`                                           |
 
 A verdict is given only after the commit that made it true (P1). Nobody can cancel a lane: a closing
 socket only loses the answer.
@@ -42,8 +43,9 @@ Mode: TypeAlias = Literal["stop", "each"]
 
 LANES = 2
 APART_MAX = 4  # transactions at a time that wait for another hub's lock
+TURN_S = 5.0  # how long one waits to be among them
 BATCH_EVENTS_MAX = 1_000
-WAITING_EVENTS_MAX = 20_000
+WAITING_EVENTS_MAX = 20_000  # queued and set apart
 SETTLE_S = 8.0  # how long a lane tries before it answers UNAVAILABLE
 RACES_MAX = 50
 BACKOFF_S = (0.05, 1.0)  # first and longest pause
@@ -182,7 +184,7 @@ class Committer:
         held: list[_Run] = []
         ours: set[tuple[BudgetId, str]] = set()
         try:
-            held = await self._settle(runs, wait=False, ours=ours)
+            held = await self._settle(runs, wait=False, ours=ours, until_s=_settling())
         except BaseException as error:
             _fail(runs, error)
             raise
@@ -192,6 +194,7 @@ class Committer:
                 self._busy -= submission.budgets
             self._busy |= held_budgets
             for group in _groups(held):
+                self._waiting_events += _events(group)
                 self._start(self._lane_apart(group, ours))
             self._lanes_free += 1
             self._pump()
@@ -199,24 +202,33 @@ class Committer:
     async def _lane_apart(self, runs: list[_Run], ours: set[tuple[BudgetId, str]]) -> None:
         """Commit runs whose budgets another hub held, waiting for its lock, in nobody's way."""
         try:
-            async with self._apart:
-                await self._settle(runs, wait=True, ours=ours)
+            async with asyncio.timeout(TURN_S) as turn, self._apart:
+                turn.reschedule(None)
+                await self._settle(runs, wait=True, ours=ours, until_s=_settling())
+        except TimeoutError:
+            _refuse(runs, Code.BUSY)
         except BaseException as error:
             _fail(runs, error)
             raise
         finally:
+            self._waiting_events -= _events(runs)
             for run in runs:
                 self._busy -= run.budgets()
             self._pump()
 
     async def _settle(
-        self, runs: list[_Run], *, wait: bool, ours: set[tuple[BudgetId, str]]
+        self,
+        runs: list[_Run],
+        *,
+        wait: bool,
+        ours: set[tuple[BudgetId, str]],
+        until_s: float,
     ) -> list[_Run]:
         """Bring every event of the runs to its verdict, whatever it takes; return the runs that
         were left out because another hub holds their budgets (never with `wait`).
 
-        `ours` are events that an earlier attempt may have committed."""
-        deadline = asyncio.get_running_loop().time() + SETTLE_S
+        `ours` are events that an earlier attempt may have committed. A lost connection is retried
+        until `until_s` on the loop's clock."""
         races = 0
         pause_s, pause_max_s = BACKOFF_S
         while True:
@@ -235,9 +247,9 @@ class Committer:
                 _refuse(runs, Code.BUSY)
                 return []
             except BadData as bad:
-                return await self._split(runs, bad, wait=wait, ours=ours)
+                return await self._split(runs, bad, wait=wait, ours=ours, until_s=until_s)
             except Disconnected as lost:
-                if asyncio.get_running_loop().time() >= deadline:
+                if asyncio.get_running_loop().time() >= until_s:
                     _log.warning("commit given up", error=str(lost))
                     _refuse(runs, Code.UNAVAILABLE)
                     return []
@@ -245,19 +257,26 @@ class Committer:
                 pause_s = min(2 * pause_s, pause_max_s)
 
     async def _split(
-        self, runs: list[_Run], bad: BadData, *, wait: bool, ours: set[tuple[BudgetId, str]]
+        self,
+        runs: list[_Run],
+        bad: BadData,
+        *,
+        wait: bool,
+        ours: set[tuple[BudgetId, str]],
+        until_s: float,
     ) -> list[_Run]:
-        """The database refused something: try the halves, the second after the first."""
+        """Something among the events cannot be stored: try the halves, the second after the
+        first."""
         halves = _halves(runs)
         if halves is None:
-            _log.error("an event was refused by the database", error=str(bad))
+            _log.error("an event cannot be stored", error=str(bad))
             _refuse(runs, Code.INTERNAL_SERVER_ERROR)
             return []
         held: list[_Run] = []
         for half in halves:
             free, behind = _apart(half, set(), after=held)
             if free:
-                held += await self._settle(free, wait=wait, ours=ours)
+                held += await self._settle(free, wait=wait, ours=ours, until_s=until_s)
             held += behind  # last: it may come after what was just found held
         return held
 
@@ -339,6 +358,15 @@ class Committer:
 
 def _budgets(events: Sequence[Submitted]) -> set[BudgetId]:
     return {event.budget_id for event in events if type(event) is not Invalid}
+
+
+def _events(runs: Sequence[_Run]) -> int:
+    return sum(run.stop - run.start for run in runs)
+
+
+def _settling() -> float:
+    """Until when a transaction that begins now is retried, on the loop's clock."""
+    return asyncio.get_running_loop().time() + SETTLE_S
 
 
 def _wanted(runs: Sequence[_Run]) -> Want:

@@ -446,6 +446,32 @@ async def test_p4_a_budget_locked_for_too_long_is_busy(
     assert len(await elsewhere.log(budget_id)) == 2
 
 
+async def test_p4_p8_many_budgets_locked_elsewhere_are_busy_in_bounded_time(
+    nodes: Nodes, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that may wait for a lock are few; the others do not wait for these for ever, and count
+    as waiting as long as they do."""
+    monkeypatch.setattr(committer_module, "APART_MAX", 2)
+    monkeypatch.setattr(committer_module, "TURN_S", 2.0)
+    node = await nodes()
+    monkeypatch.setattr(committer_module, "WAITING_EVENTS_MAX", 5)
+    held, free = [await node.new_budget() for _ in range(5)], await node.new_budget()
+    async with elsewhere.holding(*held):
+        answers = [node.send("ann", edit(budget_id, 1)) for budget_id in held]
+        await elsewhere.someone_waits()
+        assert outcomes(await node.told("ann", edit(free, 1))) == ["BUSY"]
+        done, waiting = await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
+        while len(done) < 3:
+            more, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            done |= more
+        for answer in done:
+            assert outcomes(wires(answer.result())) == ["BUSY"]
+        assert outcomes(await node.told("ann", edit(free, 1))) == ["accepted"]
+        assert len(waiting) == 2 and not any(answer.done() for answer in waiting)
+    for answer in waiting:
+        assert outcomes(wires(await within(answer))) == ["accepted"]
+
+
 async def test_a_budget_being_created_elsewhere_holds_up_nobody_else(
     nodes: Nodes, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
