@@ -94,7 +94,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         async with asyncio.TaskGroup() as background:
             tasks = [background.create_task(hub.sweeper.run())]
             if bus is not None:
-                tasks.append(background.create_task(bus.run(hub.received, hub.sweeper.sweep)))
+                tasks.append(background.create_task(bus.run(hub)))
             try:
                 yield App(hub, socket, rest)
             finally:

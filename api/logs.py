@@ -1,4 +1,8 @@
-"""Logging: one line an event, JSON for machines or readable for people, always to stderr."""
+"""Logging: one line an event, JSON for machines or readable for people, always to stderr.
+
+A traceback never shows the values of variables: among them are tokens, notes, the database's URL
+(P9).
+"""
 
 import logging
 import sys
@@ -17,11 +21,17 @@ def configure(settings: Settings) -> None:
     ]
     if settings.log_format == "json":
         renderers: list[structlog.typing.Processor] = [
-            structlog.processors.dict_tracebacks,
+            structlog.processors.ExceptionRenderer(
+                structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+            ),
             structlog.processors.JSONRenderer(),
         ]
     else:
-        renderers = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        renderers = [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
     structlog.configure(
         processors=[*shared, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(level),

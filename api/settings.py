@@ -25,13 +25,14 @@ class Settings(BaseModel):
         int, Field(ge=1, le=64, description="Worker processes on the one port")
     ] = 1
     database_url: Annotated[
-        str, Field(pattern=r"^postgres(ql)?://", description="Postgres 15 or newer")
+        str, Field(pattern=r"^postgres(ql)?://", description="Postgres 15 or newer", repr=False)
     ]
     redis_url: Annotated[
         str | None,
         Field(
             pattern=r"^(redis|rediss|unix)://",
             description="Redis 6.2 or Valkey; absent: a single node, still correct",
+            repr=False,
         ),
     ] = None
     auth_mode: Annotated[
@@ -39,7 +40,10 @@ class Settings(BaseModel):
     ] = "local"
     auth_secret: Annotated[
         str,
-        Field(description=f"Signs the local tokens; at least {AUTH_SECRET_BYTES_MIN} bytes"),
+        Field(
+            description=f"Signs the local tokens; at least {AUTH_SECRET_BYTES_MIN} bytes",
+            repr=False,
+        ),
     ]
     origins: Annotated[
         str,

@@ -4,6 +4,7 @@ A raw ASGI application, not a Starlette route: at thousands of idle sockets the 
 around each would cost more memory than the session itself.
 """
 
+import asyncio
 from collections.abc import Callable, Collection
 from urllib.parse import parse_qs
 
@@ -23,6 +24,8 @@ _BEARER = "bearer."
 
 
 class SyncSocket:
+    """Made inside the running loop."""
+
     def __init__(
         self,
         hub: Hub,
@@ -37,6 +40,7 @@ class SyncSocket:
         self._authenticator = authenticator
         self._now_ms = now_ms
         self._new_id = new_id
+        self._later = asyncio.get_running_loop().call_later
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
@@ -60,6 +64,7 @@ class SyncSocket:
             connection_id=self._new_id(),
             now_ms=self._now_ms,
             spawn=self._hub.spawn,
+            later=self._later,
         )
         session.start(principal, token=token, follow=follow)
         scope.clear()  # an idle connection keeps nothing of its request

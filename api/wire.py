@@ -10,12 +10,13 @@ for any other server.
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import cast
 
 from starlette.types import Message, Receive, Send
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import Opcode
+from websockets.frames import Frame as WebSocketFrame, Opcode
 from websockets.http11 import Request
 
 try:
@@ -30,7 +31,9 @@ from hub.session import Session
 EXTENSION = "budget.wire"
 HIGH_WATER_BYTES = 64 * 1024  # of what is written and not taken: above, the peer counts as slow
 
-STALLED = 4408  # close code
+STALLED = 4408  # close codes: ours, and that of RFC 6455 for text which is not UTF-8
+NOT_UTF8 = 1007
+ABNORMAL = 1006  # never sent: there was no close frame
 CLOSE_S = 1.0  # for the close frame to leave, where the peer still reads
 
 _TEXT = 0x80 | Opcode.TEXT  # a whole message in one frame
@@ -69,8 +72,12 @@ class DirectProtocol(WebSocketsSansIOProtocol):
             while _give(session, await receive()):
                 pass
         finally:
-            self._session = None
-            session.lost()
+            self._lost(ABNORMAL)
+            session.lost(ABNORMAL)
+
+    @property
+    def write_open(self) -> Callable[[bytes], None]:
+        return self.transport.write
 
     def write(self, data: bytes) -> None:
         if not (self.close_sent or self.disconnected or self.transport.is_closing()):
@@ -94,6 +101,7 @@ class DirectProtocol(WebSocketsSansIOProtocol):
         self.close_sent = True
         self.transport.resume_reading()  # the peer's closing frame must be read
         self.close_timer = self.loop.call_later(self.close_timeout, self.transport.close)
+        self._lost(code)
 
     def keepalive_timeout(self) -> None:
         """The peer has not answered a ping: it is gone, or has stopped reading. What is buffered
@@ -114,6 +122,21 @@ class DirectProtocol(WebSocketsSansIOProtocol):
         self.full = False
         if self._session is not None:
             self._session.drained()
+
+    def handle_close(self, event: WebSocketFrame) -> None:
+        super().handle_close(event)
+        received = self.conn.close_rcvd
+        self._lost(ABNORMAL if received is None else received.code)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._lost(ABNORMAL)
+
+    def _lost(self, close_code: int) -> None:
+        """Tell the session at once: from here on the transport takes nothing."""
+        if self._session is not None:
+            session, self._session = self._session, None
+            session.lost(close_code)
 
     def data_received(self, data: bytes) -> None:
         """Cut the stream into frames (RFC 6455 section 5.2). Whole text messages are unmasked and
@@ -151,8 +174,18 @@ class DirectProtocol(WebSocketsSansIOProtocol):
             start = body + size
         self._partial = data[start:]
 
+    def send_receive_event_to_app(self) -> None:
+        """A message that uvicorn has put together."""
+        if self.curr_msg_data_type == "text" and not _is_utf8(b"".join(self.frames)):
+            self.close(NOT_UTF8, "not UTF-8")
+        else:
+            super().send_receive_event_to_app()
+
     def _receive(self, text: bytes) -> None:
         assert self._session is not None
+        if not _is_utf8(text):
+            self.close(NOT_UTF8, "not UTF-8")
+            return
         try:
             self._session.received(text)
         except Exception:
@@ -190,6 +223,10 @@ class AsgiWire:
             self._some.set()
             await asyncio.wait([writer], timeout=1)
             writer.cancel()
+
+    @property
+    def write_open(self) -> Callable[[bytes], None]:
+        return self.write
 
     def write(self, data: bytes) -> None:
         if self._closing is None:
@@ -232,6 +269,16 @@ class AsgiWire:
         except OSError:  # what ASGI says when the peer is gone; `receive` says it too
             self._closing = self._closing or (1006, "")
             self._outbox.clear()
+
+
+def _is_utf8(text: bytes) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _give(session: Session, message: Message) -> bool:

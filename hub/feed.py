@@ -1,19 +1,8 @@
 """A feed: one budget's ordered events inside this process, and who follows them.
 
-`position` is the last sequence delivered here. Frames are offered by the committer (own commits)
-and by the bus (other nodes'), in any order and any number of times; `hub.cursors.place` says where
-each belongs. A gap is filled from the log by a single reader; while it runs, only the highest
-sequence that was offered is remembered, never the frames (P8).
-
-A subscription is a cursor and a wire. Its states:
-
-| state       | its cursor           | leaves it when                                             |
-|------------|---------------------|-------------------------------------------------------------|
-| CATCHING_UP | behind, moved by its | cursor == position: LIVE, in the same turn of the loop     |
-|             | own reads of the log | its wire is full: LAGGING                                  |
-| LIVE        | is `feed.position`   | its wire is full: LAGGING                                  |
-| LAGGING     | stands still         | its wire has drained: CATCHING_UP                          |
-| ENDED       |                      | never; from everywhere, when unsubscribed, removed or closed|
+Frames are offered by the committer (own commits) and by the bus (other nodes'), in any order and
+any number of times; `hub.cursors.Track` says what to do with each. A gap is filled from the log by
+a single reader. A subscription is a cursor and a wire; its states and steps stand in `hub.cursors`.
 
 Registration comes first, then, in statements begun after it, the check of membership and the read
 of the log; so an event is either in what is read or offered to the feed afterwards, never lost
@@ -21,18 +10,20 @@ between the two.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from enum import Enum
+from collections.abc import Coroutine, Iterable
 from typing import Any, Protocol
 
 import structlog
 
-from hub.cursors import Place, place
+from hub import frames
+from hub.cursors import Place, State, Step, Track, next_step
 from hub.errors import Code, Disconnected, HubError
 from hub.events import INTEGER_MAX
 from hub.frames import Frame, event_frames
 from hub.ports import EventLog, Page
+from hub.presence import Presence
 from hub.records import BudgetId, UserId
+from hub.tail import Tail
 
 PAGE_EVENTS_MAX = 500
 RETRY_S = 0.25  # between reads while the log is out of reach
@@ -40,15 +31,13 @@ RETRY_S = 0.25  # between reads while the log is out of reach
 _log = structlog.get_logger()
 
 
-class State(Enum):
-    CATCHING_UP = "catching up"
-    LIVE = "live"
-    LAGGING = "lagging"
-    ENDED = "ended"
-
-
 class Follower(Protocol):
     """Whoever gets a feed's frames: a socket, a stream, a waiting poll."""
+
+    @property
+    def attends(self) -> bool:
+        """Whether its user counts as present, and is told who else is."""
+        ...
 
     def write(self, data: bytes) -> None: ...
 
@@ -70,8 +59,42 @@ class Follower(Protocol):
         ...
 
 
+class Home(Protocol):
+    """What a feed needs of the hub. `gate` bounds the readers of the log."""
+
+    @property
+    def log(self) -> EventLog: ...
+    @property
+    def gate(self) -> asyncio.Semaphore: ...
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run it in the background."""
+        ...
+
+    def stirred(self, feed: "Feed") -> None:
+        """Presence has changed, or somebody has not been told of it."""
+        ...
+
+    def abandoned(self, feed: "Feed") -> None:
+        """Nobody follows the feed any more."""
+        ...
+
+
 class Subscription:
-    __slots__ = ("cursor", "feed", "follower", "state", "user_id", "write")
+    """`member_at` is how long the log was when its user was last seen to take part; `greeted` is
+    whether it was told who is present since it went live."""
+
+    __slots__ = (
+        "attends",
+        "cursor",
+        "feed",
+        "follower",
+        "greeted",
+        "member_at",
+        "state",
+        "user_id",
+        "write",
+    )
 
     def __init__(self, feed: "Feed", user_id: UserId, cursor: int, follower: Follower) -> None:
         self.feed = feed
@@ -80,16 +103,19 @@ class Subscription:
         self.follower = follower
         self.write = follower.write
         self.state = State.CATCHING_UP
+        self.member_at = 0
+        self.attends = False  # before it has joined
+        self.greeted = False
 
     def lag(self) -> None:
-        """Its wire is full: it costs nothing from here on but its cursor."""
+        """Its wire is full."""
         if self.state is State.LIVE:
             self.feed.live.discard(self)
             self.cursor = self.feed.position
             self.state = State.LAGGING
 
     def drained(self) -> None:
-        """Its wire takes more: catch up from the log."""
+        """Its wire takes more."""
         if self.state is State.LAGGING:
             self.state = State.CATCHING_UP
             self.feed.catch_up(self)
@@ -101,75 +127,92 @@ class Subscription:
 
 
 class Feed:
-    """`spawn` runs a coroutine in the background; `gate` bounds the readers of the log."""
-
-    def __init__(
-        self,
-        budget_id: BudgetId,
-        log: EventLog,
-        gate: asyncio.Semaphore,
-        spawn: Callable[[Coroutine[Any, Any, None]], object],
-        abandoned: Callable[["Feed"], None],
-    ) -> None:
+    def __init__(self, budget_id: BudgetId, home: Home) -> None:
         self.budget_id = budget_id
-        self.position = 0
+        self.presence = Presence()
         self.live: set[Subscription] = set()
         self._all: set[Subscription] = set()
-        self.known = False  # whether `position` has been read yet
+        self.track = Track()
         self.listening = asyncio.Event()  # set once the bus carries this budget's frames to us
-        self._missing_to = 0  # what is known to be in the log and was not delivered
-        self._filling = False
         self._caught_up = asyncio.Event()
-        self._log = log
-        self._gate = gate
-        self._spawn = spawn
-        self._abandoned = abandoned
+        self._tail: Tail | None = None
+        self._presence_told = b""
+        self._home = home
+
+    @property
+    def position(self) -> int:
+        return self.track.position
 
     def subscribe(self, user_id: UserId, key: int, follower: Follower) -> Subscription:
         """Register, then catch up in the background; `follower.joined` or `.refused` answers."""
         subscription = Subscription(self, user_id, key, follower)
         self._all.add(subscription)
-        self._spawn(self._join(subscription))
+        self._home.spawn(self._join(subscription))
         return subscription
 
     def leave(self, subscription: Subscription) -> None:
         self.live.discard(subscription)
         self._all.discard(subscription)
+        if subscription.attends:
+            subscription.attends = False
+            self.presence.left(subscription.user_id)
+            self._home.stirred(self)
         if not self._all:
-            self._abandoned(self)
+            self._home.abandoned(self)
 
     def offer(self, frame: Frame) -> None:
         """Deliver the frame if it is the next one."""
-        if not self.known or self._filling:
-            self._missing_to = max(self._missing_to, frame.to_sequence)
-            return
-        match place(self.position, frame.from_sequence, frame.to_sequence):
+        match self.track.offered(frame.from_sequence, frame.to_sequence):
             case Place.DELIVER:
                 self._deliver(frame)
             case Place.GAP:
-                self.noticed(frame.to_sequence)
+                self._fill_if_behind()
             case Place.SKIP:
                 pass
 
     def noticed(self, head: int) -> None:
         """The log is at least this long: read what is missing."""
-        self._missing_to = max(self._missing_to, head)
-        if self.known and not self._filling and self._missing_to > self.position:
-            self._filling = True
-            self._spawn(self._fill())
+        self.track.noticed(head)
+        self._fill_if_behind()
 
     def catch_up(self, subscription: Subscription) -> None:
-        self._spawn(self._catch_up(subscription))
+        self._home.spawn(self._catch_up(subscription))
+
+    def tell_presence(self) -> None:
+        """To everybody live if it has changed, else to those who do not know yet."""
+        data = frames.presence(self.budget_id, self.presence.users())
+        changed = data != self._presence_told
+        self._presence_told = data
+        for subscription in list(self.live):
+            if subscription.attends and (changed or not subscription.greeted):
+                subscription.greeted = True
+                subscription.write(data)
 
     def _deliver(self, frame: Frame) -> None:
-        self.position = frame.to_sequence
+        self.track.position = frame.to_sequence
         data = frame.data
         for subscription in list(self.live):  # a wire that fills up takes itself out (`lag`)
             subscription.write(data)
+        self._remember(frame)
         if frame.removes is not None:
-            self._end([s for s in self._all if s.user_id == frame.removes], Code.NOT_PARTICIPANT)
+            # Who was seen to take part at a later sequence has come back meanwhile.
+            removed = [
+                subscription
+                for subscription in self._all
+                if subscription.user_id == frame.removes
+                and subscription.member_at < frame.to_sequence
+            ]
+            self._end(removed, Code.NOT_PARTICIPANT)
         if frame.deletes:
             self._end(list(self.live), Code.BUDGET_DELETED)
+
+    def _remember(self, frame: Frame) -> None:
+        if len(self._all) == len(self.live):
+            self._tail = None  # nobody is behind
+            return
+        if self._tail is None:
+            self._tail = Tail()
+        self._tail.append(frame)
 
     def _end(self, subscriptions: list[Subscription], code: Code) -> None:
         for subscription in subscriptions:
@@ -177,38 +220,48 @@ class Feed:
                 subscription.end()
                 subscription.follower.ended(code)
 
+    def _fill_if_behind(self) -> None:
+        if not self.track.filling and self.track.missing_to is not None:
+            self.track.filling = True
+            self._home.spawn(self._fill())
+
     async def _fill(self) -> None:
         """The single reader: deliver from the log until nothing is known to be missing."""
         try:
-            while self.position < self._missing_to and self._all:
+            while self._all and (missing_to := self.track.missing_to) is not None:
                 try:
-                    async with self._gate:
-                        page = await self._log.page(
-                            self.budget_id, None, self.position, self._missing_to, PAGE_EVENTS_MAX
+                    async with self._home.gate:
+                        page = await self._home.log.page(
+                            self.budget_id, None, self.position, missing_to, PAGE_EVENTS_MAX
                         )
                 except Disconnected:
                     await asyncio.sleep(RETRY_S)
                     continue
                 if page is None or not page.events:
                     _log.error("the log is shorter than was said", budget_id=self.budget_id)
-                    self._missing_to = self.position
+                    self.track.forget_missing()
                     break
                 for frame in event_frames(self.budget_id, page.events):
                     self._deliver(frame)
         finally:
-            self._filling = False
-            self._caught_up.set()
-            self._caught_up = asyncio.Event()
+            self.track.filling = False
+            self._moved()
+
+    def _moved(self) -> None:
+        """Wake up who waits for the feed to get where its client is already."""
+        self._caught_up.set()
+        self._caught_up = asyncio.Event()
 
     async def _join(self, subscription: Subscription) -> None:
         await self.listening.wait()
         try:
-            page = await self._read(subscription, self.position if self.known else INTEGER_MAX)
+            page = await self._read(
+                subscription, self.position if self.track.known else INTEGER_MAX
+            )
             if page is None:
                 return
-            if not self.known:
-                self.known = True
-                self.position = page.head
+            if not self.track.known:
+                self.track.begin(page.head)
             self.noticed(page.head)
             if subscription.cursor > page.head:
                 raise HubError(Code.CURSOR_AHEAD)
@@ -220,57 +273,77 @@ class Feed:
             subscription.end()
             subscription.follower.refused(error.code)
             return
-        await self._reached(subscription)  # the client may be ahead of this node
-        if subscription.state is State.ENDED:
-            return
+        while subscription.cursor > self.position:  # the client may be ahead of this node
+            await self._caught_up.wait()
+            if subscription.state is State.ENDED:
+                return
         subscription.follower.joined(subscription.cursor, page.head)
-        self._give(subscription, page)
+        if subscription.follower.attends:
+            subscription.attends = True
+            self.presence.came(subscription.user_id)
+        self._give(subscription, event_frames(self.budget_id, page.events))
         if page.deleted and subscription.cursor == page.head:
             self._end([subscription], Code.BUDGET_DELETED)
         await self._catch_up(subscription)
 
     async def _catch_up(self, subscription: Subscription) -> None:
         while True:
-            await self._reached(subscription)
-            if subscription.state is not State.CATCHING_UP:
-                return
-            if subscription.cursor == self.position:
-                subscription.state = State.LIVE
-                self.live.add(subscription)
-                return
-            if subscription.follower.full:
-                subscription.state = State.LAGGING
-                return
-            try:
-                page = await self._read(subscription, self.position)
-            except Disconnected:
-                await asyncio.sleep(RETRY_S)
-                continue
-            except HubError as error:
-                self._end([subscription], error.code)
-                return
-            if page is not None:
-                self._give(subscription, page)
+            full = subscription.follower.full
+            match next_step(subscription.state, subscription.cursor, self.position, full=full):
+                case Step.STOP:
+                    return
+                case Step.LAG:
+                    subscription.state = State.LAGGING
+                    return
+                case Step.GO_LIVE:
+                    subscription.state = State.LIVE
+                    self.live.add(subscription)
+                    subscription.greeted = False
+                    self._home.stirred(self)
+                    return
+                case Step.WAIT:
+                    await self._caught_up.wait()
+                case Step.READ:
+                    await self._read_on(subscription)
 
-    async def _reached(self, subscription: Subscription) -> None:
-        """Return when the feed is not behind the subscription (any more)."""
-        while subscription.cursor > self.position and subscription.state is not State.ENDED:
-            await self._caught_up.wait()
+    async def _read_on(self, subscription: Subscription) -> None:
+        """Give what follows the cursor: from the tail, which holds nothing from before the
+        subscription, or a page of the log."""
+        if self._tail is not None and (recent := self._tail.after(subscription.cursor)):
+            self._give(subscription, recent)
+            return
+        try:
+            page = await self._read(subscription, self.position)
+        except Disconnected:
+            await asyncio.sleep(RETRY_S)
+            return
+        except HubError as error:
+            self._end([subscription], error.code)
+            return
+        if page is None:
+            return
+        if not page.events:
+            _log.error("the log is shorter than was delivered", budget_id=self.budget_id)
+            await asyncio.sleep(RETRY_S)
+        self._give(subscription, event_frames(self.budget_id, page.events))
 
     async def _read(self, subscription: Subscription, up_to: int) -> Page | None:
         """The next page for this subscription, None if it ended meanwhile.
 
         Raises `HubError` where its user may not read (any more), `Disconnected`."""
-        async with self._gate:
-            page = await self._log.page(
+        async with self._home.gate:
+            page = await self._home.log.page(
                 self.budget_id, subscription.user_id, subscription.cursor, up_to, PAGE_EVENTS_MAX
             )
         if subscription.state is State.ENDED:
             return None
-        return permitted(page)
+        page = permitted(page)
+        if page.member:
+            subscription.member_at = page.head
+        return page
 
-    def _give(self, subscription: Subscription, page: Page) -> None:
-        for frame in event_frames(self.budget_id, page.events):
+    def _give(self, subscription: Subscription, pieces: Iterable[Frame]) -> None:
+        for frame in pieces:
             subscription.follower.write(frame.data)
             subscription.cursor = frame.to_sequence
             if frame.deletes:

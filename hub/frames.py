@@ -243,6 +243,12 @@ def results(request_id: RequestId, verdicts: Sequence[Verdict]) -> bytes:
     )
 
 
+def presence(budget_id: BudgetId, devices: Mapping[UserId, int]) -> bytes:
+    """Who has live sockets on the budget, and how many."""
+    users = [{"userId": user_id, "devices": number} for user_id, number in devices.items()]
+    return _encode({"type": "presence", "budgetId": budget_id, "users": users})
+
+
 def heads(heads: Mapping[BudgetId, int]) -> bytes:
     """The head of every subscribed budget as this node knows it."""
     return _encode({"type": "heads", "heads": heads})

@@ -6,7 +6,7 @@ The way of an event: frame → `Session` → `Hub.submit` → `Committer` → `r
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
 import structlog
@@ -17,6 +17,7 @@ from hub.feed import Feed, Follower, Subscription, permitted
 from hub.frames import Frame, event_frames
 from hub.limits import Bucket, Rate, take
 from hub.ports import Bus, EventLog, Page
+from hub.presence import NodeId
 from hub.records import BudgetId, UserId
 from hub.rules import LogRow
 from hub.sweeper import Sweeper
@@ -28,6 +29,7 @@ READERS_MAX = 4  # reads of the log at a time, whoever they are for
 RECONNECTS_PER_S = 500  # how fast the sessions of a drained hub come back to the others
 RECONNECT_MS_MIN = 1_000
 DRAIN_S = 8.0
+PRESENCE_S = 0.5  # how long changes of presence are gathered before they are told
 
 _log = structlog.get_logger()
 
@@ -79,7 +81,8 @@ class Hub:
         self._jitter = jitter
         self.sessions: set[Leaving] = set()
         self._feeds: dict[BudgetId, Feed] = {}
-        self._gate = asyncio.Semaphore(READERS_MAX)
+        self._stirred: set[Feed] = set()
+        self.gate = asyncio.Semaphore(READERS_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
         self.sweeper = Sweeper(log, self._feeds)
         self._committer = Committer(log, self._committed, now_ms=now_ms, jitter=jitter)
@@ -97,7 +100,7 @@ class Hub:
         `follower.refused`; later `follower.ended` may say that it is over."""
         feed = self._feeds.get(budget_id)
         if feed is None:
-            feed = Feed(budget_id, self.log, self._gate, self.spawn, self._abandoned)
+            feed = Feed(budget_id, self)
             self._feeds[budget_id] = feed
             self.spawn(self._listen(feed))
         return feed.subscribe(user_id, key, follower)
@@ -105,7 +108,7 @@ class Hub:
     async def read(self, budget_id: BudgetId, user_id: UserId, key: int, count: int) -> Page:
         """At most `count` events after `key`. Raises `HubError` where the user may not read them,
         `Disconnected`."""
-        async with self._gate:
+        async with self.gate:
             page = await self.log.page(budget_id, user_id, key, INTEGER_MAX, count)
         return permitted(page)
 
@@ -119,6 +122,32 @@ class Hub:
         feed = self._feeds.get(frame.budget_id)
         if feed is not None:
             feed.offer(frame)
+
+    def attending(
+        self, budget_id: BudgetId, node_id: NodeId, users: Mapping[UserId, int], *, asks: bool
+    ) -> None:
+        """Another node tells whom it has on a budget, and may want to be told."""
+        feed = self._feeds.get(budget_id)
+        if feed is None:
+            return
+        if feed.presence.heard(node_id, users):
+            self.stirred(feed)
+        if asks and self._bus is not None:
+            self._bus.announce(budget_id, feed.presence.here, asks=False)
+
+    def silent(self, node_id: NodeId) -> None:
+        """Another node is gone, and with it whom it had."""
+        for feed in self._feeds.values():
+            if feed.presence.silent(node_id):
+                self.stirred(feed)
+
+    async def restored(self) -> None:
+        """The bus is back: what it carried meanwhile is lost."""
+        if self._bus is not None:
+            for feed in self._feeds.values():
+                self._bus.announce(feed.budget_id, feed.presence.here, asks=True)
+                self.stirred(feed)
+        await self.sweeper.sweep()
 
     async def drain(self) -> None:
         """Before the process ends: every session is told to go away, each to come back at a time of
@@ -154,15 +183,39 @@ class Hub:
     async def _listen(self, feed: Feed) -> None:
         if self._bus is not None:
             await self._bus.subscribe(feed.budget_id)
+            self._bus.announce(feed.budget_id, {}, asks=True)
         feed.listening.set()
 
-    def _abandoned(self, feed: Feed) -> None:
+    def abandoned(self, feed: Feed) -> None:
+        """Nobody follows the feed any more."""
         if self._feeds.get(feed.budget_id) is feed:
             del self._feeds[feed.budget_id]
             if self._bus is not None:
+                self._announce(feed)
                 self._bus.unsubscribe(feed.budget_id)
 
+    def stirred(self, feed: Feed) -> None:
+        """Presence has changed on this feed, or somebody has not been told of it."""
+        if not self._stirred:
+            self.spawn(self._tell_presence())
+        self._stirred.add(feed)
+
+    async def _tell_presence(self) -> None:
+        await asyncio.sleep(PRESENCE_S)
+        feeds, self._stirred = self._stirred, set()
+        for feed in feeds:
+            self._announce(feed)
+            # Without the bus nobody knows who is elsewhere: better nothing than half the truth.
+            if self._bus is None or self._bus.connected:
+                feed.tell_presence()
+
+    def _announce(self, feed: Feed) -> None:
+        if self._bus is not None and feed.presence.moved:
+            feed.presence.moved = False
+            self._bus.announce(feed.budget_id, feed.presence.here, asks=False)
+
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run it in the background, until `close`."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -1,11 +1,12 @@
 """What the hub needs from outside: the log, the bus, a wire. Implemented in `storage` and `api`."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from hub.frames import Frame
+from hub.presence import NodeId
 from hub.records import BudgetId, UserId
 from hub.rules import BudgetState
 
@@ -98,8 +99,15 @@ class EventLog(Protocol):
 class Bus(Protocol):
     """Carries frames between nodes. Never the truth: anything may be lost (P7)."""
 
+    @property
+    def connected(self) -> bool: ...
+
     def publish(self, frames: Sequence[Frame]) -> None:
         """Hand frames over without waiting; dropped if the bus is away or its buffer full."""
+        ...
+
+    def announce(self, budget_id: BudgetId, here: Mapping[UserId, int], *, asks: bool) -> None:
+        """Tell the other nodes whom this one has, and ask them for the same; dropped likewise."""
         ...
 
     async def subscribe(self, budget_id: BudgetId) -> None:
@@ -108,6 +116,28 @@ class Bus(Protocol):
         ...
 
     def unsubscribe(self, budget_id: BudgetId) -> None: ...
+
+
+class BusListener(Protocol):
+    """What a bus tells the hub."""
+
+    def received(self, frame: Frame) -> None:
+        """A frame of another node."""
+        ...
+
+    def attending(
+        self, budget_id: BudgetId, node_id: NodeId, users: Mapping[UserId, int], *, asks: bool
+    ) -> None:
+        """Another node tells whom it has, and may want to be told."""
+        ...
+
+    def silent(self, node_id: NodeId) -> None:
+        """Nothing was heard of that node for so long that it counts as gone."""
+        ...
+
+    async def restored(self) -> None:
+        """Every channel is subscribed (again): what was published before may be lost."""
+        ...
 
 
 class Wire(Protocol):
@@ -122,6 +152,12 @@ class Wire(Protocol):
     def write(self, data: bytes) -> None:
         """Send ready-made text frames (`hub.frames.framed`), in order, without waiting; nothing
         happens on a closed wire."""
+        ...
+
+    @property
+    def write_open(self) -> Callable[[bytes], None]:
+        """`write` for who knows that the wire is open, which it is until the session is told that
+        it is `lost`: nothing of ours stands between a feed and the transport."""
         ...
 
     def pause_reading(self) -> None:

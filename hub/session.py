@@ -19,7 +19,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from enum import Enum
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -59,8 +59,13 @@ class State(Enum):
     CLOSED = "closed"
 
 
+class Timer(Protocol):
+    def cancel(self) -> None: ...
+
+
 class Session:
-    """`spawn` runs a coroutine in the background."""
+    """`spawn` runs a coroutine in the background; `later` calls a function with its arguments after
+    some seconds."""
 
     __slots__ = (
         "_authenticator",
@@ -72,6 +77,7 @@ class Session:
         "_following",
         "_hub",
         "_in_flight",
+        "_later",
         "_now_ms",
         "_reading",
         "_spawn",
@@ -92,6 +98,7 @@ class Session:
         connection_id: str,
         now_ms: Callable[[], int],
         spawn: Callable[[Coroutine[Any, Any, None]], object],
+        later: Callable[..., Timer],
     ) -> None:
         self._hub = hub
         self._wire = wire
@@ -99,12 +106,13 @@ class Session:
         self._connection_id = connection_id
         self._now_ms = now_ms
         self._spawn = spawn
+        self._later = later
         self._state = State.NEW
         self._user_id: UserId = ""
         self._expires_at_ms = 0
         self._warned = False  # of the token's end
         self._beat_at_ms = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self._following: dict[BudgetId, _Following] = {}
         self._in_flight = 0  # events that await their verdicts
         self._reading = True
@@ -127,7 +135,7 @@ class Session:
         if principal is not None:
             self._open(principal)
             return
-        self._timer = asyncio.get_running_loop().call_later(AUTH_S, self.close, Code.NOT_LOGGED_IN)
+        self._timer = self._later(AUTH_S, self.close, Code.NOT_LOGGED_IN)
         if token is not None:
             self._authenticate(token)
 
@@ -317,7 +325,7 @@ class Session:
                 self._wire.write(frames.heads(heads))
         due_ms = min(self._beat_at_ms, self._expires_at_ms if self._warned else expiring_ms)
         delay_s = max(due_ms - now_ms, 1) / 1000
-        self._timer = asyncio.get_running_loop().call_later(delay_s, self._tick)
+        self._timer = self._later(delay_s, self._tick)
 
     # Events in.
 
@@ -369,6 +377,7 @@ class Session:
 class _Following:
     """What a socket makes of one subscription; see `hub.feed.Follower`."""
 
+    attends = True
     __slots__ = ("_all", "_log_id", "_request_id", "_wire", "budget_id", "subscription", "write")
     subscription: Subscription
 
@@ -385,7 +394,7 @@ class _Following:
         self._log_id = log_id
         self._request_id = request_id
         self.budget_id = budget_id
-        self.write = wire.write  # called for every frame: nothing stands between feed and wire
+        self.write = wire.write_open  # the subscription ends before the wire does
 
     @property
     def full(self) -> bool:

@@ -64,7 +64,7 @@ class Sweeper:
 
     async def _compare(self, budget_ids: Sequence[BudgetId]) -> None:
         feeds = [self._feeds[id] for id in budget_ids if id in self._feeds]
-        positions = {feed.budget_id: feed.position for feed in feeds if feed.known}
+        positions = {feed.budget_id: feed.position for feed in feeds if feed.track.known}
         if positions:
             self._notice(await self._log.behind(positions))
 

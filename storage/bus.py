@@ -1,18 +1,19 @@
 """The bus: Redis pub/sub between nodes. It carries frames and is never the truth.
 
-Each subscribed budget has a channel; each node has one more, on which it hears its own heartbeat.
-A node that does not hear itself for `DEAF_S` seconds is deaf, whatever its sockets say: the
-connection is rebuilt and every channel subscribed again. While Redis is away publishing drops
-frames and subscribing returns at once; the sweeper delivers from the log until the bus is back
-(P7, P10).
+Each subscribed budget has a channel; one more carries the heartbeats of all nodes. A node that
+does not hear its own for `DEAF_S` seconds is deaf, whatever its sockets say: the connection is
+rebuilt and every channel subscribed again. A node that the others do not hear for `SILENT_S`
+seconds is gone for them. While Redis is away publishing drops frames and subscribing returns at
+once; the sweeper delivers from the log until the bus is back (P7, P10).
 """
 
 import asyncio
 import contextlib
 import struct
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+import orjson
 import structlog
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
@@ -21,18 +22,24 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from hub.frames import Frame
-from hub.records import BudgetId
+from hub.ports import BusListener
+from hub.presence import NodeId
+from hub.records import BudgetId, UserId
 
 HEARTBEAT_S = 1.0
 DEAF_S = 3.0
+SILENT_S = 10.0
 CONNECT_S = 2.0
 BACKOFF_S = (0.1, 2.0)  # first and longest pause between two attempts to connect
 OUTGOING_BYTES_MAX = 32 * 1024 * 1024
 PIPELINE_FRAMES_MAX = 500
 SUBSCRIBE_CHANNELS_MAX = 1_000  # in one command
 
-# Origin node, first and last sequence, whether it deletes, length of the removed user's id.
-_HEADER = struct.Struct("!16sQQ?H")
+# What it is, and the node it comes from; in a heartbeat there is no more.
+_ORIGIN = struct.Struct("!B16s")
+_HEARTBEAT, _EVENTS, _PRESENCE = range(3)
+# First and last sequence, whether it deletes, length of the removed user's id.
+_RANGE = struct.Struct("!QQ?H")
 
 _log = structlog.get_logger()
 
@@ -53,7 +60,7 @@ class RedisBus:
     ) -> None:
         self._url = url
         self._prefix = f"budget-hub:{log_id}:"
-        self._own_channel = f"{self._prefix}node:{node_id.hex()}"
+        self._heartbeats = f"{self._prefix}nodes"
         self._node_id = node_id
         self._jitter = jitter
         self._wanted: set[str] = set()  # channels
@@ -65,21 +72,17 @@ class RedisBus:
         self._outgoing: deque[tuple[str, bytes]] = deque()
         self._outgoing_bytes = 0
         self._outgoing_some = asyncio.Event()
-        self._heard_at_s = 0.0
+        self._heard_at_s: dict[NodeId, float] = {}
         self.connected = False
 
-    async def run(
-        self, received: Callable[[Frame], None], restored: Callable[[], Awaitable[None]]
-    ) -> None:
-        """Keep the connection until cancelled. `received` gets the frames of other nodes;
-        `restored` is called whenever every channel is subscribed (again): what was published before
-        may be lost."""
+    async def run(self, listener: BusListener) -> None:
+        """Keep the connection until cancelled, and tell the listener what comes."""
         pause_s, pause_max_s = BACKOFF_S
         warned = False
         while True:
             # A task of its own: a task group that is cancelled in the moment of a loss tells only
             # of the loss, before Python 3.13.
-            connection = asyncio.create_task(self._connection(received, restored))
+            connection = asyncio.create_task(self._connection(listener))
             try:
                 await asyncio.wait([connection])
             finally:
@@ -104,9 +107,12 @@ class RedisBus:
         for frame in frames:
             if self._outgoing_bytes + len(frame.data) > OUTGOING_BYTES_MAX:
                 return  # the bus is too slow for this load; sweepers deliver what is dropped
-            self._outgoing.append((self._prefix + frame.budget_id, _pack(self._node_id, frame)))
-            self._outgoing_bytes += len(frame.data)
-        self._outgoing_some.set()
+            self._send(frame.budget_id, _pack(self._node_id, frame))
+
+    def announce(self, budget_id: BudgetId, here: Mapping[UserId, int], *, asks: bool) -> None:
+        if self.connected and self._outgoing_bytes < OUTGOING_BYTES_MAX:
+            told = orjson.dumps({"users": here, "asks": asks})
+            self._send(budget_id, _ORIGIN.pack(_PRESENCE, self._node_id) + told)
 
     async def subscribe(self, budget_id: BudgetId) -> None:
         channel = self._prefix + budget_id
@@ -122,9 +128,12 @@ class RedisBus:
         self._wanted.discard(self._prefix + budget_id)
         self._changed.set()
 
-    async def _connection(
-        self, received: Callable[[Frame], None], restored: Callable[[], Awaitable[None]]
-    ) -> None:
+    def _send(self, budget_id: BudgetId, payload: bytes) -> None:
+        self._outgoing.append((self._prefix + budget_id, payload))
+        self._outgoing_bytes += len(payload)
+        self._outgoing_some.set()
+
+    async def _connection(self, listener: BusListener) -> None:
         """One connection, from its making to its loss."""
         # Without this `retry` the client reconnects by itself, and what was published meanwhile is
         # missed without a trace. With `socket_timeout` it writes through `asyncio.wait_for`, which
@@ -137,21 +146,21 @@ class RedisBus:
         )
         pubsub = redis.pubsub()
         try:
-            asked = {self._own_channel, *self._wanted}
+            asked = {self._heartbeats, *self._wanted}
             self._confirmations_due = len(asked)
             self._all_confirmed.clear()
             for part in _parts(asked):
                 await pubsub.subscribe(*part)
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._read(pubsub, received))
-                tasks.create_task(self._keep_alive(redis))
+                tasks.create_task(self._read(pubsub, listener))
+                tasks.create_task(self._keep_alive(redis, listener))
                 async with asyncio.timeout(DEAF_S):
                     await self._all_confirmed.wait()
                 self.connected = True
                 _log.info("bus connected", channels=len(asked))
                 tasks.create_task(self._keep_subscribed(pubsub, asked))
                 tasks.create_task(self._write(redis))
-                await restored()
+                await listener.restored()
         finally:
             with contextlib.suppress(RedisError, OSError):
                 await pubsub.aclose()  # type: ignore[no-untyped-call]
@@ -166,7 +175,7 @@ class RedisBus:
             confirming.set_result(None)  # nobody waits for a bus that is away
         self._confirming.clear()
 
-    async def _read(self, pubsub: PubSub, received: Callable[[Frame], None]) -> None:
+    async def _read(self, pubsub: PubSub, listener: BusListener) -> None:
         while True:
             with _driver():
                 message = await pubsub.get_message(timeout=None)
@@ -174,10 +183,7 @@ class RedisBus:
                 continue
             channel = message["channel"].decode()
             if message["type"] == "message":
-                if channel == self._own_channel:
-                    self._heard_at_s = asyncio.get_running_loop().time()
-                elif (frame := _unpack(channel[-36:], message["data"], self._node_id)) is not None:
-                    received(frame)
+                self._hear(channel[-36:], message["data"], listener)
             elif message["type"] == "subscribe":
                 self._confirmed.add(channel)
                 if len(self._confirmed) == self._confirmations_due:
@@ -185,21 +191,41 @@ class RedisBus:
                 if (confirming := self._confirming.pop(channel, None)) is not None:
                     confirming.set_result(None)
 
-    async def _keep_alive(self, redis: "Redis") -> None:
-        """Speak to ourselves through Redis. Raises `TimeoutError` when we have gone deaf."""
-        self._heard_at_s = asyncio.get_running_loop().time()
+    def _hear(self, budget_id: BudgetId, payload: bytes, listener: BusListener) -> None:
+        kind, node_id = _ORIGIN.unpack_from(payload)
+        self._heard_at_s[node_id] = asyncio.get_running_loop().time()
+        if node_id == self._node_id:
+            return  # what is our own our feeds had at once
+        if kind == _EVENTS:
+            listener.received(_unpack(budget_id, payload))
+        elif kind == _PRESENCE:
+            told = orjson.loads(payload[_ORIGIN.size :])
+            listener.attending(budget_id, node_id, told["users"], asks=told["asks"])
+
+    async def _keep_alive(self, redis: "Redis", listener: BusListener) -> None:
+        """Tell that this node lives, and notice those that do not. Raises `TimeoutError` when we do
+        not hear ourselves."""
+        now_s = asyncio.get_running_loop().time()
+        # Nobody could be heard while there was no connection.
+        self._heard_at_s = dict.fromkeys({*self._heard_at_s, self._node_id}, now_s)
         while True:
             async with asyncio.timeout(DEAF_S):
                 with _driver():
-                    await redis.publish(self._own_channel, b"")
+                    await redis.publish(self._heartbeats, _ORIGIN.pack(_HEARTBEAT, self._node_id))
             await asyncio.sleep(HEARTBEAT_S)
-            if asyncio.get_running_loop().time() - self._heard_at_s > DEAF_S:
+            now_s = asyncio.get_running_loop().time()
+            if now_s - self._heard_at_s[self._node_id] > DEAF_S:
                 raise TimeoutError(f"nothing heard for {DEAF_S} s")
+            for node_id, heard_at_s in list(self._heard_at_s.items()):
+                if now_s - heard_at_s > SILENT_S:
+                    del self._heard_at_s[node_id]
+                    _log.info("node gone", node_id=node_id.hex())
+                    listener.silent(node_id)
 
     async def _keep_subscribed(self, pubsub: PubSub, asked: set[str]) -> None:
         """Ask for channels, and drop them, as `_wanted` changes."""
         while True:
-            wanted = {self._own_channel, *self._wanted}
+            wanted = {self._heartbeats, *self._wanted}
             for part in _parts(asked - wanted):
                 self._confirmed.difference_update(part)
                 with _driver():
@@ -219,7 +245,7 @@ class RedisBus:
                 pipeline = redis.pipeline(transaction=False)
                 for _ in range(min(len(self._outgoing), PIPELINE_FRAMES_MAX)):
                     channel, payload = self._outgoing.popleft()
-                    self._outgoing_bytes -= len(payload) - _HEADER.size
+                    self._outgoing_bytes -= len(payload)
                     pipeline.publish(channel, payload)
                 with _driver():
                     await pipeline.execute()
@@ -235,22 +261,17 @@ def _driver() -> Iterator[None]:
         raise ConnectionError(repr(error)) from error
 
 
-def _pack(node_id: bytes, frame: Frame) -> bytes:
+def _pack(node_id: NodeId, frame: Frame) -> bytes:
     removes = (frame.removes or "").encode()
-    header = _HEADER.pack(
-        node_id, frame.from_sequence, frame.to_sequence, frame.deletes, len(removes)
-    )
-    return header + removes + frame.data
+    span = _RANGE.pack(frame.from_sequence, frame.to_sequence, frame.deletes, len(removes))
+    return b"".join((_ORIGIN.pack(_EVENTS, node_id), span, removes, frame.data))
 
 
-def _unpack(budget_id: BudgetId, payload: bytes, own_node_id: bytes) -> Frame | None:
-    """The frame, None if it is this node's own: its feeds had it at once."""
-    node_id, from_sequence, to_sequence, deletes, size = _HEADER.unpack_from(payload)
-    if node_id == own_node_id:
-        return None
-    start = _HEADER.size + size
-    removes = payload[_HEADER.size : start].decode() or None
-    return Frame(budget_id, from_sequence, to_sequence, payload[start:], removes, deletes)
+def _unpack(budget_id: BudgetId, payload: bytes) -> Frame:
+    from_sequence, to_sequence, deletes, size = _RANGE.unpack_from(payload, _ORIGIN.size)
+    start = _ORIGIN.size + _RANGE.size
+    removes = payload[start : start + size].decode() or None
+    return Frame(budget_id, from_sequence, to_sequence, payload[start + size :], removes, deletes)
 
 
 def _parts(channels: Iterable[str]) -> Iterator[Sequence[str]]:

@@ -2,17 +2,34 @@
 
 import asyncio
 import random
+from collections.abc import Mapping
 from contextlib import suppress
 from uuid import uuid4
 
 from redis.asyncio import Redis
 
 from hub.frames import Frame
+from hub.presence import NodeId
+from hub.records import BudgetId, UserId
 from storage.bus import RedisBus
 from storage.embedded import EmbeddedRedis
 from tests.cluster import until
 
 KILLS = 60
+
+
+class Deaf:
+    """A listener that does nothing."""
+
+    def received(self, frame: Frame) -> None: ...
+
+    def attending(
+        self, budget_id: BudgetId, node_id: NodeId, users: Mapping[UserId, int], *, asks: bool
+    ) -> None: ...
+
+    def silent(self, node_id: NodeId) -> None: ...
+
+    async def restored(self) -> None: ...
 
 
 async def test_a_connection_lost_at_any_moment_never_ends_the_bus(redis: EmbeddedRedis) -> None:
@@ -21,9 +38,6 @@ async def test_a_connection_lost_at_any_moment_never_ends_the_bus(redis: Embedde
     seed = random.randrange(2**32)
     chance = random.Random(seed)
     bus = RedisBus(redis.url, str(uuid4()), uuid4().bytes, jitter=chance.random)
-
-    async def restored() -> None:
-        pass
 
     async def come_and_go() -> None:
         while True:
@@ -36,7 +50,7 @@ async def test_a_connection_lost_at_any_moment_never_ends_the_bus(redis: Embedde
             await asyncio.sleep(0)
 
     admin = Redis.from_url(redis.url)
-    running = asyncio.create_task(bus.run(lambda frame: None, restored))
+    running = asyncio.create_task(bus.run(Deaf()))
     busy = asyncio.create_task(come_and_go())
     try:
         for _ in range(KILLS):
