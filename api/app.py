@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api import budgets, events, health
+from api import budgets, events, health, members
 from api.auth import routes as auth_routes
 from api.auth.local import LocalIdentity
 from api.auth.tokens import Tokens
@@ -82,6 +82,14 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
                 *auth_routes.routes(identity),
                 *events.routes(hub, tokens),
                 *budgets.routes(hub, Snapshots(database), tokens),
+                *members.routes(
+                    hub,
+                    Snapshots(database),
+                    tokens,
+                    participants_max=settings.max_participants,
+                    now_ms=now_ms,
+                    new_id=new_id,
+                ),
             ],
             middleware=[Middleware(RequestId)],
             exception_handlers=ERROR_HANDLERS,

@@ -388,6 +388,9 @@ def _wanted(runs: Sequence[_Run]) -> Want:
                 want.categories.add((budget_id, record_id))
                 if event.type == "category.delete":
                     want.cascades.add((budget_id, record_id))
+            elif kind == "participant":
+                want.members.add((budget_id, record_id))
+                want.counted.add(budget_id)
     return want
 
 

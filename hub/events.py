@@ -107,7 +107,8 @@ class Event(BaseModel):
         alias_generator=to_camel, extra="ignore", frozen=True, hide_input_in_errors=True
     )
     type: ClassVar[str]
-    of: ClassVar[Literal["budget", "category", "expense"]]  # the kind of record it is about
+    # The kind of record it is about.
+    of: ClassVar[Literal["budget", "category", "expense", "participant"]]
     fields: ClassVar[Mapping[str, str]]  # wire name → attribute, of what the event may name
 
     event_id: Uuid
@@ -250,6 +251,32 @@ class ExpenseDelete(_ChangeOfRecord):
     of = "expense"
     fields = {}
     event_type: Literal["expense.delete"]
+
+
+class _OfParticipant(Event):
+    """Made by the server from a request to join, leave or remove; not accepted from clients.
+    `when` is the server's clock."""
+
+    of = "participant"
+    fields = {}
+    user_id: str
+
+    @property
+    def subject_id(self) -> str:
+        return self.user_id
+
+
+class ParticipantAdd(_OfParticipant):
+    """The sender joins. `participants_max` is how many a budget may have."""
+
+    type = "participant.add"
+    participants_max: int
+
+
+class ParticipantRemove(_OfParticipant):
+    """The sender leaves, or as the owner removes another."""
+
+    type = "participant.remove"
 
 
 CLIENT_EVENTS: Mapping[str, type[Event]] = {

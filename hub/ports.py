@@ -18,6 +18,7 @@ class Want:
     budgets: set[BudgetId] = field(default_factory=set)
     events: set[tuple[BudgetId, str]] = field(default_factory=set)
     members: set[tuple[BudgetId, UserId]] = field(default_factory=set)
+    counted: set[BudgetId] = field(default_factory=set)  # whose participants are to be counted
     categories: set[tuple[BudgetId, str]] = field(default_factory=set)
     expenses: set[tuple[BudgetId, str]] = field(default_factory=set)
     cascades: set[tuple[BudgetId, str]] = field(default_factory=set)

@@ -137,12 +137,15 @@ Record: TypeAlias = Budget | Category | Expense
 
 
 class Membership(NamedTuple):
-    """A participant, or a former one: the row stays when he leaves (P9 tells them apart)."""
+    """A participant, or a former one: the row stays when he leaves (P9 tells them apart).
+
+    `removed_at` says that the owner removed him. Times are epoch milliseconds."""
 
     budget_id: BudgetId
     user_id: UserId
     joined_at: int
     active: bool
+    removed_at: int | None = None
 
 
 def fingerprint(*fields: str | None) -> int:

@@ -10,14 +10,21 @@ The first check that fails decides (design 3.1):
   3. may the user know?        no budget, or never took part: `BUDGET_NOT_EXISTS`; took part once:
                                `NOT_PARTICIPANT` (P9). A deleted budget does not exist either, but
                                for edits and deletions of the budget record itself (see 7).
-                               `budget.create` skips this check: there is nothing to know yet.
+                               `budget.create` skips this check: there is nothing to know yet; so
+                               does `participant.add`, which needs but a budget that exists.
   4. eventId otherwise known   other content or another author: `EVENT_ID_REUSED`, nothing revealed.
-  5. owner-only                `budget.delete` by another participant: `NOT_OWNER`.
+  5. owner-only                `budget.delete` by another participant, or the removal of somebody
+                               else: `NOT_OWNER`.
   6. ids and references        adding what exists, tombstones included: `*_EXISTS`, an id is never
                                used again. Editing what does not exist in *this* budget, or naming a
                                category that does not or that is deleted: `*_NOT_EXISTS`.
   7. version                   not the current one, or the record is a tombstone: `conflict` with
                                the record as it is now (P5). A version ahead of ours is stale too.
+
+Membership has no versions: joining again is `ALREADY_PARTICIPANT` and removing twice `ALREADY_LEFT`,
+which change nothing; a stranger cannot be removed: `PARTICIPANT_NOT_EXISTS`. Whom the owner removed
+does not come back by himself: `NOT_PARTICIPANT`. A full budget is `TOO_MANY_PARTICIPANTS`, and while
+others take part the owner stays: `OWNER_CANNOT_LEAVE`.
 
 What is left is accepted: sequence head+1, version 1 or current+1, and
 
@@ -33,6 +40,8 @@ What is left is accepted: sequence head+1, version 1 or current+1, and
 | `expense.add`     | new expense                    |                                            |
 | `expense.edit`    | named fields change, may move  |                                            |
 | `expense.delete`  | tombstone                      |                                            |
+| `participant.*`   | none: neither version nor      | the user takes part (again), or no longer  |
+|                   | digest change                  |                                            |
 
 An absent field is unchanged, `null` clears it; an edit that names nothing still counts a version.
 Everything here is a pure function of its arguments.
@@ -58,6 +67,8 @@ from hub.events import (
     ExpenseDelete,
     ExpenseEdit,
     Invalid,
+    ParticipantAdd,
+    ParticipantRemove,
     Submitted,
     content_hash,
 )
@@ -125,7 +136,16 @@ class BudgetState:
     """What decisions about one budget depend on: as loaded under its lock, then as changed by the
     events before. Holds only what the batch names, not the whole budget."""
 
-    __slots__ = ("budget", "categories", "category_sums", "changes", "expenses", "known", "members")
+    __slots__ = (
+        "budget",
+        "categories",
+        "category_sums",
+        "changes",
+        "expenses",
+        "known",
+        "members",
+        "participants",
+    )
 
     def __init__(self) -> None:
         self.budget: Budget | None = None
@@ -136,6 +156,7 @@ class BudgetState:
         # For each category the batch wants to delete: the sum of its live expenses' fingerprints,
         # those not loaded included. It lets the digest survive a cascade that runs in SQL.
         self.category_sums: dict[str, int] = {}
+        self.participants = 0  # how many take part; loaded only where membership may change
         self.changes: list[Change] = []  # what was applied, in order
 
     def apply(self, change: Change) -> None:
@@ -143,15 +164,17 @@ class BudgetState:
         self.changes.append(change)
         self.budget = change.budget
         self.known[change.row.event_id] = change.row
-        if change.member is not None:
-            self.members[change.member.user_id] = change.member
+        if (member := change.member) is not None:
+            before = self.members.get(member.user_id)
+            self.participants += member.active - (before is not None and before.active)
+            self.members[member.user_id] = member
         record = change.record
         if isinstance(record, Category):
             self.categories[record.id] = record
         elif isinstance(record, Expense):
-            before = self.expenses.get(record.id)
-            if before is not None and not before.deleted:
-                self._count(before.category_id, -before.fingerprint)
+            old = self.expenses.get(record.id)
+            if old is not None and not old.deleted:
+                self._count(old.category_id, -old.fingerprint)
             if not record.deleted:
                 self._count(record.category_id, record.fingerprint)
             self.expenses[record.id] = record
@@ -189,7 +212,7 @@ def decide(state: BudgetState, actor: UserId, event: Submitted, now_ms: int) -> 
             return _rejected(event, Code.UNAVAILABLE)
         if _says_the_same(known, actor, event):
             return known.verdict(duplicate=True)
-    refusal = None if type(event) is BudgetCreate else _access(state, actor, event)
+    refusal = _access(state, actor, event)
     if refusal is None and known is not None:
         refusal = Code.EVENT_ID_REUSED
     if refusal is not None:
@@ -213,7 +236,7 @@ def rejected(event: Submitted, code: Code, detail: str | None = None) -> Verdict
 class _Effect(NamedTuple):
     """What an acceptable event does to the records, before sequence and digest are known."""
 
-    record: Record
+    record: Record | None = None
     before: Record | None = None
     fields: Mapping[str, Any] = {}  # of the stream event
     member: Membership | None = None
@@ -235,6 +258,11 @@ def _says_the_same(known: LogRow, actor: UserId, event: Event) -> bool:
 
 
 def _access(state: BudgetState, actor: UserId, event: Event) -> Code | None:
+    if type(event) is BudgetCreate:
+        return None
+    if type(event) is ParticipantAdd:
+        there = state.budget is not None and not state.budget.deleted
+        return None if there else Code.BUDGET_NOT_EXISTS
     member = state.members.get(actor)
     if state.budget is None or member is None:
         return Code.BUDGET_NOT_EXISTS
@@ -402,6 +430,45 @@ def _delete_expense(
     return _Effect(_tombstone(expense, event.when, sequence), before=expense)
 
 
+def _add_participant(
+    state: BudgetState, actor: UserId, event: ParticipantAdd, sequence: int, now_ms: int
+) -> _Outcome:
+    before = state.members.get(event.user_id)
+    if before is not None and before.active:
+        return Code.ALREADY_PARTICIPANT
+    if before is not None and before.removed_at is not None:
+        return Code.NOT_PARTICIPANT
+    if state.participants >= event.participants_max:
+        return Code.TOO_MANY_PARTICIPANTS
+    return _membership(Membership(event.budget_id, event.user_id, joined_at=now_ms, active=True))
+
+
+def _remove_participant(
+    state: BudgetState, actor: UserId, event: ParticipantRemove, sequence: int, now_ms: int
+) -> _Outcome:
+    budget = _existing(state)
+    leaves = event.user_id == actor
+    if not leaves and budget.owner_id != actor:
+        return Code.NOT_OWNER
+    before = state.members.get(event.user_id)
+    if before is None:
+        return Code.PARTICIPANT_NOT_EXISTS
+    if not before.active:
+        return Code.ALREADY_LEFT
+    if leaves and budget.owner_id == actor and state.participants > 1:
+        return Code.OWNER_CANNOT_LEAVE
+    return _membership(before._replace(active=False, removed_at=None if leaves else now_ms))
+
+
+def _membership(member: Membership) -> _Effect:
+    participant = {
+        "userId": member.user_id,
+        "budgetId": member.budget_id,
+        "joinedAt": member.joined_at,
+    }
+    return _Effect(fields={"participant": participant}, member=member)
+
+
 _RULES: Mapping[type[Event], Callable[..., _Outcome]] = {
     BudgetCreate: _create_budget,
     BudgetEdit: _edit_budget,
@@ -412,6 +479,8 @@ _RULES: Mapping[type[Event], Callable[..., _Outcome]] = {
     ExpenseAdd: _add_expense,
     ExpenseEdit: _edit_expense,
     ExpenseDelete: _delete_expense,
+    ParticipantAdd: _add_participant,
+    ParticipantRemove: _remove_participant,
 }
 
 
@@ -441,19 +510,17 @@ def _accept(
     state: BudgetState, actor: UserId, event: Event, effect: _Effect, sequence: int
 ) -> Change:
     """Number the change, bring the digest up to date, and write event and record down as text."""
-    budget = state.budget if state.budget is not None else effect.record
-    assert isinstance(budget, Budget)
     record = effect.record
-    digest = budget.digest
+    budget = record if isinstance(record, Budget) else _existing(state)
+    digest = 0 if state.budget is None else state.budget.digest
     if effect.before is not None:
         digest -= effect.before.fingerprint
-    if effect.cascade:
+    if effect.cascade and record is not None:
         digest -= state.category_sums[record.id]
-    if not record.deleted:
+    if record is not None and not record.deleted:
         digest += record.fingerprint
     digest %= DIGEST_MODULUS
-    if isinstance(record, Budget):
-        budget = record
+    version = {} if record is None else {"version": record.version}
     stream_event = {
         "sequence": sequence,
         "eventId": event.event_id,
@@ -462,7 +529,7 @@ def _accept(
         "recordId": event.subject_id,
         "actorId": actor,
         "when": event.when,
-        "version": record.version,
+        **version,
         **effect.fields,
         "digest": digest_text(digest),
     }
@@ -475,9 +542,9 @@ def _accept(
         actor_id=actor,
         content_hash=content_hash(event),
         content_fields=FIELD_LIST,
-        version=record.version,
+        version=None if record is None else record.version,
         event=orjson.dumps(stream_event, default=str),
-        record=orjson.dumps(record.to_wire()),
+        record=None if record is None else orjson.dumps(record.to_wire()),
     )
     return Change(
         row,

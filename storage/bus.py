@@ -74,11 +74,11 @@ class RedisBus:
         self._outgoing_some = asyncio.Event()
         self._heard_at_s: dict[NodeId, float] = {}
         self.connected = False
+        self._lost = False  # and not back yet
 
     async def run(self, listener: BusListener) -> None:
         """Keep the connection until cancelled, and tell the listener what comes."""
         pause_s, pause_max_s = BACKOFF_S
-        warned = False
         while True:
             # A task of its own: a task group that is cancelled in the moment of a loss tells only
             # of the loss, before Python 3.13.
@@ -91,8 +91,8 @@ class RedisBus:
             try:
                 connection.result()
             except* (RedisError, OSError, TimeoutError) as lost:
-                if self.connected or not warned:  # once for each time it is lost
-                    warned = True
+                if not self._lost:  # once for each time it is lost
+                    self._lost = True
                     error = lost.exceptions[0]
                     _log.warning("bus lost", error=f"{type(error).__name__}: {error}")
             if self.connected:
@@ -157,7 +157,11 @@ class RedisBus:
                 async with asyncio.timeout(DEAF_S):
                     await self._all_confirmed.wait()
                 self.connected = True
-                _log.info("bus connected", channels=len(asked))
+                if self._lost:
+                    self._lost = False
+                    _log.warning("bus back", channels=len(asked))
+                else:
+                    _log.info("bus connected", channels=len(asked))
                 tasks.create_task(self._keep_subscribed(pubsub, asked))
                 tasks.create_task(self._write(redis))
                 await listener.restored()

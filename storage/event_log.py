@@ -40,9 +40,14 @@ FROM unnest($1::uuid[], $2::uuid[]) AS wanted (budget_id, event_id)
 JOIN accepted_events e USING (budget_id, event_id)
 """
 LOAD_MEMBERS = """
-SELECT p.budget_id::text, p.user_id, p.joined_at, p.active
+SELECT p.budget_id::text, p.user_id, p.joined_at, p.active, p.removed_at
 FROM unnest($1::uuid[], $2::text[]) AS wanted (budget_id, user_id)
 JOIN participants p USING (budget_id, user_id)
+"""
+COUNT_MEMBERS = """
+SELECT budget_id::text, count(*) FROM participants
+WHERE budget_id = ANY($1::uuid[]) AND active
+GROUP BY budget_id
 """
 LOAD_CATEGORIES = """
 SELECT c.budget_id::text, c.id::text, c.created_by, c.name, c.allocate, c.version, c.deleted,
@@ -94,10 +99,10 @@ FROM unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS new (id, last_sequence, d
 WHERE b.id = new.id
 """
 UPSERT_MEMBERS = """
-INSERT INTO participants (budget_id, user_id, joined_at, active)
-SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::boolean[])
+INSERT INTO participants (budget_id, user_id, joined_at, active, removed_at)
+SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::boolean[], $5::bigint[])
 ON CONFLICT (budget_id, user_id) DO UPDATE
-SET joined_at = excluded.joined_at, active = excluded.active
+SET joined_at = excluded.joined_at, active = excluded.active, removed_at = excluded.removed_at
 """
 UPSERT_CATEGORIES = """
 INSERT INTO categories (budget_id, id, created_by, name, allocate, version, deleted,
@@ -239,6 +244,9 @@ class PostgresTransaction:
             )
         for row in await fetch(LOAD_MEMBERS, *columns(want.members, 2)):
             states[row[0]].members[row[1]] = Membership._make(row)
+        if want.counted:
+            for row in await fetch(COUNT_MEMBERS, list(want.counted)):
+                states[row[0]].participants = row[1]
         if want.categories:
             for row in await fetch(LOAD_CATEGORIES, *columns(want.categories, 2)):
                 states[row[0]].categories[row[1]] = Category._make(
@@ -266,7 +274,7 @@ class PostgresTransaction:
             if len(inserted) < len(writes.new_budgets):
                 raise LostRace("another hub created the budget")
         if writes.members:
-            await execute(UPSERT_MEMBERS, *columns(writes.members, 4))
+            await execute(UPSERT_MEMBERS, *columns(writes.members, 5))
         if writes.categories:
             await execute(UPSERT_CATEGORIES, *columns(writes.categories, 11))
         if writes.cascades:

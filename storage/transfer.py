@@ -106,7 +106,7 @@ IMPORT_PARTICIPANTS = """
 INSERT INTO participants (budget_id, user_id, joined_at, active, removed_at)
 SELECT $1, line.*
 FROM json_to_recordset($2::json) AS line (
-    user_id text, joined_at bigint, active boolean, removed_at timestamptz
+    user_id text, joined_at bigint, active boolean, removed_at bigint
 )
 """
 IMPORT_CATEGORIES = """

@@ -66,6 +66,8 @@ POSTGRES = {"shared_buffers": "1GB", "max_wal_size": "16GB", "checkpoint_timeout
 PREPARED_PER_S = 26_000  # more than the limit takes
 USER = "bench"
 
+SECRET = secrets.token_hex(32)  # of this run; a token of one hub is good at the next
+
 _console = Console(highlight=False, soft_wrap=True)
 
 
@@ -204,12 +206,14 @@ def _say(what: str, figures: Mapping[str, float]) -> None:
 
 
 @contextmanager
-def hub_process(url: str) -> Iterator[tuple[str, str]]:
-    """A real hub, a single node: its address, and a token of the bench's user."""
+def hub_process(url: str, redis_url: str = "") -> Iterator[tuple[str, str]]:
+    """A real hub, a single node without `redis_url`: its address, and a token of the bench's
+    user."""
     environ = {
         **os.environ,
         "DATABASE_URL": url,
-        "AUTH_SECRET": secrets.token_hex(32),
+        "REDIS_URL": redis_url,
+        "AUTH_SECRET": SECRET,
         "PORT": "0",
         "LOG_LEVEL": "warning",
         "EVENTS_PER_S_USER": "1000000",  # all devices of the bench are one user's

@@ -59,7 +59,7 @@ CREATE TABLE participants (
     number    bigint GENERATED ALWAYS AS IDENTITY,
     joined_at bigint NOT NULL CHECK (joined_at >= 0),
     active    boolean NOT NULL DEFAULT true,  -- former participants keep their row
-    removed_at timestamptz,                   -- set where the owner removed him: needs a later invite
+    removed_at bigint,                        -- set where the owner removed him: needs a later invite
     CHECK (NOT (active AND removed_at IS NOT NULL)),
     PRIMARY KEY (budget_id, user_id)
 );

@@ -1,0 +1,85 @@
+"""`/budgets/:id/…`: joining a budget, leaving it, removing somebody from it.
+
+They are events like all others (`participant.add`, `participant.remove`), through the same door;
+the server makes them. All of them are idempotent: what is so already is a success.
+"""
+
+from collections.abc import Callable, Mapping
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from api.http import error_response, path_id, principal, respond
+from hub.errors import Code
+from hub.events import Event, ParticipantAdd, ParticipantRemove
+from hub.hub import Hub
+from hub.ports import Authenticator
+from hub.records import BudgetId, UserId
+from storage.snapshots import Snapshots
+
+USER_ID_MAX = 128  # characters
+
+
+def routes(
+    hub: Hub,
+    snapshots: Snapshots,
+    authenticator: Authenticator,
+    *,
+    participants_max: int,
+    now_ms: Callable[[], int],
+    new_id: Callable[[], str],
+) -> list[Route]:
+    async def join(request: Request) -> Response:
+        who = await principal(request, authenticator)
+        budget_id = path_id(request, "budget_id")
+        event = ParticipantAdd(
+            **made(budget_id), userId=who.user_id, participantsMax=participants_max
+        )
+        refused = await refusal(who.user_id, event)
+        if refused is not None and refused is not Code.ALREADY_PARTICIPANT:
+            return error_response(request, refused)
+        return respond(_joined(await snapshots.read(budget_id, who.user_id), who.user_id))
+
+    async def leave(request: Request) -> Response:
+        who = await principal(request, authenticator)
+        budget_id = path_id(request, "budget_id")
+        event = ParticipantRemove(**made(budget_id), userId=who.user_id)
+        refused = await refusal(who.user_id, event)
+        if refused is not None and refused is not Code.NOT_PARTICIPANT:
+            return error_response(request, refused)
+        return respond({"budgetId": budget_id, "userId": who.user_id})
+
+    async def remove(request: Request) -> Response:
+        who = await principal(request, authenticator)
+        budget_id, user_id = path_id(request, "budget_id"), request.path_params["user_id"]
+        if len(user_id) > USER_ID_MAX or "\0" in user_id:  # nobody's; nor could Postgres take it
+            return error_response(request, Code.PARTICIPANT_NOT_EXISTS)
+        event = ParticipantRemove(**made(budget_id), userId=user_id)
+        refused = await refusal(who.user_id, event)
+        if refused is not None and refused is not Code.ALREADY_LEFT:
+            return error_response(request, refused)
+        return respond({"budgetId": budget_id, "userId": user_id})
+
+    def made(budget_id: BudgetId) -> Mapping[str, object]:
+        return {"eventId": new_id(), "budgetId": budget_id, "when": now_ms()}
+
+    async def refusal(actor: UserId, event: Event) -> Code | None:
+        [verdict] = await hub.submit(actor, [event], "stop")
+        return verdict.error
+
+    return [
+        Route("/budgets/{budget_id}/join", join, methods=["GET", "POST"]),
+        Route("/budgets/{budget_id}/leave", leave, methods=["DELETE"]),
+        Route("/budgets/{budget_id}/participants/{user_id}", remove, methods=["DELETE"]),
+    ]
+
+
+def _joined(snapshot: bytes, user_id: UserId) -> dict[str, object]:
+    """The budget's own fields, and the participant, as the snapshot shows them."""
+    budget = orjson.loads(snapshot)
+    [participant] = [each for each in budget["participants"] if each["userId"] == user_id]
+    for of_snapshot in ("participants", "categories", "expenses"):
+        del budget[of_snapshot]
+    return {"budget": budget, "participant": participant}
