@@ -8,6 +8,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -15,7 +16,7 @@ from hub.committer import Committer, Mode
 from hub.events import INTEGER_MAX, Submitted
 from hub.feed import Feed, Follower, Subscription, permitted
 from hub.frames import Frame, event_frames
-from hub.limits import Bucket, Rate, take
+from hub.limits import Bucket, Rate
 from hub.ports import Bus, EventLog, Page
 from hub.presence import NodeId
 from hub.records import BudgetId, UserId
@@ -35,22 +36,29 @@ _log = structlog.get_logger()
 
 
 class Rates:
-    """How much a connection and a user may ask for; an event costs 1, any other frame 1.
-
-    The users' buckets of this process are kept until they are full again, `USERS_MAX` at most."""
+    """How much a connection and a user may ask for; an event costs 1, any other frame 1."""
 
     def __init__(self, connection_per_s: float, user_per_s: float) -> None:
-        self.connection = Rate(connection_per_s, BURST_S * connection_per_s)
+        self._connection = Rate(connection_per_s, BURST_S * connection_per_s)
         self._user = Rate(user_per_s, BURST_S * user_per_s)
-        self._buckets: OrderedDict[UserId, Bucket] = OrderedDict()
+        # A bucket lives as long as a session has it, and after that as long as it is one of the
+        # `USERS_MAX` last asked for: coming back is no way to a full one.
+        self._buckets: WeakValueDictionary[UserId, Bucket] = WeakValueDictionary()
+        self._recent: OrderedDict[UserId, Bucket] = OrderedDict()
 
-    def of_user(self, user_id: UserId, cost: float, now_s: float) -> float:
-        """Take from the user's bucket; the seconds that are missing, 0 if it was taken."""
-        bucket = self._buckets.pop(user_id, None) or Bucket.filled(self._user, now_s)
-        self._buckets[user_id], missing_s = take(bucket, self._user, cost, now_s)
-        if len(self._buckets) > USERS_MAX:
-            self._buckets.popitem(last=False)
-        return missing_s
+    def of_connection(self, now_s: float) -> Bucket:
+        return Bucket(self._connection, now_s)
+
+    def of_user(self, user_id: UserId, now_s: float) -> Bucket:
+        """The one bucket of all the user's connections to this process."""
+        bucket = self._buckets.get(user_id)
+        if bucket is None:
+            bucket = self._buckets[user_id] = Bucket(self._user, now_s)
+        self._recent[user_id] = bucket
+        self._recent.move_to_end(user_id)
+        if len(self._recent) > USERS_MAX:
+            self._recent.popitem(last=False)
+        return bucket
 
 
 class Leaving(Protocol):

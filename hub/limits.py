@@ -1,4 +1,4 @@
-"""Rate limits: a token bucket, as a function of its state and the time."""
+"""Rate limits: a token bucket. Time is an argument."""
 
 from typing import NamedTuple
 
@@ -10,24 +10,30 @@ class Rate(NamedTuple):
     burst: float
 
 
-class Bucket(NamedTuple):
-    """What is left to take, as of `at_s`."""
+class Bucket:
+    """What is left to take, as of `at_s`. Full at first."""
 
-    tokens: float
-    at_s: float
+    __slots__ = ("__weakref__", "at_s", "rate", "tokens")
 
-    @classmethod
-    def filled(cls, rate: Rate, now_s: float) -> "Bucket":
-        return cls(rate.burst, now_s)
+    def __init__(self, rate: Rate, now_s: float) -> None:
+        self.rate = rate
+        self.tokens = rate.burst
+        self.at_s = now_s
 
+    def take(self, cost: float, now_s: float) -> float:
+        """Take `cost`; how many seconds are missing.
 
-def take(bucket: Bucket, rate: Rate, cost: float, now_s: float) -> tuple[Bucket, float]:
-    """Take `cost` from the bucket; the bucket afterwards, and how many seconds are missing.
-
-    0 seconds: it was taken. Otherwise nothing was taken, and it can be after that time. A cost
-    above the burst counts as the burst, so that it can be taken at all."""
-    cost = min(cost, rate.burst)
-    tokens = min(rate.burst, bucket.tokens + max(now_s - bucket.at_s, 0) * rate.per_s)
-    if tokens < cost:
-        return Bucket(tokens, now_s), (cost - tokens) / rate.per_s
-    return Bucket(tokens - cost, now_s), 0.0
+        0 seconds: it was taken. Otherwise nothing was taken, and it can be after that time. A cost
+        above the burst counts as the burst, so that it can be taken at all."""
+        per_s, burst = self.rate
+        tokens = self.tokens
+        if now_s > self.at_s:
+            tokens += (now_s - self.at_s) * per_s
+            tokens = min(tokens, burst)
+        self.at_s = now_s
+        cost = min(cost, burst)
+        if tokens < cost:
+            self.tokens = tokens
+            return (cost - tokens) / per_s
+        self.tokens = tokens - cost
+        return 0.0

@@ -21,10 +21,10 @@ The first check that fails decides (design 3.1):
   7. version                   not the current one, or the record is a tombstone: `conflict` with
                                the record as it is now (P5). A version ahead of ours is stale too.
 
-Membership has no versions: joining again is `ALREADY_PARTICIPANT` and removing twice `ALREADY_LEFT`,
-which change nothing; a stranger cannot be removed: `PARTICIPANT_NOT_EXISTS`. Whom the owner removed
-does not come back by himself: `NOT_PARTICIPANT`. A full budget is `TOO_MANY_PARTICIPANTS`, and while
-others take part the owner stays: `OWNER_CANNOT_LEAVE`.
+Membership has no versions: joining again is `ALREADY_PARTICIPANT`, removing twice `ALREADY_LEFT`;
+neither changes anything. A stranger cannot be removed: `PARTICIPANT_NOT_EXISTS`. Whom the owner
+removed does not come back by himself: `NOT_PARTICIPANT`. A full budget is `TOO_MANY_PARTICIPANTS`.
+While others take part the owner stays: `OWNER_CANNOT_LEAVE`.
 
 What is left is accepted: sequence head+1, version 1 or current+1, and
 

@@ -29,7 +29,7 @@ from hub.events import EVENTS_PER_FRAME_MAX, parse_batch
 from hub.feed import Subscription
 from hub.frames import FRAME_BYTES_MAX, BadFrame, RequestId
 from hub.hub import Hub
-from hub.limits import Bucket, take
+from hub.limits import Bucket
 from hub.ports import Authenticator, Principal, Wire
 from hub.records import BudgetId, UserId
 from hub.verdicts import Verdict
@@ -84,6 +84,7 @@ class Session:
         "_state",
         "_strikes",
         "_timer",
+        "_user_bucket",
         "_user_id",
         "_warned",
         "_wire",
@@ -116,7 +117,8 @@ class Session:
         self._following: dict[BudgetId, _Following] = {}
         self._in_flight = 0  # events that await their verdicts
         self._reading = True
-        self._bucket = Bucket.filled(hub.rates.connection, now_ms() / 1000)
+        self._bucket = hub.rates.of_connection(now_ms() / 1000)
+        self._user_bucket: Bucket | None = None
         self._strikes = 0  # refusals in a row
         self._follow_at_once: tuple[BudgetId, int] | None = None
 
@@ -212,20 +214,18 @@ class Session:
             else:
                 self.close(Code.NOT_LOGGED_IN)
             return
-        match frame:
-            case frames.Events():
-                self._submit(frame)
-            case frames.Subscribe():
-                if self._may(frame.id, 1):
-                    self._follow(frame.budget_id, frame.key, frame.id)
-            case frames.Unsubscribe():
-                self._unfollow(frame)
-            case frames.Ping():
-                if self._may(frame.id, 1):
-                    self._wire.write(frames.pong(frame.id, self._now_ms()))
-            case frames.Auth():
-                if self._may(frame.id, 1):
-                    self._spawn(self._renew(frame.token))
+        if type(frame) is frames.Events:  # `isinstance` is slow on pydantic's models
+            self._submit(frame)
+        elif not self._may(frame.id, 1):
+            pass
+        elif type(frame) is frames.Subscribe:
+            self._follow(frame.budget_id, frame.key, frame.id)
+        elif type(frame) is frames.Unsubscribe:
+            self._unfollow(frame)
+        elif type(frame) is frames.Ping:
+            self._wire.write(frames.pong(frame.id, self._now_ms()))
+        elif type(frame) is frames.Auth:
+            self._spawn(self._renew(frame.token))
 
     def _read_or_not(self) -> None:
         """Read from the peer exactly while there is room for what it says."""
@@ -245,10 +245,9 @@ class Session:
         """Whether the rates allow it; if not, the client is told when it may come again, and one
         that does not listen is closed."""
         now_s = self._now_ms() / 1000
-        rates = self._hub.rates
-        self._bucket, missing_s = take(self._bucket, rates.connection, cost, now_s)
-        if missing_s == 0:
-            missing_s = rates.of_user(self._user_id, cost, now_s)
+        missing_s = self._bucket.take(cost, now_s)
+        if missing_s == 0 and self._user_bucket is not None:
+            missing_s = self._user_bucket.take(cost, now_s)
         if missing_s == 0:
             self._strikes = 0
             return True
@@ -278,6 +277,7 @@ class Session:
     def _open(self, principal: Principal) -> None:
         self._state = State.OPEN
         self._user_id = principal.user_id
+        self._user_bucket = self._hub.rates.of_user(principal.user_id, self._now_ms() / 1000)
         _log.info("socket open", connection_id=self._connection_id, user_id=self._user_id)
         self._wire.write(
             frames.welcome(

@@ -2,35 +2,43 @@
 
 from hypothesis import given, strategies as st
 
-from hub.limits import Bucket, Rate, take
+from hub.limits import Bucket, Rate
 
 RATE = Rate(per_s=10, burst=20)
 
 
+def emptied(at_s: float) -> Bucket:
+    bucket = Bucket(RATE, at_s)
+    assert bucket.take(RATE.burst, at_s) == 0
+    return bucket
+
+
 def test_a_burst_is_taken_at_once_and_then_it_runs_dry() -> None:
-    bucket = Bucket.filled(RATE, 0)
-    bucket, missing_s = take(bucket, RATE, 20, 0)
-    assert missing_s == 0
-    bucket, missing_s = take(bucket, RATE, 5, 0)
-    assert missing_s == 0.5
+    bucket = Bucket(RATE, 0)
+    assert bucket.take(20, 0) == 0
+    assert bucket.take(5, 0) == 0.5
 
 
 def test_what_was_refused_can_be_taken_after_the_stated_time() -> None:
-    bucket = Bucket(0, 0)
-    bucket, missing_s = take(bucket, RATE, 7, 0)
+    bucket = emptied(0)
+    missing_s = bucket.take(7, 0)
     assert missing_s > 0
-    _, missing_s = take(bucket, RATE, 7, missing_s)
-    assert missing_s == 0
+    assert bucket.take(7, missing_s) == 0
+
+
+def test_what_is_not_taken_is_not_lost() -> None:
+    bucket = emptied(0)
+    assert bucket.take(20, 1) > 0
+    assert bucket.take(10, 1) == 0
 
 
 def test_a_cost_above_the_burst_is_given_when_the_bucket_is_full() -> None:
-    _, missing_s = take(Bucket.filled(RATE, 0), RATE, 1000, 0)
-    assert missing_s == 0
+    assert Bucket(RATE, 0).take(1000, 0) == 0
 
 
 def test_a_clock_that_goes_back_gives_nothing_away() -> None:
-    bucket, missing_s = take(Bucket(0, 100), RATE, 1, 50)
-    assert missing_s > 0
+    bucket = emptied(100)
+    assert bucket.take(1, 50) > 0
     assert bucket.tokens == 0
 
 
@@ -41,10 +49,9 @@ def test_a_clock_that_goes_back_gives_nothing_away() -> None:
     )
 )
 def test_never_more_than_burst_and_rate(steps: list[tuple[float, float]]) -> None:
-    bucket, now_s, taken = Bucket.filled(RATE, 0), 0.0, 0.0
+    bucket, now_s, taken = Bucket(RATE, 0), 0.0, 0.0
     for pause_s, cost in steps:
         now_s += pause_s
-        bucket, missing_s = take(bucket, RATE, cost, now_s)
-        if missing_s == 0:
+        if bucket.take(cost, now_s) == 0:
             taken += min(cost, RATE.burst)
         assert taken <= RATE.burst + now_s * RATE.per_s + 1e-6
