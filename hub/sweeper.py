@@ -3,10 +3,11 @@
 One mechanism for every way a frame can fail to come: the bus lost it, its publisher was killed
 between commit and publish, the bus is away, this node has gone deaf (P7 allows 2 s).
 
-Every second it asks for what was accepted in the last seconds: the cost follows what changed, not
-what is subscribed. `LOOKBACK_S` covers the time between the writing of a log row, which dates it,
-and its commit, which makes it visible: a hub that is frozen in between is cut off after three
-seconds. For what took still longer, a share of all feeds is compared with their heads each time, in
+Every second, while the feeds are few, all of them are compared with their heads. Are they more than
+`COMPARED_ALL_MAX`, it asks instead for what was accepted in the last seconds: the cost follows what
+changed, not what is subscribed. `LOOKBACK_S` covers the time between the writing of a log row,
+which dates it, and its commit, which makes it visible: a hub that is frozen in between is cut off
+after three seconds. For what took still longer, a share of all feeds is compared each time, in
 turn; all of them are when the bus comes back.
 """
 
@@ -23,6 +24,7 @@ from hub.records import BudgetId
 INTERVAL_S = 1.0
 LOOKBACK_S = 5.0
 COMPARED_MAX = 1_000  # feeds in one statement
+COMPARED_ALL_MAX = 5_000  # comparing as many costs less than reading a busy second of the log
 
 _log = structlog.get_logger()
 
@@ -39,7 +41,8 @@ class Sweeper:
         """Sweep until cancelled."""
         while True:
             await asyncio.sleep(INTERVAL_S)
-            if not self._feeds:
+            if len(self._feeds) <= COMPARED_ALL_MAX:
+                await self.sweep()
                 continue
             try:
                 self._notice(await self._log.recent(LOOKBACK_S))

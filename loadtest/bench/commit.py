@@ -48,10 +48,12 @@ from rich.console import Console
 from hub.committer import LANES
 from hub.events import parse_event
 from hub.rules import BudgetState, Change, decide
+from hub.sweeper import COMPARED_MAX, LOOKBACK_S
 from loadtest.bench.results import Row, write_section
 from storage import event_log
-from storage.database import COMMIT_SESSION
+from storage.database import COMMIT_SESSION, Database
 from storage.embedded import EmbeddedPostgres
+from storage.event_log import PostgresLog
 from storage.migrate import migrate
 
 BUDGETS = 200
@@ -61,6 +63,7 @@ WARMUP_S = 2.0
 DURATION_S = 6.0
 ROUNDS = 5
 SINGLE_CONNECTIONS = 32
+SWEEP_MS = 50.0  # one in twenty of the database's time
 # As a database server of some size is set; no checkpoint of the filling falls into a measurement.
 POSTGRES = {"shared_buffers": "1GB", "max_wal_size": "16GB", "checkpoint_timeout": "30min"}
 PREPARED_PER_S = 26_000  # more than the limit takes
@@ -157,6 +160,15 @@ def rows(rounds: Sequence[Mapping[str, float]]) -> list[Row]:
                 f"{made('hub_large')} events/s",
             )
         )
+        found.append(
+            Row(
+                f"sweeping 100,000 subscribed budgets, each second / {SWEEP_MS:.0f} ms",
+                rounds[0]["sweep_ms"] / SWEEP_MS,
+                "≤ 1",
+                f"{rounds[0]['sweep_ms']:.1f} ms; comparing all of them, when the bus is back, "
+                f"{rounds[0]['sweep_all_ms']:,.0f} ms",
+            )
+        )
     return found
 
 
@@ -190,6 +202,10 @@ async def measure(url: str, duration_s: float, flat: bool) -> list[dict[str, flo
             figures["idle_bare_ms"] = await bare_idle(url, min(duration_s, 3))
             _say(f"round {number}", figures)
             rounds.append(figures)
+    if flat:
+        swept = await sweeping(large_url)
+        _say("sweeping", swept)
+        rounds = [figures | swept for figures in rounds]
     return rounds
 
 
@@ -297,6 +313,35 @@ async def bare_idle(url: str, duration_s: float) -> float:
             await _drive(connection, [batch], began_s + 60)
             times_ms.append((time.perf_counter() - began_s) * 1000)
     return sorted(times_ms)[len(times_ms) // 2]
+
+
+async def sweeping(url: str) -> dict[str, float]:
+    """What the sweeper's statements take in ms while 100,000 budgets have followers and 5,000
+    events were accepted in the last seconds: each second, and once for all of them."""
+    database = await Database.connect(url, commits_max=1, reads_max=1)
+    log = PostgresLog(database)
+    async with connected(url, 1) as [connection]:
+        rows = await connection.fetch("SELECT id::text, last_sequence FROM budgets LIMIT 100000")
+        await connection.execute(
+            """
+            UPDATE accepted_events SET accepted_at = clock_timestamp() WHERE (budget_id, event_id)
+            IN (SELECT budget_id, event_id FROM accepted_events LIMIT 5000)
+            """
+        )
+    heads = [(row[0], row[1]) for row in rows]
+    positions = [dict(heads[at : at + COMPARED_MAX]) for at in range(0, len(heads), COMPARED_MAX)]
+    times_ms = []
+    for some in positions[:20]:
+        began_s = time.perf_counter()
+        await log.recent(LOOKBACK_S)
+        await log.behind(some)
+        times_ms.append((time.perf_counter() - began_s) * 1000)
+    began_s = time.perf_counter()
+    for some in positions:
+        await log.behind(some)
+    all_ms = (time.perf_counter() - began_s) * 1000
+    await database.close()
+    return {"sweep_ms": statistics.median(times_ms), "sweep_all_ms": all_ms}
 
 
 class _Batch(NamedTuple):
