@@ -90,6 +90,7 @@ class Subscription:
         "feed",
         "follower",
         "greeted",
+        "joined",
         "member_at",
         "state",
         "user_id",
@@ -104,7 +105,8 @@ class Subscription:
         self.write = follower.write
         self.state = State.CATCHING_UP
         self.member_at = 0
-        self.attends = False  # before it has joined
+        self.joined = False  # its follower was told so
+        self.attends = False  # not before that
         self.greeted = False
 
     def lag(self) -> None:
@@ -208,7 +210,7 @@ class Feed:
 
     def _remember(self, frame: Frame) -> None:
         if len(self._all) == len(self.live):
-            self._tail = None  # nobody is behind
+            self._tail = None  # nobody is behind any more
             return
         if self._tail is None:
             self._tail = Tail()
@@ -218,7 +220,11 @@ class Feed:
         for subscription in subscriptions:
             if subscription.state is not State.ENDED:
                 subscription.end()
-                subscription.follower.ended(code)
+                follower = subscription.follower
+                if subscription.joined:
+                    follower.ended(code)
+                else:
+                    follower.refused(code)
 
     def _fill_if_behind(self) -> None:
         if not self.track.filling and self.track.missing_to is not None:
@@ -266,17 +272,16 @@ class Feed:
             if subscription.cursor > page.head:
                 raise HubError(Code.CURSOR_AHEAD)
         except Disconnected:
-            subscription.end()
-            subscription.follower.refused(Code.UNAVAILABLE)
+            self._end([subscription], Code.UNAVAILABLE)
             return
         except HubError as error:
-            subscription.end()
-            subscription.follower.refused(error.code)
+            self._end([subscription], error.code)
             return
         while subscription.cursor > self.position:  # the client may be ahead of this node
             await self._caught_up.wait()
             if subscription.state is State.ENDED:
                 return
+        subscription.joined = True
         subscription.follower.joined(subscription.cursor, page.head)
         if subscription.follower.attends:
             subscription.attends = True
@@ -298,6 +303,8 @@ class Feed:
                 case Step.GO_LIVE:
                     subscription.state = State.LIVE
                     self.live.add(subscription)
+                    if len(self._all) == len(self.live):
+                        self._tail = None  # nobody is behind any more
                     subscription.greeted = False
                     self._home.stirred(self)
                     return

@@ -26,8 +26,8 @@ from hub.ports import BusListener
 from hub.presence import NodeId
 from hub.records import BudgetId, UserId
 
-HEARTBEAT_S = 1.0
-DEAF_S = 3.0
+HEARTBEAT_S = 0.5
+DEAF_S = 2.0  # noticed half a second later at most
 SILENT_S = 10.0
 CONNECT_S = 2.0
 BACKOFF_S = (0.1, 2.0)  # first and longest pause between two attempts to connect
