@@ -80,7 +80,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             routes=[
                 *health.routes(database, bus),
                 *auth_routes.routes(identity),
-                *events.routes(hub, tokens),
+                *events.routes(hub, tokens, now_ms=now_ms),
                 *budgets.routes(hub, Snapshots(database), tokens),
                 *members.routes(
                     hub,

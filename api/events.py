@@ -1,21 +1,27 @@
-"""`/events`: submitting events and reading the stream, for clients that have only HTTP."""
+"""`/events` and `/budgets/:id/stream`: submitting events, and the stream of a budget by long-poll
+or as Server-Sent Events, for clients that have only HTTP."""
+
+from collections.abc import Callable, Sequence
 
 import orjson
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from api.http import as_uuid, json_body, principal, query_int, respond
+from api.followers import EventStream, Poll, RestEvent, rest_event
+from api.http import as_uuid, json_body, path_id, principal, query_int, respond
 from hub.committer import Mode
 from hub.errors import Code, HubError
-from hub.events import EVENTS_PER_REQUEST_MAX, parse_batch
+from hub.events import EVENTS_PER_REQUEST_MAX, INTEGER_MAX, parse_batch
 from hub.hub import Hub
-from hub.ports import Authenticator, LogEvent
+from hub.ports import Authenticator
 
 COUNT_MAX = 100
+WAIT_S = 8  # by default; common HTTP clients give up after 10 s
+WAIT_S_MAX = 60
 
 
-def routes(hub: Hub, authenticator: Authenticator) -> list[Route]:
+def routes(hub: Hub, authenticator: Authenticator, *, now_ms: Callable[[], int]) -> list[Route]:
     async def submit(request: Request) -> Response:
         who = await principal(request, authenticator)
         mode = _mode(request)
@@ -35,25 +41,52 @@ def routes(hub: Hub, authenticator: Authenticator) -> list[Route]:
         budget_id = as_uuid(request.query_params.get("budgetId"), "budgetId")
         key = query_int(request, "key", 0)
         count = min(query_int(request, "count", COUNT_MAX, least=1), COUNT_MAX)
+        wait_s = query_int(request, "wait", WAIT_S, most=WAIT_S_MAX)
         page = await hub.read(budget_id, who.user_id, key, count)
         if key > page.head:
             raise HubError(Code.CURSOR_AHEAD)
-        next_key = page.events[-1].sequence if page.events else key
+        head = page.head
+        events: Sequence[RestEvent] = [
+            RestEvent(event.sequence, rest_event(event.event_type, event.event))
+            for event in page.events
+        ]
+        if not events and wait_s and not page.deleted:
+            poll = Poll()
+            await poll.wait(hub, who.user_id, budget_id, key, wait_s)
+            head, events = max(head, poll.head), poll.events[:count]
+        next_key = events[-1].sequence if events else key
         return respond(
             {
                 "budgetId": budget_id,
                 "key": key,
                 "nextKey": next_key,
-                "head": page.head,
-                "hasMore": next_key < page.head,
+                "head": head,
+                "hasMore": next_key < head,
                 "logId": hub.log_id,
-                "events": [orjson.Fragment(_with_legacy_name(event)) for event in page.events],
+                "events": [orjson.Fragment(event.text) for event in events],
             }
+        )
+
+    async def stream(request: Request) -> Response:
+        who = await principal(request, authenticator)
+        budget_id = path_id(request, "budget_id")
+        key = query_int(request, "key", 0)
+        seen = request.headers.get("last-event-id", "")
+        if seen.isascii() and seen.isdigit() and int(seen) <= INTEGER_MAX:
+            key = int(seen)
+        events = EventStream()
+        await events.open(hub, who.user_id, budget_id, key)
+        ends_in_s = (who.expires_at_ms - now_ms()) / 1000
+        return StreamingResponse(
+            events.chunks(hub, ends_in_s),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
 
     return [
         Route("/events", submit, methods=["POST"]),
         Route("/events", read, methods=["GET"]),
+        Route("/budgets/{budget_id}/stream", stream, methods=["GET"]),
     ]
 
 
@@ -64,8 +97,3 @@ def _mode(request: Request) -> Mode:
     if mode == "each":
         return "each"
     raise HubError(Code.BAD_REQUEST, "mode: stop or each")
-
-
-def _with_legacy_name(event: LogEvent) -> bytes:
-    """The stream event with its type under `event` too, as REST shows it (design 3.4)."""
-    return b'{"event":"%b",%b' % (event.event_type.encode(), event.event[1:])

@@ -60,7 +60,9 @@ class Settings(BaseModel):
         int,
         Field(ge=1, description="What one user may send to this process over all his sockets"),
     ] = 1000
-    max_participants: Annotated[int, Field(ge=1, description="Of one budget, its owner included")] = 10
+    max_participants: Annotated[
+        int, Field(ge=1, description="Of one budget, its owner included")
+    ] = 10
     log_format: Annotated[
         Literal["json", "console"], Field(description="`json` for machines, `console` for people")
     ] = "json"

@@ -1,0 +1,198 @@
+"""What HTTP makes of a subscription: a long-poll that waits, and a stream of Server-Sent Events.
+
+Both follow the same feeds as sockets do (design 5), so they wait without a database connection and
+see the same events in the same order.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import orjson
+
+from hub.errors import Code, HubError
+from hub.feed import Subscription
+from hub.frames import texts
+from hub.hub import Hub
+from hub.records import BudgetId, UserId
+
+HIGH_WATER_BYTES = 64 * 1024  # of a stream, not taken yet: above, it counts as slow
+KEEP_ALIVE_S = 15.0  # between two comments on a silent stream; also finds peers that are gone
+
+
+class RestEvent(NamedTuple):
+    """A stream event as REST shows it: JSON text, with its type under `event` too."""
+
+    sequence: int
+    text: bytes
+
+
+class Poll:
+    """Waits for the first events behind a cursor."""
+
+    attends = False
+
+    def __init__(self) -> None:
+        self.full = False
+        self.events: list[RestEvent] = []
+        self.head = -1  # once it has joined
+        self._refusal: Code | None = None
+        self._over = asyncio.Event()
+
+    async def wait(
+        self, hub: Hub, user_id: UserId, budget_id: BudgetId, key: int, wait_s: float
+    ) -> None:
+        """Return when there are events, or after `wait_s` seconds, or when the hub drains.
+
+        Raises `HubError` where the user may not read, or may no longer."""
+        subscription = hub.subscribe(user_id, budget_id, key, self)
+        hub.sessions.add(self)
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._over.wait()
+        except TimeoutError:
+            pass
+        finally:
+            hub.sessions.discard(self)
+            subscription.end()
+        if self._refusal is not None:
+            raise HubError(self._refusal)
+
+    def write(self, data: bytes) -> None:
+        self.events += _rest_events(data)
+        self.head = max(self.head, self.events[-1].sequence)
+        self.full = True
+        self._over.set()
+
+    def joined(self, key: int, head: int) -> None:
+        self.head = head
+
+    def refused(self, code: Code) -> None:
+        self._refusal = code
+        self._over.set()
+
+    def ended(self, code: Code) -> None:
+        if code is not Code.BUDGET_DELETED:  # who took part may read the log to its end
+            self._refusal = code
+        self._over.set()
+
+    def go_away(self, reconnect_after_ms: int) -> None:
+        self._over.set()
+
+    def leave(self) -> None:
+        self._over.set()
+
+
+class EventStream:
+    """A stream of Server-Sent Events. What waits to be sent is bounded: a stream whose peer is slow
+    lags, and catches up from the log (P8)."""
+
+    attends = False
+
+    def __init__(self) -> None:
+        self.full = False
+        self._subscription: Subscription | None = None
+        self._queue: deque[bytes] = deque()
+        self._bytes = 0
+        self._joined = asyncio.Event()
+        self._some = asyncio.Event()
+        self._refusal: Code | None = None
+        self._over = False
+
+    async def open(self, hub: Hub, user_id: UserId, budget_id: BudgetId, key: int) -> None:
+        """Subscribe. Raises `HubError` where the user may not read."""
+        self._subscription = hub.subscribe(user_id, budget_id, key, self)
+        try:
+            await self._joined.wait()
+        finally:
+            if not self._joined.is_set():
+                self._subscription.end()
+        if self._refusal is not None:
+            raise HubError(self._refusal)
+
+    async def chunks(self, hub: Hub, ends_in_s: float) -> AsyncIterator[bytes]:
+        """What goes to the client, until the subscription ends, the hub drains, or `ends_in_s`
+        seconds have passed: then the token counts no more."""
+        assert self._subscription is not None
+        loop = asyncio.get_running_loop()
+        ends_at_s = loop.time() + ends_in_s
+        hub.sessions.add(self)
+        try:
+            while loop.time() < ends_at_s:
+                while self._queue:
+                    data = self._queue.popleft()
+                    yield data
+                    self._taken(len(data))
+                if self._over:
+                    return
+                self._some.clear()
+                try:
+                    async with asyncio.timeout_at(min(loop.time() + KEEP_ALIVE_S, ends_at_s)):
+                        await self._some.wait()
+                except TimeoutError:
+                    yield b": still here\n\n"
+        finally:
+            hub.sessions.discard(self)
+            self._subscription.end()
+
+    def write(self, data: bytes) -> None:
+        for text in texts(data):
+            self._send(b"event: events\ndata: %b\nid: %d\n\n" % (text, _to_sequence(data)))
+
+    def joined(self, key: int, head: int) -> None:
+        self._joined.set()
+
+    def refused(self, code: Code) -> None:
+        self._refusal = code
+        self._joined.set()
+
+    def ended(self, code: Code) -> None:
+        text = orjson.dumps({"type": "unsubscribed", "code": code.name})
+        self._send(b"event: unsubscribed\ndata: %b\n\n" % text)
+        self.leave()
+
+    def go_away(self, reconnect_after_ms: int) -> None:
+        self._send(b"retry: %d\n\n" % reconnect_after_ms)
+
+    def leave(self) -> None:
+        self._over = True
+        self._some.set()
+
+    def _send(self, data: bytes) -> None:
+        self._queue.append(data)
+        self._bytes += len(data)
+        self._some.set()
+        if not self.full and self._bytes > HIGH_WATER_BYTES:
+            self.full = True
+            if self._subscription is not None:
+                self._subscription.lag()
+
+    def _taken(self, size: int) -> None:
+        self._bytes -= size
+        if self.full and self._bytes <= HIGH_WATER_BYTES // 4:
+            self.full = False
+            assert self._subscription is not None
+            self._subscription.drained()
+
+
+@lru_cache(maxsize=64)  # a thousand polls wait for the same frame
+def _rest_events(data: bytes) -> Sequence[RestEvent]:
+    return [
+        RestEvent(event["sequence"], rest_event(event["eventType"], orjson.dumps(event)))
+        for text in texts(data)
+        for event in orjson.loads(text)["events"]
+    ]
+
+
+@lru_cache(maxsize=64)
+def _to_sequence(data: bytes) -> int:
+    [text] = texts(data)
+    to_sequence: int = orjson.loads(text)["toSequence"]
+    return to_sequence
+
+
+def rest_event(event_type: str, text: bytes) -> bytes:
+    """The stream event with its type under `event` too, as REST shows it (design 3.4)."""
+    return b'{"event":"%b",%b' % (event_type.encode(), text[1:])
