@@ -153,6 +153,7 @@ class Hub:
         """The bus is back: what it carried meanwhile is lost."""
         if self._bus is not None:
             for feed in self._feeds.values():
+                feed.presence.forget()
                 self._bus.announce(feed.budget_id, feed.presence.here, asks=True)
                 self.stirred(feed)
         await self.sweeper.sweep()
@@ -189,7 +190,8 @@ class Hub:
             self._bus.publish(frames)
 
     async def _listen(self, feed: Feed) -> None:
-        if self._bus is not None:
+        # It may have been abandoned already, and then nobody would unsubscribe.
+        if self._bus is not None and self._feeds.get(feed.budget_id) is feed:
             await self._bus.subscribe(feed.budget_id)
             self._bus.announce(feed.budget_id, {}, asks=True)
         feed.listening.set()

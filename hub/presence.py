@@ -48,6 +48,10 @@ class Presence:
         """That node is gone; whether anybody was there."""
         return self.heard(node_id, {})
 
+    def forget(self) -> None:
+        """What the other nodes told may no longer hold."""
+        self._elsewhere = None
+
     def users(self) -> dict[UserId, int]:
         """Everybody, in the order of their ids."""
         devices = dict(self.here)

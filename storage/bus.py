@@ -29,6 +29,7 @@ from hub.records import BudgetId, UserId
 HEARTBEAT_S = 0.5
 DEAF_S = 2.0  # noticed half a second later at most
 SILENT_S = 10.0
+STALLED_S = 3.0  # for frames to be taken
 CONNECT_S = 2.0
 BACKOFF_S = (0.1, 2.0)  # first and longest pause between two attempts to connect
 OUTGOING_BYTES_MAX = 32 * 1024 * 1024
@@ -37,7 +38,7 @@ SUBSCRIBE_CHANNELS_MAX = 1_000  # in one command
 
 # What it is, and the node it comes from; in a heartbeat there is no more.
 _ORIGIN = struct.Struct("!B16s")
-_HEARTBEAT, _EVENTS, _PRESENCE = range(3)
+_HEARTBEAT, _EVENTS, _PRESENCE, _BACK = range(4)
 # First and last sequence, whether it deletes, length of the removed user's id.
 _RANGE = struct.Struct("!QQ?H")
 
@@ -125,11 +126,17 @@ class RedisBus:
         await asyncio.shield(self._confirming[channel])
 
     def unsubscribe(self, budget_id: BudgetId) -> None:
-        self._wanted.discard(self._prefix + budget_id)
+        channel = self._prefix + budget_id
+        self._wanted.discard(channel)
         self._changed.set()
+        if (confirming := self._confirming.pop(channel, None)) is not None:
+            confirming.set_result(None)  # perhaps it was never asked for
 
     def _send(self, budget_id: BudgetId, payload: bytes) -> None:
-        self._outgoing.append((self._prefix + budget_id, payload))
+        self._send_to(self._prefix + budget_id, payload)
+
+    def _send_to(self, channel: str, payload: bytes) -> None:
+        self._outgoing.append((channel, payload))
         self._outgoing_bytes += len(payload)
         self._outgoing_some.set()
 
@@ -149,8 +156,9 @@ class RedisBus:
             asked = {self._heartbeats, *self._wanted}
             self._confirmations_due = len(asked)
             self._all_confirmed.clear()
-            for part in _parts(asked):
-                await pubsub.subscribe(*part)
+            async with asyncio.timeout(CONNECT_S):  # the handshake too, which the driver lets hang
+                for part in _parts(asked):
+                    await pubsub.subscribe(*part)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._read(pubsub, listener))
                 tasks.create_task(self._keep_alive(redis, listener))
@@ -160,6 +168,8 @@ class RedisBus:
                 if self._lost:
                     self._lost = False
                     _log.warning("bus back", channels=len(asked))
+                    # Before anything is announced: whom we lost meanwhile nobody would tell of.
+                    self._send_to(self._heartbeats, _ORIGIN.pack(_BACK, self._node_id))
                 else:
                     _log.info("bus connected", channels=len(asked))
                 tasks.create_task(self._keep_subscribed(pubsub, asked))
@@ -194,6 +204,8 @@ class RedisBus:
                     self._all_confirmed.set()
                 if (confirming := self._confirming.pop(channel, None)) is not None:
                     confirming.set_result(None)
+                if channel not in self._wanted:
+                    self._changed.set()  # left meanwhile
 
     def _hear(self, budget_id: BudgetId, payload: bytes, listener: BusListener) -> None:
         kind, node_id = _ORIGIN.unpack_from(payload)
@@ -205,6 +217,8 @@ class RedisBus:
         elif kind == _PRESENCE:
             told = orjson.loads(payload[_ORIGIN.size :])
             listener.attending(budget_id, node_id, told["users"], asks=told["asks"])
+        elif kind == _BACK:
+            listener.silent(node_id)
 
     async def _keep_alive(self, redis: "Redis", listener: BusListener) -> None:
         """Tell that this node lives, and notice those that do not. Raises `TimeoutError` when we do
@@ -230,14 +244,17 @@ class RedisBus:
         """Ask for channels, and drop them, as `_wanted` changes."""
         while True:
             wanted = {self._heartbeats, *self._wanted}
-            for part in _parts(asked - wanted):
-                self._confirmed.difference_update(part)
+            added = wanted - asked
+            # Before it is confirmed a channel is not dropped, so that each answer has one meaning.
+            dropped = (asked - wanted) & self._confirmed
+            asked = (asked | added) - dropped
+            self._confirmed -= dropped
+            for part in _parts(dropped):
                 with _driver():
                     await pubsub.unsubscribe(*part)
-            for part in _parts(wanted - asked):
+            for part in _parts(added):
                 with _driver():
                     await pubsub.subscribe(*part)
-            asked = wanted
             await self._changed.wait()
             self._changed.clear()
 
@@ -251,8 +268,9 @@ class RedisBus:
                     channel, payload = self._outgoing.popleft()
                     self._outgoing_bytes -= len(payload)
                     pipeline.publish(channel, payload)
-                with _driver():
-                    await pipeline.execute()
+                async with asyncio.timeout(STALLED_S):
+                    with _driver():
+                        await pipeline.execute()
 
 
 @contextlib.contextmanager

@@ -230,6 +230,13 @@ class FragileRedis:
         os.kill(self._server.pid, SIGKILL)
         self._server.stop()
 
+    def pause(self) -> None:
+        """It is there and says nothing, and takes what is sent until the buffers are full."""
+        os.kill(self._server.pid, SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self._server.pid, SIGCONT)
+
     async def restart(self) -> None:
         wanted = httpx2.URL(self.url)
         self._server = EmbeddedRedis.start(self._folder, port=wanted.port)
