@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 from hypothesis import strategies as st
 
 from hub.currencies import CURRENCIES
+from hub.events import Event, ParticipantAdd, ParticipantRemove
 
 Wire: TypeAlias = dict[str, Any]
 
@@ -31,6 +32,7 @@ TYPES: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
     "expense.edit": ([], ["categoryId", "amount", "date", "note"]),
     "expense.delete": ([], []),
 }
+JOINS, LEAVES = "participant.add", "participant.remove"  # made by the server, never by a client
 COVERED = {  # by a fingerprint, in this order
     "budget": ["title", "details", "currency"],
     "category": ["name", "allocate"],
@@ -47,6 +49,11 @@ STATUS = {
     "EXPENSE_EXISTS": 409,
     "CATEGORY_NOT_EXISTS": 404,
     "EXPENSE_NOT_EXISTS": 404,
+    "PARTICIPANT_NOT_EXISTS": 404,
+    "ALREADY_PARTICIPANT": 409,
+    "ALREADY_LEFT": 409,
+    "TOO_MANY_PARTICIPANTS": 409,
+    "OWNER_CANNOT_LEAVE": 409,
 }
 
 
@@ -55,7 +62,7 @@ class Book:
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
-        self.members: dict[str, Wire] = {}
+        self.members: dict[str, Wire] = {}  # former ones too: joinedAt, active, removed
         self.records: dict[str, dict[str, Wire]] = {"budget": {}, "category": {}, "expense": {}}
         self.log: list[Wire] = []
         self.changed: dict[str, int] = {}  # id of a record → sequence of its last change
@@ -76,12 +83,18 @@ class Book:
     def deleted(self) -> bool:
         return any("deleted" in record for record in self.records["budget"].values())
 
+    @property
+    def active(self) -> list[str]:
+        """Who takes part."""
+        return [user for user, member in self.members.items() if member["active"]]
+
 
 class Model:
-    """`submit` is what a hub answers to a batch; `now_ms` dates the owner's joining."""
+    """`submit` is what a hub answers to a batch; `now_ms`, the hub's clock, dates every joining."""
 
-    def __init__(self, now_ms: int) -> None:
+    def __init__(self, now_ms: int, participants_max: int = 10) -> None:
         self.now_ms = now_ms
+        self.participants_max = participants_max
         self.books: dict[str, Book] = {}
 
     def submit(self, user: str, events: Sequence[Wire], mode: str = "stop") -> list[Wire]:
@@ -93,11 +106,57 @@ class Model:
                 break
         return verdicts
 
-    def join(self, budget_id: str, user: str, joined_at: int) -> None:
-        self.books[budget_id].members[user] = {"joinedAt": joined_at, "active": True}
+    def make(self, actor: str, event: Wire) -> Wire:
+        """The verdict of a membership event that the server made of a request of `actor`. Its
+        `recordId` is the user who joins, leaves or is removed."""
+        head = {name: event[name] for name in ("eventId", "eventType", "budgetId", "recordId")}
+        content = {name: value for name, value in event.items() if name != "eventId"}
+        user, joins = event["recordId"], event["eventType"] == JOINS
+        book = self.books.get(event["budgetId"])
+        known = book.accepted.get(event["eventId"]) if book else None
+        if known and known[:2] == (actor, content):
+            return {**deepcopy(known[2]), "duplicate": True}
+        # A link is all that who joins needs to know; else P9, as for every event.
+        if book is None or book.deleted or not (joins or actor in book.members):
+            return rejected(head, "BUDGET_NOT_EXISTS")
+        if not joins and actor not in book.active:
+            return rejected(head, "NOT_PARTICIPANT")
+        if known:
+            return rejected(head, "EVENT_ID_REUSED")
+        refusal = self._joining(book, user) if joins else self._leaving(book, actor, user)
+        if refusal:
+            return rejected(head, refusal)
 
-    def leave(self, budget_id: str, user: str) -> None:
-        self.books[budget_id].members[user]["active"] = False
+        if joins:
+            book.members.setdefault(user, {})
+            book.members[user] |= {"joinedAt": self.now_ms, "active": True, "removed": False}
+        else:
+            book.members[user] |= {"active": False, "removed": actor != user}
+        joined_at = book.members[user]["joinedAt"]
+        participant = {"userId": user, "budgetId": event["budgetId"], "joinedAt": joined_at}
+        sequence = len(book.log) + 1
+        of_event = {"sequence": sequence, "actorId": actor, "when": event["when"]}
+        book.log.append({**head, **of_event, "participant": participant, "digest": book.digest})
+        verdict = {**head, "status": "accepted", "sequence": sequence}
+        book.accepted[event["eventId"]] = (actor, content, verdict)
+        return deepcopy(verdict)
+
+    def _joining(self, book: Book, user: str) -> str | None:
+        if user in book.active:
+            return "ALREADY_PARTICIPANT"
+        if user in book.members and book.members[user]["removed"]:
+            return "NOT_PARTICIPANT"
+        return "TOO_MANY_PARTICIPANTS" if len(book.active) >= self.participants_max else None
+
+    def _leaving(self, book: Book, actor: str, user: str) -> str | None:
+        if user != actor != book.owner:
+            return "NOT_OWNER"
+        if user not in book.members:
+            return "PARTICIPANT_NOT_EXISTS"
+        if user not in book.active:
+            return "ALREADY_LEFT"
+        alone = book.active == [user]
+        return None if alone or user != book.owner else "OWNER_CANNOT_LEAVE"
 
     def snapshot(self, budget_id: str) -> Wire:
         """What `GET /budgets/:id` shows, without `logId`. Nobody here has a profile."""
@@ -108,9 +167,13 @@ class Model:
         }
         nobody = {"userExists": False, "firstName": None, "lastName": None, "photo": None}
         participants = [
-            {"userId": user, "budgetId": budget_id, "joinedAt": member["joinedAt"], **nobody}
-            for user, member in book.members.items()
-            if member["active"]
+            {
+                "userId": user,
+                "budgetId": budget_id,
+                "joinedAt": book.members[user]["joinedAt"],
+                **nobody,
+            }
+            for user in book.active
         ]
         return deepcopy(
             {
@@ -170,7 +233,7 @@ class Model:
 
         if book is None:
             book = self.books[budget_id] = Book(user)
-            self.join(budget_id, user, self.now_ms)
+            book.members[user] = {"joinedAt": self.now_ms, "active": True, "removed": False}
         return self._accept(book, user, event, head, content)
 
     def _accept(self, book: Book, user: str, event: Wire, head: Wire, content: object) -> Wire:
@@ -312,7 +375,8 @@ _NORMALISED: Mapping[str, Callable[[object], object]] = {
 
 # What clients might send.
 
-USERS = ["ann", "ben", "cyd"]
+USERS = ["ann", "ben", "cyd", "dee"]
+PARTICIPANTS_MAX = 3  # so that a budget is full with one of them outside
 CATEGORIES = [f"00000000-0000-4000-8000-0000000000c{digit}" for digit in "0123"]
 EXPENSES = [f"00000000-0000-4000-8000-0000000000e{digit}" for digit in "0123456789"]
 MODES: st.SearchStrategy[Literal["stop", "each"]] = st.sampled_from(["stop", "stop", "each"])
@@ -406,8 +470,28 @@ def author(draw: st.DrawFn, model: Model, event: Wire) -> str:
     book = model.books.get(event["budgetId"])
     if book is None or not draw(_mostly):
         return draw(st.sampled_from(USERS))
-    active = [user for user, member in book.members.items() if member["active"]]
-    return draw(st.sampled_from(active or USERS))
+    return draw(st.sampled_from(book.active or USERS))
+
+
+@st.composite
+def membership(
+    draw: st.DrawFn, model: Model, budget_ids: Sequence[str], event_id: str
+) -> tuple[str, Wire]:
+    """Who asks, and the event that the server makes of it: mostly one that changes something."""
+    budget_id = draw(st.sampled_from(budget_ids))
+    there = [id for id in budget_ids if id in model.books and not model.books[id].deleted]
+    possible = [(user, JOINS, user) for user in USERS]
+    possible += [(actor, LEAVES, user) for actor in USERS for user in USERS]
+    if draw(_mostly) and there:
+        budget_id = draw(st.sampled_from(there))
+        owner, active = model.books[budget_id].owner, model.books[budget_id].active
+        possible = [(user, JOINS, user) for user in USERS if user not in active] * 2
+        possible += [(user, LEAVES, user) for user in active if user != owner or active == [user]]
+        possible += [(owner, LEAVES, user) for user in active if owner in active]
+    actor, event_type, user = draw(st.sampled_from(possible))
+    when = draw(st.sampled_from([0, 1_700_000_000_000]))
+    event = {"eventId": event_id, "eventType": event_type, "budgetId": budget_id, "when": when}
+    return actor, {**event, "recordId": user}
 
 
 def _kind(event_type: str) -> str:
@@ -429,6 +513,10 @@ _EVENT_TYPES = [
 
 def changed(event: Wire) -> st.SearchStrategy[Wire]:
     """The same event again: as it was, in other words for the same, or with other content."""
+    if event["eventType"] in (JOINS, LEAVES):
+        other_type = {JOINS: LEAVES, LEAVES: JOINS}[event["eventType"]]
+        others = [{**event, "when": 77}, {**event, "eventType": other_type}]
+        return st.sampled_from([event, event, event, *others])
     same = [{**event, "eventId": event["eventId"].upper(), "unknown": [1]}, event, event]
     if event.get("amount") == "1.5":
         same.append({**event, "amount": "1.50"})
@@ -440,3 +528,12 @@ def changed(event: Wire) -> st.SearchStrategy[Wire]:
     if "version" in event:
         other.append({**event, "version": 99})
     return st.sampled_from([*same, *same, *other])
+
+
+def made(wire: Wire, participants_max: int) -> Event:
+    """A membership event for the hub's door, where the server puts it in."""
+    fields = {name: wire[name] for name in ("eventId", "budgetId", "when")}
+    fields["userId"] = wire["recordId"]
+    if wire["eventType"] == LEAVES:
+        return ParticipantRemove.model_validate(fields)
+    return ParticipantAdd.model_validate({**fields, "participantsMax": participants_max})

@@ -1,6 +1,7 @@
 """The engine on a real Postgres against the model of `tests.model`: hypothesis submits, resubmits,
-mixes users, budgets, modes and nodes, and after every step all that can be read agrees (P1 to P6,
-P9). And the checker checked: with a fault planted in the engine, it fails."""
+joins, leaves and removes, mixes users, budgets, modes and nodes, and after every step all that can
+be read agrees (P1 to P6, P9). And the checker checked: with a fault planted in the engine, it
+fails."""
 
 import asyncio
 import itertools
@@ -8,7 +9,7 @@ import json
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 import pytest
@@ -23,7 +24,13 @@ from hypothesis.stateful import (
 from hub import rules
 from hub.committer import Committer, Mode
 from hub.errors import HubError
-from hub.events import EVENTS_PER_FRAME_MAX, INTEGER_MAX, Event, parse_batch
+from hub.events import (
+    EVENTS_PER_FRAME_MAX,
+    INTEGER_MAX,
+    Event,
+    ParticipantRemove,
+    parse_batch,
+)
 from hub.ports import Page, Want
 from hub.records import BudgetId, UserId
 from hub.rules import BudgetState, Change, LogRow
@@ -33,10 +40,14 @@ from storage import event_log
 from storage.database import Database
 from storage.event_log import PostgresLog, PostgresTransaction
 from storage.snapshots import Snapshots
+from storage.verify import verify
 from tests.model import (
     CATEGORIES,
     EXPENSES,
+    JOINS,
+    LEAVES,
     MODES,
+    PARTICIPANTS_MAX,
     TYPES,
     USERS,
     Model,
@@ -44,13 +55,28 @@ from tests.model import (
     author,
     changed,
     comparable,
+    made,
+    membership,
     wire_event,
 )
 
 NOW_MS = 1_800_000_000_000
 
-Batch: TypeAlias = tuple[UserId, list[Wire], Mode]
 T = TypeVar("T")
+
+
+class Batch(NamedTuple):
+    """A submission. `requested`: its only event is one that the server makes, of membership."""
+
+    user: UserId
+    events: list[Wire]
+    mode: Mode = "stop"
+    requested: bool = False
+
+    def put_to(self, model: Model) -> list[Wire]:
+        if self.requested:
+            return [model.make(self.user, self.events[0])]
+        return model.submit(self.user, self.events, self.mode)
 
 
 class Bench:
@@ -60,10 +86,11 @@ class Bench:
         self._runner = runner
         self._database = database
         self._numbers = itertools.count(1)
+        self.now_ms = NOW_MS
         self.log = PostgresLog(database)
         self.delivered: dict[BudgetId, list[Wire]] = {}
         self._nodes = [
-            Committer(self.log, self._deliver, now_ms=lambda: NOW_MS, jitter=lambda: 0.0)
+            Committer(self.log, self._deliver, now_ms=lambda: self.now_ms, jitter=lambda: 0.0)
             for _ in range(2)
         ]
 
@@ -80,29 +107,16 @@ class Bench:
         """The verdicts of batches that arrive at a node in one turn of its loop."""
         answers = [
             self._nodes[node].submit(
-                user, parse_batch(decode(json.dumps(events)), EVENTS_PER_FRAME_MAX), mode
+                user,
+                [made(events[0], PARTICIPANTS_MAX)]
+                if requested
+                else parse_batch(decode(json.dumps(events)), EVENTS_PER_FRAME_MAX),
+                mode,
             )
-            for user, events, mode in batches
+            for user, events, mode, requested in batches
         ]
         verdicts = await asyncio.gather(*answers)
         return [[orjson.loads(orjson.dumps(v.to_wire())) for v in each] for each in verdicts]
-
-    async def set_member(
-        self, budget_id: BudgetId, user: UserId, joined_at: int, active: bool
-    ) -> None:
-        async with self._database.committing() as connection:
-            await connection.execute(
-                """
-                INSERT INTO participants (budget_id, user_id, joined_at, active)
-                VALUES ($1, $2, $3, $4)
-                ON CONFLICT (budget_id, user_id) DO UPDATE
-                SET joined_at = excluded.joined_at, active = excluded.active
-                """,
-                budget_id,
-                user,
-                joined_at,
-                active,
-            )
 
     async def execute(self, statement: str) -> None:
         async with self._database.committing() as connection:
@@ -125,6 +139,25 @@ class Bench:
             return error.code.name
         del snapshot["logId"]
         return snapshot
+
+    async def members(self, budget_id: BudgetId) -> dict[UserId, Wire]:
+        """Who takes part and who did, as the model has them."""
+        async with self._database.reading() as connection:
+            rows = await connection.fetch(
+                """
+                SELECT user_id, joined_at, active, removed_at IS NOT NULL
+                FROM participants WHERE budget_id = $1
+                """,
+                budget_id,
+            )
+        return {
+            user: {"joinedAt": joined_at, "active": active, "removed": removed}
+            for user, joined_at, active, removed in rows
+        }
+
+    async def differences(self) -> list[str]:
+        """What `budget-hub verify` says of everything that was done here."""
+        return [str(found) async for found in verify(self._database, None, lambda _: None)]
 
     async def tables(self, budget_id: BudgetId) -> dict[str, tuple[Wire, int]]:
         """Id → record and the sequence of its last change, tombstones included."""
@@ -173,9 +206,11 @@ class EngineMachine(RuleBasedStateMachine):
     def __init__(self, bench: Bench) -> None:
         super().__init__()
         self.bench = bench
-        self.model = Model(NOW_MS)
+        self.model = Model(NOW_MS, PARTICIPANTS_MAX)
+        bench.now_ms = NOW_MS
         self.budget_ids = [bench.new_id() for _ in range(3)]
         self.sent: list[tuple[UserId, Wire]] = []
+        self.requested: list[tuple[UserId, Wire]] = []
 
     @initialize(data=st.data())
     def begin(self, data: st.DataObject) -> None:
@@ -184,28 +219,53 @@ class EngineMachine(RuleBasedStateMachine):
             create = {"eventId": self.bench.new_id(), "budgetId": budget_id, "when": 1}
             create |= {"eventType": "budget.create", "title": "Home"}
             self.sent.append((USERS[0], create))
-            self.compare([(USERS[0], [create], "stop")], 0)
+            self.compare([Batch(USERS[0], [create])], 0)
 
-    @rule(data=st.data(), step=st.sampled_from(["submit"] * 6 + ["membership", "read"]))
+    @rule(data=st.data(), step=st.sampled_from(["submit"] * 7 + ["read"]))
     def step(self, data: st.DataObject, step: str) -> None:
         """One rule for all, because hypothesis leaves whole rules out of its examples."""
         if step == "submit" or not self.model.books:
             self.submit(data)
-        elif step == "membership":
-            self.change_membership(data)
         else:
             self.read(data)
 
     def submit(self, data: st.DataObject) -> None:
-        """One to three submissions at once, of one to six events each."""
+        """One to three submissions at once, of one to six events or one request of membership."""
+        self.bench.now_ms = self.model.now_ms = self.model.now_ms + 1
         batches = []
         scratch = Scratch(self.model)
-        for _ in range(data.draw(st.sampled_from([1, 1, 2, 3]), label="submissions")):
-            batches.append(self.drawn(data, scratch))
+        of = data.draw(st.sampled_from(["events", "events", "requests", "both"]), label="of")
+        number = data.draw(st.sampled_from([1, 1, 2, 3] if of == "events" else [1, 2, 3, 4]))
+        for _ in range(number):
+            requested = of == "requests" or (of == "both" and data.draw(st.booleans()))
+            batches.append(self.request(data) if requested else self.drawn(data))
         scratch.undo()
         self.compare(batches, data.draw(st.integers(0, 1), label="node"))
 
-    def drawn(self, data: st.DataObject, scratch: "Scratch") -> Batch:
+    def request(self, data: st.DataObject) -> Batch:
+        """To join, leave or remove; sometimes again, as the hub itself does after a lost commit."""
+        if self.requested and data.draw(st.integers(0, 4), label="again?") == 4:
+            user, event = data.draw(st.sampled_from(self.requested), label="requested")
+            event = data.draw(changed(event), label="again")
+            if data.draw(st.integers(0, 4), label="from another?") == 4:
+                user = data.draw(st.sampled_from(USERS), label="user")
+        else:
+            event_id = self.new_id(data)
+            user, event = data.draw(membership(self.model, self.budget_ids, event_id), label="who")
+        self.requested.append((user, event))
+        batch = Batch(user, [event], requested=True)
+        batch.put_to(self.model)
+        return batch
+
+    def new_id(self, data: st.DataObject) -> str:
+        """Of an event; sometimes an old one."""
+        sent = self.sent + self.requested
+        if sent and data.draw(st.integers(0, 20), label="old id?") == 20:
+            event_id: str = data.draw(st.sampled_from(sent), label="id of")[1]["eventId"]
+            return event_id
+        return self.bench.new_id()
+
+    def drawn(self, data: st.DataObject) -> Batch:
         mode: Mode = data.draw(MODES, label="mode")
         batch: list[Wire] = []
         user = None
@@ -215,29 +275,14 @@ class EngineMachine(RuleBasedStateMachine):
                 event = data.draw(changed(event), label="again")
                 user = user or user_then
             else:
-                event_id = self.bench.new_id()
-                if self.sent and data.draw(st.integers(0, 20), label="old id?") == 20:
-                    event_id = data.draw(st.sampled_from(self.sent), label="id of")[1]["eventId"]
+                event_id = self.new_id(data)
                 event = data.draw(wire_event(self.model, self.budget_ids, event_id), label="event")
                 user = user or data.draw(author(self.model, event), label="user")
             batch.append(event)
             self.sent.append((user, event))
             self.model.submit(user, [event])
         assert user is not None
-        return user, batch, mode
-
-    def change_membership(self, data: st.DataObject) -> None:
-        """Somebody joins or leaves; no event of a client does that."""
-        budget_id = data.draw(st.sampled_from(sorted(self.model.books)), label="budget")
-        user = data.draw(st.sampled_from(USERS), label="user")
-        member = self.model.books[budget_id].members.get(user)
-        joined_at = member["joinedAt"] if member else 5
-        active = member is None or not member["active"]
-        if active:
-            self.model.join(budget_id, user, joined_at)
-        else:
-            self.model.leave(budget_id, user)
-        self.bench.run(self.bench.set_member(budget_id, user, joined_at, active))
+        return Batch(user, batch, mode)
 
     def read(self, data: st.DataObject) -> None:
         """P9: a page of the log for whoever takes part, nothing of it for anybody else."""
@@ -262,14 +307,14 @@ class EngineMachine(RuleBasedStateMachine):
 
     def compare(self, batches: Sequence[Batch], node: int) -> None:
         verdicts = self.bench.run(self.bench.submit(batches, node))
-        for (user, events, mode), answer in zip(batches, verdicts, strict=True):
-            assert list(map(comparable, answer)) == self.model.submit(user, events, mode)
-        touched = {event["budgetId"] for _, events, _ in batches for event in events}
+        for batch, answer in zip(batches, verdicts, strict=True):
+            assert list(map(comparable, answer)) == batch.put_to(self.model)
+        touched = {event["budgetId"] for batch in batches for event in batch.events}
         for budget_id in touched & set(self.budget_ids):
             self.bench.run(self.agrees(budget_id))
 
     async def agrees(self, budget_id: BudgetId) -> None:
-        """P2, P6: the log, what was delivered of it, the tables, heads and digests."""
+        """P2, P6: the log, what was delivered of it, the tables, heads, digests, participants."""
         book = self.model.books.get(budget_id)
         log = await self.bench.stream(budget_id)
         assert log == (book.log if book else [])
@@ -285,6 +330,7 @@ class EngineMachine(RuleBasedStateMachine):
             if book
             else {}
         )
+        assert await self.bench.members(budget_id) == (book.members if book else {})
 
 
 class Scratch:
@@ -318,6 +364,7 @@ def walk(bench: Bench, **how: Any) -> None:
 def test_the_engine_does_what_the_model_says(database_url: str) -> None:
     with bench_on(database_url) as bench:
         walk(bench, max_examples=25, stateful_step_count=25)
+        assert bench.run(bench.differences()) == []
 
 
 @settings(
@@ -330,30 +377,36 @@ def test_the_engine_does_what_the_model_says(database_url: str) -> None:
 @given(st.data())
 def a_history_and_its_snapshots(bench: Bench, data: st.DataObject) -> None:
     """One budget through about 60 events, one at a time, and its snapshot after each."""
-    model = Model(NOW_MS)
+    model = Model(NOW_MS, PARTICIPANTS_MAX)
     budget_id = bench.new_id()
     snapshots: list[Wire] = []
 
-    def take(event: Wire) -> None:
+    def take(event: Wire, user: UserId = "ann") -> None:
         event = {**event, "eventId": bench.new_id(), "budgetId": budget_id}
-        model.submit("ann", [event])
-        bench.run(bench.submit([("ann", [event], "stop")]))
+        batch = Batch(user, [event], requested=event["eventType"] in (JOINS, LEAVES))
+        bench.now_ms = model.now_ms = model.now_ms + 1
+        batch.put_to(model)
+        bench.run(bench.submit([batch]))
         snapshot = bench.run(bench.snapshot(budget_id, "ann"))
         assert snapshot == model.snapshot(budget_id)
         snapshots.append(model.snapshot(budget_id))
 
     for event in EVERY_TYPE:
         take(event)
+    for user, event_type in (("ben", JOINS), ("cyd", JOINS), ("cyd", LEAVES), ("cyd", JOINS)):
+        take({"eventType": event_type, "recordId": user, "when": 9}, user)
+    take({"eventType": LEAVES, "recordId": "ben", "when": 10})  # ann removes him
+    assert model.books[budget_id].active == ["ann", "cyd"]
     while len(snapshots) < 60:
         event = data.draw(wire_event(model, [budget_id], ""))
         if event["eventType"] != "budget.delete":
             take(event)
     end = {"eventType": "budget.delete", "version": snapshots[-1]["version"], "when": 1}
     end |= {"eventId": bench.new_id(), "budgetId": budget_id}
-    bench.run(bench.submit([("ann", [end], "stop")]))
+    bench.run(bench.submit([Batch("ann", [end])]))
 
     stream = bench.run(bench.stream(budget_id))
-    assert {event["eventType"] for event in stream} == TYPES.keys()
+    assert {event["eventType"] for event in stream} == {*TYPES, JOINS, LEAVES}
     last = Replica.from_snapshot(snapshots[-1])
     for snapshot in snapshots:
         replica = Replica.from_snapshot(snapshot)
@@ -511,6 +564,51 @@ def one_delivery_is_lost(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+def anybody_may_remove(patch: pytest.MonkeyPatch) -> None:
+    remove: Callable[..., Any] = rules._remove_participant
+
+    def remove_for_all(state: BudgetState, actor: UserId, *rest: Any) -> Any:
+        budget = state.budget
+        assert budget is not None
+        state.budget = budget._replace(owner_id=actor)
+        try:
+            return remove(state, actor, *rest)
+        finally:
+            state.budget = budget
+
+    patched: dict[Any, Any] = {**rules._RULES, ParticipantRemove: remove_for_all}
+    patch.setattr(rules, "_RULES", patched)
+
+
+def a_removal_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    in_sql(patch, "UPSERT_MEMBERS", "removed_at = excluded", "removed_at = participants")
+
+
+def who_joins_again_keeps_the_old_date(patch: pytest.MonkeyPatch) -> None:
+    in_sql(patch, "UPSERT_MEMBERS", "joined_at = excluded", "joined_at = participants")
+
+
+def one_too_many_may_join(patch: pytest.MonkeyPatch) -> None:
+    in_sql(patch, "COUNT_MEMBERS", "count(*)", "count(*) - 1")
+
+
+def former_participants_are_counted(patch: pytest.MonkeyPatch) -> None:
+    in_sql(patch, "COUNT_MEMBERS", "AND active", "")
+
+
+def nobody_is_counted(patch: pytest.MonkeyPatch) -> None:
+    """… within a batch: the next join does not see the one before."""
+    apply = BudgetState.apply
+
+    def apply_uncounted(self: BudgetState, change: Change) -> None:
+        before = self.participants
+        apply(self, change)
+        if change.row.event_type in (JOINS, LEAVES):
+            self.participants = before
+
+    patch.setattr(BudgetState, "apply", apply_uncounted)
+
+
 def in_sql(patch: pytest.MonkeyPatch, name: str, before: str, after: str) -> None:
     statement: str = getattr(event_log, name)
     assert before in statement
@@ -538,6 +636,12 @@ def in_sql(patch: pytest.MonkeyPatch, name: str, before: str, after: str) -> Non
         (an_edit_forgets_its_sequence, None),
         (stop_goes_on, None),
         (one_delivery_is_lost, None),
+        (anybody_may_remove, None),
+        (a_removal_is_forgotten, None),
+        (who_joins_again_keeps_the_old_date, None),
+        (one_too_many_may_join, None),
+        (former_participants_are_counted, None),
+        (nobody_is_counted, None),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )

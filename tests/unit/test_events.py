@@ -18,11 +18,12 @@ from hub.events import (
     ExpenseAdd,
     ExpenseEdit,
     Invalid,
+    ParticipantAdd,
     content_hash,
     parse_batch,
     parse_event,
 )
-from tests.model import TYPES, Wire, normalised
+from tests.model import JOINS, LEAVES, TYPES, Wire, made, normalised
 
 EVENT = "00000000-0000-4000-8000-00000000000a"
 BUDGET = "00000000-0000-4000-8000-00000000000b"
@@ -79,6 +80,16 @@ EXAMPLES: list[tuple[Wire, str]] = [
         "94fb6755fbada0c49e6d0391a2d2b1417a75d012675cd5df2bedb7b2dae3eee4",
     ),
 ]
+MADE_BY_THE_SERVER: list[tuple[Wire, str]] = [
+    (
+        {"eventType": "participant.add", "recordId": "ann"},
+        "422e552ab3e6f9279f07af9e7ef05532254d424f05bb0426785e30032002ed40",
+    ),
+    (
+        {"eventType": "participant.remove", "recordId": "ann"},
+        "bc1b1c2e7a9ab94153c03dc53168610e8943887e2f12bb402e62a48782f6adfe",
+    ),
+]
 EXAMPLE: Mapping[str, Wire] = {wire["eventType"]: {**HEAD, **wire} for wire, _ in EXAMPLES}
 unhurried = settings(deadline=None)  # the machine may be busy
 OF_EACH_TYPE = pytest.mark.parametrize("event_type", EXAMPLE)
@@ -107,6 +118,19 @@ def test_the_types_are_those_of_the_design() -> None:
 @pytest.mark.parametrize("event_type", ["participant.add", "participant.remove", "", "expense", 5])
 def test_no_client_may_send_other_types(event_type: object) -> None:
     assert invalid({**EXAMPLE["expense.add"], "eventType": event_type}).event_type is None
+
+
+@pytest.mark.parametrize("event_type", [JOINS, LEAVES])
+@pytest.mark.parametrize("called", ["eventType", "event"])
+def test_no_client_may_send_a_membership_event(called: str, event_type: str) -> None:
+    """However complete it is: the server makes them."""
+    record_id = {"recordId": EXPENSE, "userId": EXPENSE, "user_id": EXPENSE}
+    fields = {**HEAD, **record_id, "version": 1, "participantsMax": 10}
+    refused = invalid({**fields, called: event_type})
+    assert refused[:4] == (EVENT, None, BUDGET, EXPENSE)
+    assert "eventType" in refused.detail
+    [in_a_batch] = parse_batch([{**fields, called: event_type}], EVENTS_PER_FRAME_MAX)
+    assert in_a_batch == refused
 
 
 @OF_EACH_TYPE
@@ -465,6 +489,21 @@ def test_anything_else_wrong_is_that_events_own() -> None:
 def test_p3_content_hashes_computed_by_hand(wire: Wire, expected: str) -> None:
     event = valid({**HEAD, **wire})
     assert content_hash(event).hex() == content_hash(event, 1).hex() == expected
+
+
+@pytest.mark.parametrize(("wire", "expected"), MADE_BY_THE_SERVER, ids=[JOINS, LEAVES])
+def test_p3_content_of_what_the_server_makes_is_who_when_and_what(
+    wire: Wire, expected: str
+) -> None:
+    """Computed by hand, too. What the server adds from its settings is no content."""
+    event = made({**HEAD, **wire}, participants_max=10)
+    assert content_hash(event).hex() == content_hash(event, 1).hex() == expected
+    assert content_hash(made({**HEAD, **wire}, participants_max=2)).hex() == expected
+    assert content_hash(made({**HEAD, **wire, "eventId": CATEGORY}, 10)).hex() == expected
+    for other in ({"recordId": "ben"}, {"when": 1}):
+        assert content_hash(made({**HEAD, **wire, **other}, 10)).hex() != expected
+    assert isinstance(event, ParticipantAdd) == (wire["eventType"] == JOINS)
+    assert (event.subject_id, event.stated_version, event.named()) == ("ann", None, {})
 
 
 def test_p3_list_1_covers_all_fields_there_were_when_it_was_written() -> None:

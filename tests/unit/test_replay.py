@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from hub.events import Event, parse_event
+from hub.records import UserId
 from hub.replay import Member, ReplayError, Replica
 from hub.rules import BudgetState, Change, decide
 from tests.history import Author
+from tests.model import JOINS, LEAVES, Wire, made
 
 BUDGET = "00000000-0000-4000-8000-00000000000b"
 FOREIGN_BUDGET = "00000000-0000-4000-8000-0000000000bb"
@@ -20,6 +22,7 @@ EXPENSE = "00000000-0000-4000-8000-00000000000e"
 OTHER = "00000000-0000-4000-8000-00000000000f"
 EVENT = "00000000-0000-4000-8000-0000000000e"
 NOW_MS = 1_700_000_000_000
+USERS = ["ann", "ben", "cyd", "dee"]
 
 
 class Story:
@@ -33,18 +36,23 @@ class Story:
         """The version that an accepted event makes."""
         event = parse_event(dict(raw))
         assert isinstance(event, Event)
+        change = self.decide("ann", event)
+        return None if change is None else change.row.version
+
+    def decide(self, actor: UserId, event: Event) -> Change | None:
+        """What an accepted event does. The clock moves on with every one of them."""
         for category_id in self.state.categories:  # what the storage sums up
             self.state.category_sums[category_id] = sum(
                 expense.fingerprint
                 for expense in self.state.expenses.values()
                 if expense.category_id == category_id and not expense.deleted
             )
-        change = decide(self.state, "ann", event, NOW_MS)
+        change = decide(self.state, actor, event, NOW_MS + len(self.events))
         if not isinstance(change, Change):
             return None
         self.state.apply(change)
         self.events.append(orjson.loads(change.row.event))
-        return change.row.version
+        return change
 
     def say(self, event_type: str, record_id: str = BUDGET, **fields: Any) -> None:
         number = len(self.events) + 1
@@ -93,6 +101,12 @@ def assert_same(replica: Replica, state: BudgetState) -> None:
     assert (replica.head, replica.digest) == (state.budget.last_sequence, state.budget.digest)
     assert replica.categories == state.categories
     assert replica.expenses == state.expenses
+    stored = {user: Member(each.active, each.joined_at) for user, each in state.members.items()}
+    for user, member in replica.members.items():
+        if member.joined_at is None:  # no event says when the maker of the budget joined
+            assert user == replica.budget.created_by
+            stored[user] = stored[user]._replace(joined_at=None)
+    assert replica.members == stored
 
 
 @settings(max_examples=50, deadline=None)
@@ -115,6 +129,39 @@ def test_whatever_the_rules_allow_is_rebuilt_at_every_event(seed: int) -> None:
     assert story.submit(author.delete())
     replica.apply(story.events[-1])
     assert_same(replica, story.state)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(min_value=0, max_value=2**32))
+def test_whatever_the_rules_allow_of_membership_is_rebuilt_too(seed: int) -> None:
+    """Everybody joins, leaves and is removed at random, while the owner changes records."""
+    chance = random.Random(seed)
+    author = Author(BUDGET, chance)
+    story = Story()
+    replica = Replica(BUDGET)
+    raw = author.create()
+    version = story.submit(raw)
+    assert version is not None
+    author.accepted(raw, version)
+    replica.apply(story.events[0])
+    for number in range(100):
+        if chance.random() < 0.25:
+            raw = author.change()
+            version = story.submit(raw)
+            if version is not None:
+                author.accepted(raw, version)
+        else:
+            actor, event_type = chance.choice(USERS), chance.choice([JOINS, LEAVES])
+            user = actor if event_type == JOINS else chance.choice([actor, *USERS])
+            wire: Wire = {"eventId": f"{EVENT[:-3]}{number:04x}", "eventType": event_type}
+            wire |= {"budgetId": BUDGET, "recordId": user, "when": number}
+            change = story.decide(actor, made(wire, participants_max=3))
+            assert change is None or change.row.version is None
+        for event in story.events[replica.head :]:
+            replica.apply(event)
+            if event["eventType"] in (JOINS, LEAVES):
+                assert replica.record_of(event) is None
+            assert_same(replica, story.state)
 
 
 def test_the_maker_of_an_event_made_its_record() -> None:

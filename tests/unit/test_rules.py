@@ -2,7 +2,7 @@
 accepted event does. Promises P3, P5, P6, P9 and P12."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any, NamedTuple, cast
 
@@ -12,11 +12,24 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from hub import events, rules
 from hub.errors import Code
-from hub.events import BudgetCreate, Event, content_hash, parse_event
+from hub.events import BudgetCreate, Event, Submitted, content_hash, parse_event
 from hub.records import Membership, Record, digest_text
 from hub.rules import BudgetState, Change, decide, rejected
 from hub.verdicts import Verdict
-from tests.model import USERS, Model, Wire, author, changed, comparable, wire_event
+from tests.model import (
+    JOINS,
+    LEAVES,
+    PARTICIPANTS_MAX,
+    USERS,
+    Model,
+    Wire,
+    author,
+    changed,
+    comparable,
+    made,
+    membership,
+    wire_event,
+)
 
 NOW_MS = 1_800_000_000_000
 WHEN = 1_700_000_000_000
@@ -647,6 +660,345 @@ def test_p6_an_expense_moved_from_one_deleted_category_to_the_next() -> None:
     assert state.budget.digest == digest_of(state)
 
 
+# Membership: events that the server makes of requests to join, leave and remove.
+
+
+def asked(
+    state: BudgetState,
+    actor: str,
+    event_type: str,
+    user: str,
+    *,
+    limit: int = 10,
+    now_ms: int = NOW_MS,
+    **fields: Any,
+) -> Verdict | Change:
+    """Decide a membership event with a fresh eventId, unless `fields` say otherwise."""
+    wire = {
+        "eventId": f"00000000-0000-4000-9000-{next(_numbers):012x}",
+        "eventType": event_type,
+        "budgetId": BUDGET,
+        "recordId": user,
+        "when": WHEN,
+        **fields,
+    }
+    return decide(state, actor, made(wire, limit), now_ms)
+
+
+def refused(state: BudgetState, actor: str, event_type: str, user: str, **how: Any) -> Code | None:
+    """Why not; the verdict tells of nothing else."""
+    before = state.budget, dict(state.members), state.participants
+    verdict = asked(state, actor, event_type, user, **how)
+    assert isinstance(verdict, Verdict), verdict
+    assert (verdict.status, verdict.event_type, verdict.record_id) == ("rejected", event_type, user)
+    assert (verdict.sequence, verdict.version, verdict.record) == (None, None, None)
+    assert before == (state.budget, state.members, state.participants)
+    return verdict.error
+
+
+def joins(state: BudgetState, user: str, **how: Any) -> Change:
+    return moved(state, user, JOINS, user, **how)
+
+
+def leaves(state: BudgetState, user: str, **how: Any) -> Change:
+    return moved(state, user, LEAVES, user, **how)
+
+
+def removes(state: BudgetState, actor: str, user: str, **how: Any) -> Change:
+    return moved(state, actor, LEAVES, user, **how)
+
+
+def moved(state: BudgetState, actor: str, event_type: str, user: str, **how: Any) -> Change:
+    """The change an accepted membership event makes, put into the state."""
+    outcome = asked(state, actor, event_type, user, **how)
+    assert isinstance(outcome, Change), outcome
+    state.apply(outcome)
+    return outcome
+
+
+def house() -> BudgetState:
+    """ann's budget: ben and cyd take part, eve has left, max was removed, zoe never was in it."""
+    state = BudgetState()
+    done(state, "ann", "budget.create", title="Home", eventId=KNOWN)
+    done(state, "ann", "category.add", recordId=FOOD, name="Food", allocate="200")
+    for user in ("ben", "cyd", "eve", "max"):
+        joins(state, user, now_ms=7)
+    leaves(state, "eve")
+    removes(state, "ann", "max", now_ms=9)
+    assert state.participants == 3
+    return state
+
+
+def test_joining_makes_a_participant() -> None:
+    state = house()
+    change = joins(state, "zoe", now_ms=NOW_MS + 5)
+    assert state.members["zoe"] == Membership(BUDGET, "zoe", NOW_MS + 5, active=True)
+    assert change.member == state.members["zoe"]
+    assert state.participants == 4
+    done(state, "zoe", "category.edit", recordId=FOOD, version=1, name="Meals")
+
+
+def test_leaving_keeps_the_row_and_the_day_of_joining() -> None:
+    """P9: who once took part is told so."""
+    state = house()
+    leaves(state, "ben")
+    assert state.members["ben"] == Membership(BUDGET, "ben", 7, active=False)
+    assert state.participants == 2
+    assert told(state, "ben", "budget.edit", version=1).error is Code.NOT_PARTICIPANT
+
+
+def test_removal_by_the_owner_is_remembered_as_one() -> None:
+    state = house()
+    removes(state, "ann", "ben", now_ms=NOW_MS + 6)
+    ben = Membership(BUDGET, "ben", 7, active=False, removed_at=NOW_MS + 6)
+    assert state.members["ben"] == ben
+    assert state.participants == 2
+    assert told(state, "ben", "budget.edit", version=1).error is Code.NOT_PARTICIPANT
+
+
+def test_who_left_joins_again_with_a_new_day_of_joining() -> None:
+    state = house()
+    joins(state, "eve", now_ms=NOW_MS + 1)
+    assert state.members["eve"] == Membership(BUDGET, "eve", NOW_MS + 1, active=True)
+    leaves(state, "eve")
+    joins(state, "eve", now_ms=NOW_MS + 2)
+    assert state.members["eve"].joined_at == NOW_MS + 2
+    assert state.participants == 4
+
+
+def test_the_owner_leaves_last_and_may_come_back_as_the_owner() -> None:
+    state = house()
+    assert refused(state, "ann", LEAVES, "ann") is Code.OWNER_CANNOT_LEAVE
+    leaves(state, "ben")
+    assert refused(state, "ann", LEAVES, "ann") is Code.OWNER_CANNOT_LEAVE
+    removes(state, "ann", "cyd")
+    leaves(state, "ann")
+    assert state.participants == 0
+    assert refused(state, "ann", LEAVES, "ann") is Code.NOT_PARTICIPANT
+    joins(state, "ann")
+    joins(state, "zoe")
+    removes(state, "ann", "zoe")
+
+
+@pytest.mark.parametrize(
+    ("actor", "event_type", "user", "expected"),
+    [
+        pytest.param("ben", JOINS, "ben", Code.ALREADY_PARTICIPANT, id="joins again"),
+        pytest.param("ann", JOINS, "ann", Code.ALREADY_PARTICIPANT, id="the owner joins"),
+        pytest.param("max", JOINS, "max", Code.NOT_PARTICIPANT, id="comes back after removal"),
+        pytest.param("eve", LEAVES, "eve", Code.NOT_PARTICIPANT, id="leaves twice"),
+        pytest.param("max", LEAVES, "max", Code.NOT_PARTICIPANT, id="leaves after removal"),
+        pytest.param("zoe", LEAVES, "zoe", Code.BUDGET_NOT_EXISTS, id="a stranger leaves"),
+        pytest.param("ann", LEAVES, "ann", Code.OWNER_CANNOT_LEAVE, id="the owner leaves others"),
+        pytest.param("ann", LEAVES, "zoe", Code.PARTICIPANT_NOT_EXISTS, id="removes a stranger"),
+        pytest.param("ann", LEAVES, "eve", Code.ALREADY_LEFT, id="removes who left"),
+        pytest.param("ann", LEAVES, "max", Code.ALREADY_LEFT, id="removes twice"),
+        *(
+            pytest.param("ben", LEAVES, user, Code.NOT_OWNER, id=f"ben removes {user}")
+            for user in ("ann", "cyd", "eve", "max", "zoe")
+        ),
+        *(
+            pytest.param("eve", LEAVES, user, Code.NOT_PARTICIPANT, id=f"eve removes {user}")
+            for user in ("ann", "ben", "zoe")
+        ),
+        *(
+            pytest.param("zoe", LEAVES, user, Code.BUDGET_NOT_EXISTS, id=f"zoe removes {user}")
+            for user in ("ann", "ben", "eve", "kim")
+        ),
+    ],
+)
+def test_membership_that_is_refused(actor: str, event_type: str, user: str, expected: Code) -> None:
+    assert refused(house(), actor, event_type, user) is expected
+
+
+@pytest.mark.parametrize("event_type", [JOINS, LEAVES])
+@pytest.mark.parametrize("user", ["ann", "ben", "eve", "max", "zoe"])
+def test_p9_a_deleted_budget_is_an_unknown_one_to_all(user: str, event_type: str) -> None:
+    state = house()
+    done(state, "ann", "budget.delete", version=1)
+    assert refused(state, user, event_type, user) is Code.BUDGET_NOT_EXISTS
+    assert refused(state, "ann", LEAVES, user) is Code.BUDGET_NOT_EXISTS
+    assert refused(BudgetState(), user, event_type, user) is Code.BUDGET_NOT_EXISTS
+
+
+@pytest.mark.parametrize(
+    ("user", "limit", "expected"),
+    [
+        ("zoe", 4, None),
+        ("zoe", 3, Code.TOO_MANY_PARTICIPANTS),
+        ("zoe", 1, Code.TOO_MANY_PARTICIPANTS),  # the limit was lowered
+        ("eve", 4, None),
+        ("eve", 3, Code.TOO_MANY_PARTICIPANTS),
+        ("ben", 3, Code.ALREADY_PARTICIPANT),
+        ("max", 3, Code.NOT_PARTICIPANT),
+    ],
+)
+def test_a_full_budget_takes_nobody_more(user: str, limit: int, expected: Code | None) -> None:
+    state = house()
+    if expected is None:
+        joins(state, user, limit=limit)
+    else:
+        assert refused(state, user, JOINS, user, limit=limit) is expected
+        leaves(state, "ben")
+        removes(state, "ann", "cyd")
+        state.members.pop("max")
+        if limit > 1:
+            joins(state, user, limit=limit)  # there is room again
+
+
+def test_ownership_and_not_authorship_lets_remove() -> None:
+    state = house()
+    assert state.budget is not None
+    state.budget = state.budget._replace(owner_id="ben")  # ann's account is gone
+    assert refused(state, "ann", LEAVES, "cyd") is Code.NOT_OWNER
+    assert refused(state, "ben", LEAVES, "ben") is Code.OWNER_CANNOT_LEAVE
+    removes(state, "ben", "cyd")
+    leaves(state, "ann")
+
+
+@pytest.mark.parametrize("event_type", [JOINS, LEAVES])
+def test_p6_membership_changes_no_record(event_type: str) -> None:
+    """Neither a version nor the digest; only the head moves on."""
+    state = house()
+    before, records = state.budget, (dict(state.categories), dict(state.expenses))
+    assert before is not None
+    user = "zoe" if event_type == JOINS else "ben"
+    change = moved(state, user, event_type, user)
+    assert state.budget == before._replace(last_sequence=before.last_sequence + 1)
+    assert (state.categories, state.expenses) == records
+    assert (change.record, change.cascade) == (None, False)
+    assert state.budget.digest == digest_of(state) != 0
+
+
+@pytest.mark.parametrize(
+    ("actor", "event_type", "user", "joined_at"),
+    [("zoe", JOINS, "zoe", NOW_MS), ("ben", LEAVES, "ben", 7), ("ann", LEAVES, "ben", 7)],
+    ids=["joins", "leaves", "is removed"],
+)
+def test_a_membership_event_is_streamed_without_version_and_with_no_name(
+    actor: str, event_type: str, user: str, joined_at: int
+) -> None:
+    """P9: nothing of a person but his id. The row of the log has neither version nor record."""
+    state = house()
+    change = moved(state, actor, event_type, user, eventId=FRESH)
+    sequence, digest = head(house()) + 1, digest_text(digest_of(state))
+    assert change.row.event.decode() == (
+        f'{{"sequence":{sequence},"eventId":"{FRESH}","eventType":"{event_type}",'
+        f'"budgetId":"{BUDGET}","recordId":"{user}","actorId":"{actor}","when":{WHEN},'
+        f'"participant":{{"userId":"{user}","budgetId":"{BUDGET}","joinedAt":{joined_at}}},'
+        f'"digest":"{digest}"}}'
+    )
+    assert change.row[:6] == (BUDGET, sequence, FRESH, event_type, user, actor)
+    assert (change.row.version, change.row.record) == (None, None)
+    assert change.verdict().to_wire() == {
+        "eventId": FRESH,
+        "eventType": event_type,
+        "budgetId": BUDGET,
+        "recordId": user,
+        "status": "accepted",
+        "sequence": sequence,
+    }
+    assert orjson.loads(change.verdict().encode()) == change.verdict().to_wire()
+
+
+@pytest.mark.parametrize("event_type", [JOINS, LEAVES])
+@pytest.mark.parametrize("later", ["", "moved on", "budget deleted", "full"])
+def test_p3_a_membership_event_is_known_by_its_id_for_ever(event_type: str, later: str) -> None:
+    state = house()
+    user = "zoe" if event_type == JOINS else "ben"
+    original = moved(state, user, event_type, user, eventId=FRESH).verdict()
+    if later == "moved on":
+        moved(state, user, LEAVES if event_type == JOINS else JOINS, user)
+    if later == "budget deleted":
+        done(state, "ann", "budget.delete", version=1)
+    limit = 1 if later == "full" else 10  # what the setting is does not belong to the content
+    before = state.budget, dict(state.members)
+    again = asked(state, user, event_type, user, eventId=FRESH, limit=limit, now_ms=NOW_MS + 9)
+    assert again == original._replace(duplicate=True)
+    assert before == (state.budget, state.members)
+
+
+@pytest.mark.parametrize(
+    ("actor", "event_type", "user", "fields", "expected"),
+    [
+        ("zoe", JOINS, "zoe", {"when": 1}, Code.EVENT_ID_REUSED),
+        ("zoe", LEAVES, "zoe", {}, Code.EVENT_ID_REUSED),
+        ("ann", LEAVES, "zoe", {}, Code.EVENT_ID_REUSED),
+        ("kim", JOINS, "kim", {}, Code.EVENT_ID_REUSED),
+        ("kim", JOINS, "zoe", {}, Code.EVENT_ID_REUSED),
+        ("kim", LEAVES, "zoe", {}, Code.BUDGET_NOT_EXISTS),
+        ("eve", LEAVES, "zoe", {}, Code.NOT_PARTICIPANT),
+    ],
+)
+def test_p3_another_membership_event_under_the_same_id_is_refused(
+    actor: str, event_type: str, user: str, fields: Wire, expected: Code
+) -> None:
+    state = house()
+    joins(state, "zoe", eventId=FRESH)
+    assert refused(state, actor, event_type, user, eventId=FRESH, **fields) is expected
+
+
+@pytest.mark.parametrize(
+    ("actor", "expected"),
+    [
+        ("ann", Code.EVENT_ID_REUSED),
+        ("zoe", Code.EVENT_ID_REUSED),
+        ("eve", Code.NOT_PARTICIPANT),
+        ("kim", Code.BUDGET_NOT_EXISTS),
+    ],
+)
+@pytest.mark.parametrize("event_type", ACCEPTED)
+def test_p3_a_client_cannot_reuse_the_id_of_a_membership_event(
+    event_type: str, actor: str, expected: Code
+) -> None:
+    state = house()
+    joins(state, "zoe", eventId=FRESH)
+    verdict = told(state, actor, event_type, **ACCEPTED[event_type], eventId=FRESH)
+    assert verdict.error is expected
+    assert (verdict.record, verdict.sequence) == (None, None)
+
+
+@pytest.mark.parametrize("event_type", [JOINS, LEAVES])
+def test_p3_a_membership_event_cannot_take_the_id_of_a_clients(event_type: str) -> None:
+    state = house()
+    for actor, user in (("ann", "zoe"), ("ann", "ann"), ("ben", "ben")):
+        code = refused(state, actor, event_type, user, eventId=KNOWN)
+        assert code is Code.EVENT_ID_REUSED
+
+
+def test_membership_events_of_one_batch_see_each_other() -> None:
+    """They are decided on one state: each counts, and is counted by the next."""
+    state = BudgetState()
+    done(state, "ann", "budget.create", title="Home")
+    assert refused(state, "zoe", JOINS, "zoe", limit=1) is Code.TOO_MANY_PARTICIPANTS
+    joins(state, "ben", limit=2)
+    assert refused(state, "ben", JOINS, "ben", limit=2) is Code.ALREADY_PARTICIPANT
+    assert refused(state, "zoe", JOINS, "zoe", limit=2) is Code.TOO_MANY_PARTICIPANTS
+    assert refused(state, "ann", LEAVES, "ann") is Code.OWNER_CANNOT_LEAVE
+    done(state, "ben", "budget.edit", version=1, title="Ours")
+    leaves(state, "ben")
+    assert told(state, "ben", "budget.edit", version=2).error is Code.NOT_PARTICIPANT
+    joins(state, "zoe", limit=2)
+    assert refused(state, "ben", JOINS, "ben", limit=2) is Code.TOO_MANY_PARTICIPANTS
+    removes(state, "ann", "zoe")
+    joins(state, "ben", limit=2)
+    leaves(state, "ben")
+    leaves(state, "ann")
+    sequences = [change.row.sequence for change in state.changes]
+    assert sequences == list(range(1, 10))
+    assert state.participants == sum(member.active for member in state.members.values()) == 0
+
+
+@pytest.mark.parametrize(
+    "code", [Code.BUSY, Code.UNAVAILABLE, Code.INTERNAL_SERVER_ERROR, Code.EVENT_ID_REUSED]
+)
+def test_a_membership_event_nobody_decided_gets_the_hubs_code(code: Code) -> None:
+    wire = {"eventId": FRESH, "eventType": LEAVES, "budgetId": BUDGET, "recordId": "ben", "when": 1}
+    verdict = rejected(made(wire, 10), code)
+    assert (verdict.event_id, verdict.event_type, verdict.record_id) == (FRESH, LEAVES, "ben")
+    assert verdict.error is code
+
+
 # Verdicts that the rules do not give.
 
 
@@ -671,11 +1023,18 @@ class Engine:
 
     def __init__(self) -> None:
         self.states: dict[str, BudgetState] = {}
+        self.now_ms = NOW_MS
 
     def submit(self, user: str, wires: list[Wire], mode: str) -> list[Wire]:
+        return self._decide(user, map(parse_event, wires), mode)
+
+    def make(self, actor: str, wire: Wire) -> Wire:
+        [verdict] = self._decide(actor, [made(wire, PARTICIPANTS_MAX)], "stop")
+        return verdict
+
+    def _decide(self, user: str, events: Iterable[Submitted], mode: str) -> list[Wire]:
         verdicts: list[Wire] = []
-        for wire in wires:
-            event = parse_event(wire)
+        for event in events:
             budget_id = event.budget_id if isinstance(event, Event) else ""
             state = self.states.get(budget_id or "") or BudgetState()
             for category_id in state.categories:
@@ -684,10 +1043,11 @@ class Engine:
                     for expense in state.expenses.values()
                     if expense.category_id == category_id and not expense.deleted
                 )
-            outcome = decide(state, user, event, NOW_MS)
+            outcome = decide(state, user, event, self.now_ms)
             if isinstance(outcome, Change):
                 assert isinstance(event, Event)
                 assert isinstance(event, BudgetCreate) or budget_id in self.states
+                check_membership(outcome)
                 self.states[event.budget_id] = state
                 state.apply(outcome)
                 outcome = outcome.verdict()
@@ -697,18 +1057,12 @@ class Engine:
         return verdicts
 
 
-def change_membership(data: st.DataObject, model: Model, engine: Engine) -> None:
-    """Somebody joins or leaves: there is no event of a client for it."""
-    budget_id = data.draw(st.sampled_from(sorted(model.books)), label="budget")
-    user = data.draw(st.sampled_from(USERS), label="member")
-    member = model.books[budget_id].members.get(user)
-    active = member is None or not member["active"]
-    if active:
-        model.join(budget_id, user, joined_at=5)
-    else:
-        model.leave(budget_id, user)
-    joined_at = model.books[budget_id].members[user]["joinedAt"]
-    engine.states[budget_id].members[user] = Membership(budget_id, user, joined_at, active)
+def check_membership(change: Change) -> None:
+    """What every change of membership has in common, and no other has."""
+    of_budget = change.row.event_type in (JOINS, LEAVES, "budget.create")
+    assert (change.member is not None) == of_budget
+    if change.row.event_type in (JOINS, LEAVES):
+        assert (change.record, change.row.record, change.row.version) == (None, None, None)
 
 
 @settings(
@@ -720,27 +1074,31 @@ def change_membership(data: st.DataObject, model: Model, engine: Engine) -> None
 )
 @given(st.data())
 def test_every_history_is_decided_as_the_model_says(data: st.DataObject) -> None:
-    """P3, P5, P6: each verdict, the log with its digests, and every record, tombstones included."""
+    """P3, P5, P6: each verdict, the log with its digests, and every record, tombstones included;
+    and who takes part."""
     budget_ids = [f"00000000-0000-4000-8000-0000000000b{n}" for n in range(3)]
-    model, engine = Model(NOW_MS), Engine()
+    model, engine = Model(NOW_MS, PARTICIPANTS_MAX), Engine()
     sent: list[tuple[str, Wire]] = []
     for number in range(data.draw(st.integers(1, 60), label="steps")):
-        if model.books and data.draw(st.integers(0, 11), label="membership?") == 11:
-            change_membership(data, model, engine)
-            continue
+        engine.now_ms = model.now_ms = NOW_MS + number
+        event_id = f"00000000-0000-4000-9000-{number:012x}"
         if sent and data.draw(st.integers(0, 5), label="again?") == 5:
             user, event = data.draw(st.sampled_from(sent), label="sent")
             event = data.draw(changed(event), label="again")
             if data.draw(st.booleans(), label="from another?"):
                 user = data.draw(st.sampled_from(USERS), label="user")
+        elif model.books and data.draw(st.integers(0, 4), label="membership?") == 4:
+            user, event = data.draw(membership(model, budget_ids, event_id), label="membership")
         else:
-            event_id = f"00000000-0000-4000-9000-{number:012x}"
             event = data.draw(wire_event(model, budget_ids, event_id), label="event")
             user = data.draw(author(model, event), label="user")
         sent.append((user, event))
-        assert list(map(comparable, engine.submit(user, [event], "each"))) == (
-            model.submit(user, [event], "each")
-        )
+        if event.get("eventType") in (JOINS, LEAVES):
+            assert comparable(engine.make(user, event)) == model.make(user, event)
+        else:
+            assert list(map(comparable, engine.submit(user, [event], "each"))) == (
+                model.submit(user, [event], "each")
+            )
     assert engine.states.keys() == model.books.keys()
     for budget_id, state in engine.states.items():
         book = model.books[budget_id]
@@ -757,6 +1115,14 @@ def test_every_history_is_decided_as_the_model_says(data: st.DataObject) -> None
         }
         for kind, records in kinds.items():
             assert {id: r.to_wire() for id, r in records.items()} == book.records[kind]
+        assert state.participants == len(book.active)
+        assert {user: joined(member) for user, member in state.members.items()} == book.members
+
+
+def joined(member: Membership) -> Wire:
+    """As the model has it."""
+    removed = member.removed_at is not None
+    return {"joinedAt": member.joined_at, "active": member.active, "removed": removed}
 
 
 def test_rules_exist_for_every_event() -> None:
