@@ -7,6 +7,7 @@ the server makes them. All of them are idempotent: what is so already is a succe
 from collections.abc import Callable, Mapping
 
 import orjson
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -19,8 +20,6 @@ from hub.ports import Authenticator
 from hub.records import BudgetId, UserId
 from storage.snapshots import Snapshots
 
-USER_ID_MAX = 128  # characters
-
 
 def routes(
     hub: Hub,
@@ -32,6 +31,8 @@ def routes(
     new_id: Callable[[], str],
 ) -> list[Route]:
     async def join(request: Request) -> Response:
+        if request.method == "HEAD":  # comes with GET, and must not change anything
+            return error_response(request, Code.METHOD_NOT_ALLOWED)
         who = await principal(request, authenticator)
         budget_id = path_id(request, "budget_id")
         event = ParticipantAdd(
@@ -54,11 +55,12 @@ def routes(
     async def remove(request: Request) -> Response:
         who = await principal(request, authenticator)
         budget_id, user_id = path_id(request, "budget_id"), request.path_params["user_id"]
-        if len(user_id) > USER_ID_MAX or "\0" in user_id:  # nobody's; nor could Postgres take it
+        if "\0" in user_id:  # nobody's, and Postgres could not even look for it
             return error_response(request, Code.PARTICIPANT_NOT_EXISTS)
         event = ParticipantRemove(**made(budget_id), userId=user_id)
         refused = await refusal(who.user_id, event)
-        if refused is not None and refused is not Code.ALREADY_LEFT:
+        already = Code.NOT_PARTICIPANT if user_id == who.user_id else Code.ALREADY_LEFT
+        if refused is not None and refused is not already:
             return error_response(request, refused)
         return respond({"budgetId": budget_id, "userId": user_id})
 
@@ -72,7 +74,7 @@ def routes(
     return [
         Route("/budgets/{budget_id}/join", join, methods=["GET", "POST"]),
         Route("/budgets/{budget_id}/leave", leave, methods=["DELETE"]),
-        Route("/budgets/{budget_id}/participants/{user_id}", remove, methods=["DELETE"]),
+        Route("/budgets/{budget_id}/participants/{user_id:opaque}", remove, methods=["DELETE"]),
     ]
 
 
