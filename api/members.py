@@ -21,6 +21,15 @@ from hub.records import BudgetId, UserId
 from storage.snapshots import Snapshots
 
 
+class Opaque(StringConvertor):
+    """The rest of the path, whatever it is: user ids may hold slashes and line ends."""
+
+    regex = "(?s:.+)"
+
+
+register_url_convertor("opaque", Opaque())
+
+
 def routes(
     hub: Hub,
     snapshots: Snapshots,
