@@ -20,9 +20,9 @@ has drained.
 | state       | its cursor, its wire          | next step                                          |
 |-------------|-------------------------------|----------------------------------------------------|
 | CATCHING_UP | cursor > the feed's position  | WAIT until the feed gets there too                 |
+| CATCHING_UP | the wire is full              | LAG: it costs nothing from here on but its cursor  |
 | CATCHING_UP | cursor == the feed's position | GO_LIVE, in the same turn of the loop              |
-| CATCHING_UP | behind; the wire is full      | LAG: it costs nothing from here on but its cursor  |
-| CATCHING_UP | behind; the wire takes more   | READ what follows the cursor, from tail or log     |
+| CATCHING_UP | behind                        | READ what follows the cursor, from tail or log     |
 | LIVE        | moves with the feed           | STOP; when its wire is full it is LAGGING          |
 | LAGGING     | stands still                  | STOP; when its wire has drained it is CATCHING_UP  |
 | ENDED       |                               | STOP                                               |
@@ -109,6 +109,6 @@ def next_step(state: State, cursor: int, position: int, *, full: bool) -> Step:
         return Step.STOP
     if cursor > position:
         return Step.WAIT
-    if cursor == position:
-        return Step.GO_LIVE
-    return Step.LAG if full else Step.READ
+    if full:
+        return Step.LAG
+    return Step.GO_LIVE if cursor == position else Step.READ

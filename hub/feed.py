@@ -81,8 +81,9 @@ class Home(Protocol):
 
 
 class Subscription:
-    """`member_at` is how long the log was when its user was last seen to take part; `greeted` is
-    whether it was told who is present since it went live."""
+    """`member_at` is how long the log was when its user was last seen to take part, `removed_at`
+    which event removed him before he was; `greeted` is whether it was told who is present since it
+    went live."""
 
     __slots__ = (
         "attends",
@@ -92,6 +93,7 @@ class Subscription:
         "greeted",
         "joined",
         "member_at",
+        "removed_at",
         "state",
         "user_id",
         "write",
@@ -105,6 +107,7 @@ class Subscription:
         self.write = follower.write
         self.state = State.CATCHING_UP
         self.member_at = 0
+        self.removed_at = 0
         self.joined = False  # its follower was told so
         self.attends = False  # not before that
         self.greeted = False
@@ -198,12 +201,13 @@ class Feed:
         self._remember(frame)
         if frame.removes is not None:
             # Who was seen to take part at a later sequence has come back meanwhile.
-            removed = [
-                subscription
-                for subscription in self._all
-                if subscription.user_id == frame.removes
-                and subscription.member_at < frame.to_sequence
-            ]
+            removed = []
+            for subscription in self._all:
+                if subscription.user_id == frame.removes:
+                    if subscription.member_at == 0:  # its first read decides
+                        subscription.removed_at = frame.to_sequence
+                    elif subscription.member_at < frame.to_sequence:
+                        removed.append(subscription)
             self._end(removed, Code.NOT_PARTICIPANT)
         if frame.deletes:
             self._end(list(self.live), Code.BUDGET_DELETED)
@@ -286,6 +290,7 @@ class Feed:
         if subscription.follower.attends:
             subscription.attends = True
             self.presence.came(subscription.user_id)
+            self._home.stirred(self)
         self._give(subscription, event_frames(self.budget_id, page.events))
         if page.deleted and subscription.cursor == page.head:
             self._end([subscription], Code.BUDGET_DELETED)
@@ -345,6 +350,8 @@ class Feed:
         if subscription.state is State.ENDED:
             return None
         page = permitted(page)
+        if page.head < subscription.removed_at:
+            raise HubError(Code.NOT_PARTICIPANT)
         if page.member:
             subscription.member_at = page.head
         return page

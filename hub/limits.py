@@ -28,9 +28,8 @@ class Bucket:
         per_s, burst = self.rate
         tokens = self.tokens
         if now_s > self.at_s:
-            tokens += (now_s - self.at_s) * per_s
-            tokens = min(tokens, burst)
-        self.at_s = now_s
+            tokens = min(tokens + (now_s - self.at_s) * per_s, burst)
+            self.at_s = now_s
         cost = min(cost, burst)
         if tokens < cost:
             self.tokens = tokens

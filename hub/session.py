@@ -72,6 +72,7 @@ class Session:
         "_beat_at_ms",
         "_bucket",
         "_connection_id",
+        "_early",
         "_expires_at_ms",
         "_follow_at_once",
         "_following",
@@ -117,6 +118,7 @@ class Session:
         self._following: dict[BudgetId, _Following] = {}
         self._in_flight = 0  # events that await their verdicts
         self._reading = True
+        self._early: list[bytes | str] = []  # read together with the token
         self._bucket = hub.rates.of_connection(now_ms() / 1000)
         self._user_bucket: Bucket | None = None
         self._strikes = 0  # refusals in a row
@@ -145,10 +147,14 @@ class Session:
         """A message from the peer."""
         if self._state in (State.CLOSED, State.LEAVING):
             return  # read before we stopped reading; the client sends it again
+        if self._state is State.AUTHENTICATING:
+            self._early.append(text)  # nobody's yet; bounded by one read, since no more is read
+            return
         try:
             self._act(frames.parse(text))
         except BadFrame as bad:
-            self._wire.write(frames.error(bad.request_id, Code.BAD_FRAME, bad.detail))
+            if bad.fatal or self._may(bad.request_id, 1):
+                self._wire.write(frames.error(bad.request_id, Code.BAD_FRAME, bad.detail))
             if bad.fatal:
                 self._close(Code.BAD_FRAME, bad.detail)
         self._read_or_not()
@@ -262,6 +268,7 @@ class Session:
 
     def _authenticate(self, token: str) -> None:
         self._state = State.AUTHENTICATING
+        self._read_or_not()
         self._spawn(self._admit(token))
 
     async def _admit(self, token: str) -> None:
@@ -272,6 +279,9 @@ class Session:
             return
         if self._state is State.AUTHENTICATING:
             self._open(principal)
+            early, self._early = self._early, []
+            for text in early:
+                self.received(text)
             self._read_or_not()
 
     def _open(self, principal: Principal) -> None:
@@ -286,7 +296,7 @@ class Session:
         )
         self._beat_at_ms = self._now_ms() + int(HEARTBEAT_S * 1000)
         self._renewed(principal)
-        if self._follow_at_once is not None:
+        if self._follow_at_once is not None and self._state is State.OPEN:
             self._follow(*self._follow_at_once, None)
 
     async def _renew(self, token: str) -> None:
@@ -333,7 +343,8 @@ class Session:
         try:
             events = parse_batch(frame.events, EVENTS_PER_FRAME_MAX)
         except HubError as error:
-            self._wire.write(frames.error(frame.id, error.code, error.detail))
+            if self._may(frame.id, 1):
+                self._wire.write(frames.error(frame.id, error.code, error.detail))
             return
         if not self._may(frame.id, len(events)):
             return

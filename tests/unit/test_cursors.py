@@ -197,6 +197,7 @@ def test_p2_every_event_once_and_in_order_whatever_is_offered_while_gaps_are_fil
         (State.CATCHING_UP, 7, 5, False, Step.WAIT),
         (State.CATCHING_UP, 7, 5, True, Step.WAIT),
         (State.CATCHING_UP, 5, 5, False, Step.GO_LIVE),
+        (State.CATCHING_UP, 5, 5, True, Step.LAG),
         (State.CATCHING_UP, 3, 5, True, Step.LAG),
         (State.CATCHING_UP, 3, 5, False, Step.READ),
         (State.CATCHING_UP, 0, 0, False, Step.GO_LIVE),

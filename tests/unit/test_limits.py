@@ -39,6 +39,7 @@ def test_a_cost_above_the_burst_is_given_when_the_bucket_is_full() -> None:
 def test_a_clock_that_goes_back_gives_nothing_away() -> None:
     bucket = emptied(100)
     assert bucket.take(1, 50) > 0
+    assert bucket.take(1, 100) > 0  # nor when it has caught up
     assert bucket.tokens == 0
 
 
