@@ -103,7 +103,7 @@ async def test_a_budget_is_the_same_elsewhere(
     ):
         await write_membership(database, BUDGET, event_type, user_id, joined_at=50)
     async with database.reading() as connection:
-        await connection.execute("UPDATE participants SET removed_at = 1795000000000 WHERE NOT active")
+        await connection.execute("UPDATE participants SET removed_at = 1 WHERE NOT active")
         await connection.execute("UPDATE budgets SET link_sharing = false")
 
     await imported(elsewhere, await exported(database))
