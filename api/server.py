@@ -136,13 +136,14 @@ async def serve(
 
 def run(settings: Settings, listening: socket.socket, ready: Callable[[], None]) -> None:
     """Serve with `settings.web_concurrency` processes until told to stop; one is this one."""
-    if settings.web_concurrency == 1:
-        _run(serve(settings, listening, ready))
-    else:
-        supervisor = Supervisor(settings, listening)
-        supervisor.start()
-        ready()
-        supervisor.run()
+    with listening:
+        if settings.web_concurrency == 1:
+            _run(serve(settings, listening, ready))
+        else:
+            supervisor = Supervisor(settings, listening)
+            supervisor.start()
+            ready()
+            supervisor.run()
 
 
 class WorkerFailed(Exception):
@@ -257,7 +258,8 @@ def _worker() -> None:
     settings = Settings.from_env(os.environ)
     configure(settings)
     try:
-        _run(serve(settings, listening, lambda: _tell(parent), parent))
+        with listening, parent:
+            _run(serve(settings, listening, lambda: _tell(parent), parent))
     except (Disconnected, NotMigrated) as error:
         _log.error("cannot start", error=f"{type(error).__name__}: {error}")
         sys.exit(1)

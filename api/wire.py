@@ -100,8 +100,13 @@ class DirectProtocol(WebSocketsSansIOProtocol):
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_sent = True
         self.transport.resume_reading()  # the peer's closing frame must be read
-        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.close)
+        # Not `close`, which waits for the peer to take what is buffered.
+        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
         self._lost(code)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self._abort_soon()
 
     def keepalive_timeout(self) -> None:
         """The peer has not answered a ping: it is gone, or has stopped reading. What is buffered
@@ -127,6 +132,12 @@ class DirectProtocol(WebSocketsSansIOProtocol):
         super().handle_close(event)
         received = self.conn.close_rcvd
         self._lost(ABNORMAL if received is None else received.code)
+        self._abort_soon()
+
+    def _abort_soon(self) -> None:
+        """Where the peer does not take what is buffered for it, that would hold the socket."""
+        if self.transport.get_write_buffer_size():
+            self.loop.call_later(CLOSE_S, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -269,6 +280,7 @@ class AsgiWire:
         except OSError:  # what ASGI says when the peer is gone; `receive` says it too
             self._closing = self._closing or (1006, "")
             self._outbox.clear()
+            self._reading.set()
 
 
 def _is_utf8(text: bytes) -> bool:

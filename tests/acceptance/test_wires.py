@@ -1,0 +1,554 @@
+"""Both wires of `api.wire` on real processes: what a client sends, how it is bounded, how it ends.
+
+`direct` is the hub as it comes; `asgi` is the same hub on a server that does not offer the way
+around ASGI. Whatever a test with both shows must be the same on both.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from itertools import count
+from pathlib import Path
+
+import orjson
+import pytest
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets import frames
+from websockets.exceptions import InvalidStatus
+from websockets.frames import Opcode
+
+from api import server
+from api.app import App
+from api.settings import Settings
+from storage.embedded import EmbeddedRedis
+from tests.cluster import AUTH_SECRET, Cluster, Node, token, until
+from tests.crowd import (
+    ASGI_WIRE,
+    SMALL_BYTES,
+    Crowd,
+    Spectator,
+    connections,
+    in_this_process,
+    open_spectator,
+    patched,
+)
+from tests.device import (
+    FRAME_BYTES_MAX,
+    PROTOCOL,
+    Device,
+    Json,
+    Refused,
+    Way,
+    budget_create,
+    connect,
+    expense_add,
+    expense_edit,
+    new_id,
+    open_device,
+)
+from tests.proxy import Proxy
+
+BUSY_S = 3.0  # what a machine that also runs everything else may add
+CLOSE_S = 1.0  # what the hub gives a close frame to leave
+IN_FLIGHT_EVENTS_MAX = 400
+STRIKES_MAX = 20
+LONG_NOTE = "🥞" * 2000  # 8 KB as UTF-8
+
+_users = count(1)
+
+
+@pytest.fixture(scope="module")
+async def plain(
+    cluster_database_url: str, redis: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Node]:
+    """A hub whose server knows nothing but ASGI. (Its log is the server's own affair.)"""
+    folder = tmp_path_factory.mktemp("asgi")
+    cluster = Cluster(folder, cluster_database_url, redis.url, patched(*ASGI_WIRE))
+    try:
+        yield await cluster.start()
+    finally:
+        await cluster.close()
+
+
+@pytest.fixture(scope="module")
+async def direct(cluster: Cluster) -> Node:
+    return await cluster.start()
+
+
+@pytest.fixture(params=["direct", "asgi"])
+def node(request: pytest.FixtureRequest, direct: Node, plain: Node) -> Node:
+    return {"direct": direct, "asgi": plain}[request.param]
+
+
+@pytest.fixture(scope="module")
+async def strict(cluster: Cluster) -> Node:
+    """Rates so small that a test gets beyond them, and two origins."""
+    return await cluster.start(
+        EVENTS_PER_S_CONNECTION="1",  # and ten at once
+        EVENTS_PER_S_USER="2",
+        ORIGINS="https://app.example.org,http://localhost:3000",
+    )
+
+
+@pytest.fixture
+def user_id() -> str:
+    return f"user-{next(_users)}"
+
+
+@pytest.fixture
+async def device(node: Node, user_id: str) -> AsyncIterator[Device]:
+    async with connect(node.url, token(user_id)) as device:
+        yield device
+
+
+# The same on both wires
+
+
+@pytest.mark.parametrize("way", ["header", "subprotocol", "frame"])
+async def test_signing_in(node: Node, user_id: str, way: Way) -> None:
+    async with connect(node.url, token(user_id), way=way) as device:
+        await device.ping()
+        assert device.socket.subprotocol == PROTOCOL
+        kinds = [frame.body["type"] for frame in device.frames]
+    assert kinds == ["welcome", "auth", "pong"]
+
+
+async def test_not_signing_in(node: Node) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        async with open_device(node.url, headers={"Authorization": "Bearer bad"}):
+            pass
+    assert refused.value.response.status_code == 401
+    async with open_device(node.url, subprotocols=[PROTOCOL, "bearer.bad"]) as device:
+        assert await device.until_closed() == 4401
+    async with open_device(node.url) as device:
+        await device.send({"type": "ping"})
+        assert await device.until_closed() == 4401
+        assert [error["error"]["message"] for error in device.of_type("error")] == ["NOT_LOGGED_IN"]
+
+
+async def test_events_in_and_out(node: Node, user_id: str, device: Device) -> None:
+    """P2: many events of one commit, more than a frame holds, come in order and as the same bytes
+    to everybody."""
+    budget_id = new_id()
+    async with connect(node.url, token(user_id)) as other:
+        await device.accepted(budget_create(budget_id))
+        for each in (device, other):
+            await each.subscribe(budget_id)
+        posts = [[expense_add(budget_id, note=LONG_NOTE) for _ in range(25)] for _ in range(4)]
+        posted = [await device.post(events) for events in posts]
+        verdicts = [verdict for id in posted for verdict in await device.verdicts(id)]
+        assert [verdict["sequence"] for verdict in verdicts] == list(range(2, 102))
+        here, there = [await each.reached(budget_id, 101) for each in (device, other)]
+        sent = [event["eventId"] for events in posts for event in events]
+        assert [event.body["eventId"] for event in here.events[1:]] == sent
+        assert [event.raw for event in here.events] == [event.raw for event in there.events]
+        assert max(len(frame.raw) for frame in other.frames) <= FRAME_BYTES_MAX
+        [again] = await other.submit([posts[0][0]])
+        assert again == {**verdicts[0], "duplicate": True}
+        record_id = posts[0][0]["recordId"]
+        stale = [expense_edit(budget_id, record_id, 9) for _ in range(100)]
+        verdicts = await device.submit(stale, "each")  # in several frames, written as one
+        assert [verdict["eventId"] for verdict in verdicts] == [e["eventId"] for e in stale]
+        assert {verdict["currentRecord"]["note"] for verdict in verdicts} == {LONG_NOTE}
+
+
+async def test_p8_reader_that_stops_and_goes_on_misses_nothing(
+    node: Node, user_id: str, device: Device
+) -> None:
+    budget_id = new_id()
+    await device.accepted(budget_create(budget_id))
+    await device.subscribe(budget_id)
+    with Crowd() as crowd:
+        slow, dead = await crowd.join(
+            *(open_spectator(node.url, token(user_id), receive_bytes=SMALL_BYTES) for _ in "12")
+        )
+        for spectator in (slow, dead):
+            spectator.subscribe(budget_id)
+            await spectator.joined(budget_id)
+            spectator.stop_reading()
+        for start in range(0, 800, 25):
+            events = [expense_add(budget_id, note=LONG_NOTE) for _ in range(25)]
+            await device.post(events)
+            await device.reached(budget_id, 1 + start + 25, 20)  # nobody waits for the slow
+        slow.resume_reading()
+        await until(lambda: slow.cursors[budget_id] == 801, 20)
+        await device.accepted(expense_add(budget_id))
+        await until(lambda: slow.cursors[budget_id] == 802, 10)
+        slow.check()
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        ("hello", 4400),
+        (b'{"type":"ping"}', 4400),
+        (b"", 4400),
+        ("x" * (FRAME_BYTES_MAX + 1), 1009),
+        ('{"type":"auth","token":"bad"}', 4401),
+    ],
+    ids=["text", "binary", "empty binary", "too long", "bad token"],
+)
+async def test_close_codes(device: Device, message: str | bytes, code: int) -> None:
+    await device.send_raw(message)
+    assert await device.until_closed() == code
+
+
+async def test_leaving_is_answered(device: Device) -> None:
+    await device.socket.close(1000)
+    assert await device.until_closed() == 1000
+
+
+def raw(*parts: tuple[Opcode, bytes, bool]) -> bytes:
+    """Masked frames of opcode, payload, and whether it is the last of its message."""
+    return b"".join(
+        frames.Frame(opcode, data, fin=fin).serialize(mask=True) for opcode, data, fin in parts
+    )
+
+
+async def test_fragments_and_control_frames_cut_at_every_byte(device: Device) -> None:
+    """A character of four bytes is cut too, by fragments and by TCP."""
+    text = orjson.dumps({"type": "ping", "id": "🥞"})
+    at = text.index("🥞".encode()) + 2
+    data = raw(
+        (Opcode.TEXT, text, True),
+        (Opcode.TEXT, text[:at], False),
+        (Opcode.PING, b"between", True),
+        (Opcode.CONT, b"", False),
+        (Opcode.PONG, b"unasked", True),
+        (Opcode.CONT, text[at:], True),
+        (Opcode.TEXT, text, True),
+    )
+    pieces = [data]
+    for cut in range(1, len(data)):
+        pieces += [data[:cut], data[cut:]]
+    pieces += [data[byte : byte + 1] for byte in range(len(data))]
+    for piece in pieces:
+        device.socket.transport.write(piece)
+        await asyncio.sleep(0)
+    times = 1 + len(data)
+    await device.wait_for(lambda: len(device.of_type("pong")) == 3 * times, 20)
+    assert {pong["id"] for pong in device.of_type("pong")} == {"🥞"}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        raw((Opcode.TEXT, b'{"type":"ping","id":"\xff"}', True)),
+        raw((Opcode.TEXT, b'{"type":"ping","id":"\xed\xa0\x80"}', True)),  # half a surrogate pair
+        raw((Opcode.TEXT, b'{"type":"ping","id":"\xf0\x9f', True)),
+        raw((Opcode.TEXT, b'{"type":', False), (Opcode.CONT, b'"\xc0\x80"}', True)),
+        raw((Opcode.TEXT, b'{"id":"\xf0\x9f', False), (Opcode.CONT, b'"}', True)),
+    ],
+    ids=["whole", "surrogate", "cut off", "fragmented", "cut off in a fragment"],
+)
+async def test_text_that_is_not_utf8_closes_1007(device: Device, data: bytes) -> None:
+    device.socket.transport.write(data)
+    assert await device.until_closed() == 1007
+    assert device.of_type("pong") == []
+
+
+async def test_fragments_of_over_256_kib_close_1009(device: Device) -> None:
+    parts = [(Opcode.TEXT if not part else Opcode.CONT, b" " * 100_000, False) for part in range(3)]
+    device.socket.transport.write(raw(*parts))
+    assert await device.until_closed() == 1009
+
+
+# Inside: what is left of a peer that is gone
+
+
+@pytest.mark.parametrize("wire", ["direct", "asgi"])
+async def test_peer_that_vanishes_leaves_nothing(
+    wire: str, database_url: str, redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P8: no task, no session, no feed; in whatever state it was. And a peer that is there at the
+    end is closed as one that may come back."""
+    if wire == "asgi":
+        monkeypatch.setattr(server, "DirectProtocol", WebSocketsSansIOProtocol)
+    settings = Settings(
+        database_url=database_url, redis_url=redis.url, auth_secret=AUTH_SECRET, port=0
+    )
+    budget_id = new_id()
+    with Crowd() as crowd:
+        async with in_this_process(settings, monkeypatch) as (url, app):
+            async with connect(url, token("ada")) as writer:
+                await writer.accepted(budget_create(budget_id))
+            await until(lambda: not app.hub.sessions, 5)
+            for state in ("idle", "new", "live", "in flight", "stopped reading"):
+                before = asyncio.all_tasks()
+                await vanish(url, crowd, state, budget_id)
+                await left_nothing(app, before, state)
+            [last] = await crowd.join(open_spectator(url, token("ada")))
+        await asyncio.wait_for(last.lost, 5)
+        assert last.close_code == 1012
+
+
+async def vanish(url: str, crowd: Crowd, state: str, budget_id: str) -> None:
+    """Come into this state, and be gone."""
+    who = None if state == "new" else token("ada")
+    peers = await crowd.join(
+        *(open_spectator(url, who, receive_bytes=SMALL_BYTES) for _ in range(5))
+    )
+    if state not in ("new", "idle"):
+        for peer in peers:
+            peer.subscribe(budget_id)
+            await peer.joined(budget_id)
+    if state == "in flight":
+        for peer in peers:
+            peer.post([expense_add(budget_id) for _ in range(20)])
+    if state == "stopped reading":
+        for peer in peers:
+            peer.stop_reading()
+        async with connect(url, token("ada")) as writer:
+            for _ in range(32):
+                await writer.accepted(*(expense_add(budget_id, note=LONG_NOTE) for _ in range(25)))
+        for peer in peers:
+            peer.send({"type": "ping"})  # which the hub reads, and then it does not read on
+        await asyncio.sleep(0.1)
+    for peer in peers:
+        peer.reset()
+
+
+async def left_nothing(app: App, before: set["asyncio.Task[object]"], state: str) -> None:
+    def left() -> list[object]:
+        new = asyncio.all_tasks() - before
+        of_hub = [task for task in new if "/asyncpg/" not in str(task)]
+        return [*of_hub, *app.hub.sessions, *app.hub._feeds]
+
+    try:
+        await until(lambda: not left(), 10)
+    except TimeoutError:
+        raise AssertionError(f"left of peers that were {state}: {left()}") from None
+
+
+# What the hub does not take from a client
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        (None, 101),
+        ("https://app.example.org", 101),
+        ("http://localhost:3000", 101),
+        ("https://evil.example.org", 403),
+        ("http://app.example.org", 403),
+        ("https://app.example.org.evil.org", 403),
+        ("https://app.example.org:444", 403),
+        ("null", 403),
+        ("", 403),
+    ],
+)
+async def test_only_listed_origins_may_open_sockets(
+    strict: Node, user_id: str, origin: str | None, status: int
+) -> None:
+    headers = {"Authorization": f"Bearer {token(user_id)}"}
+    if origin is not None:
+        headers["Origin"] = origin
+    if status == 101:
+        async with open_device(strict.url, headers=headers) as device:
+            await device.ping()
+        return
+    with pytest.raises(InvalidStatus) as refused:
+        async with open_device(strict.url, headers=headers):
+            pass
+    response = refused.value.response
+    assert response.status_code == status
+    assert response.body is not None
+    assert orjson.loads(response.body)["error"]["message"] == "ORIGIN_NOT_ALLOWED"
+
+
+async def test_any_origin_may_come_where_none_is_listed(direct: Node, user_id: str) -> None:
+    headers = {"Authorization": f"Bearer {token(user_id)}", "Origin": "https://evil.example.org"}
+    async with open_device(direct.url, headers=headers) as device:
+        await device.ping()
+
+
+async def test_p8_too_many_events_are_refused_and_not_looked_at(strict: Node, user_id: str) -> None:
+    budget_id = new_id()
+    async with connect(strict.url, token(user_id)) as device:
+        whole = [budget_create(budget_id), *(expense_add(budget_id) for _ in range(9))]
+        one_more = expense_add(budget_id)
+        first, second = await device.post(whole), await device.post([one_more])
+        await device.verdicts(first)
+        with pytest.raises(Refused) as refused:
+            await device.verdicts(second)
+        error = refused.value.error
+        assert (error["statusCode"], error["message"]) == (429, "RATE_LIMITED")
+        assert error["retryable"] is True
+        assert 0 < error["retryAfterMs"] <= 1001
+        await asyncio.sleep(error["retryAfterMs"] / 1000)
+        [verdict] = await device.submit([one_more])
+        assert (verdict["status"], verdict["sequence"]) == ("accepted", 11)
+        assert "duplicate" not in verdict
+
+
+async def test_p8_a_users_sockets_share_a_rate(strict: Node, user_id: str) -> None:
+    async with (
+        connect(strict.url, token(user_id)) as one,
+        connect(strict.url, token(user_id)) as two,
+        connect(strict.url, token(user_id)) as three,
+        connect(strict.url, token(f"other-{user_id}")) as other,
+    ):
+        for device in (one, two):
+            await device.submit([budget_create(new_id()) for _ in range(10)])
+        with pytest.raises(Refused) as refused:  # though it has said nothing itself
+            await three.submit([budget_create(new_id()) for _ in range(10)])
+        assert refused.value.code == "RATE_LIMITED"
+        assert 0 < refused.value.error["retryAfterMs"] <= 5001
+        await other.submit([budget_create(new_id()) for _ in range(10)])
+
+
+FLOODS = {
+    "ping": {"type": "ping"},
+    "events": {"type": "events", "events": [budget_create(new_id())]},
+    "subscribe": {"type": "subscribe", "budgetId": new_id()},
+    "unsubscribe": {"type": "unsubscribe", "budgetId": new_id()},
+    "bad envelope": {"type": "events", "events": []},
+    "wrong field": {"type": "subscribe", "budgetId": "1"},
+}
+
+
+@pytest.mark.parametrize("frame", FLOODS.values(), ids=FLOODS.keys())
+async def test_p8_flood_closes_4429(strict: Node, user_id: str, frame: Json) -> None:
+    """Any frame counts: ten at once are taken, and whoever sends on after so many refusals in a
+    row is closed."""
+    with Crowd() as crowd:
+        [flooding] = await crowd.join(open_spectator(strict.url, token(user_id)))
+        flooding.send(*({**frame, "id": number} for number in range(10 + 3 * STRIKES_MAX)))
+        await until(lambda: flooding.lost.done(), 5)
+        refusals = [f for f in flooding.of_type("error") if f["error"]["message"] == "RATE_LIMITED"]
+        assert flooding.close_code == 4429
+        assert len(refusals) == STRIKES_MAX + 2  # and why it is closed
+        assert all("retryAfterMs" in f["error"] and f["id"] >= 10 for f in refusals[:-1])
+
+
+async def test_who_slows_down_is_not_closed(strict: Node, user_id: str) -> None:
+    with Crowd() as crowd:
+        [hasty] = await crowd.join(open_spectator(strict.url, token(user_id)))
+        for _ in range(2):
+            pings = len(hasty.frames)
+            hasty.send(*({"type": "ping"} for _ in range(15)))
+            await until(lambda before=pings: len(hasty.frames) == before + 15, 5)  # type: ignore[misc]
+            await asyncio.sleep(1.1)
+            answered = len(hasty.of_type("pong"))
+            hasty.send({"type": "ping"})
+            await until(lambda before=answered: len(hasty.of_type("pong")) > before, 5)  # type: ignore[misc]
+        assert hasty.errors().count("RATE_LIMITED") > STRIKES_MAX - 5
+        hasty.check()
+
+
+async def test_p8_p4_hub_reads_no_further_than_400_events_in_flight(
+    cluster: Cluster, direct: Node, user_id: str
+) -> None:
+    """While the database answers nothing: what a client sends on stays with the client, others are
+    served, and in the end everything is answered and in the log."""
+    async with Proxy(cluster.database_url) as proxy:
+        node = await cluster.start(DATABASE_URL=proxy.url)
+        budget_id = new_id()
+        async with (
+            connect(node.url, token(user_id)) as sender,
+            connect(node.url, token(f"other-{user_id}")) as other,
+        ):
+            await sender.accepted(budget_create(budget_id))
+            proxy.black_hole()
+            batches = [[expense_add(budget_id) for _ in range(100)] for _ in range(6)]
+            posted = [await sender.post(events) for events in batches[:4]]
+            pad = "x" * 200_000
+            answered = len(sender.of_type("pong"))
+            for number in range(80):  # more than all kernels' buffers together
+                text = orjson.dumps({"type": "ping", "id": f"late {number}", "pad": pad})
+                sender.socket.transport.write(raw((Opcode.TEXT, text, True)))
+            assert await settled_size(sender) > 1_000_000  # TCP says no
+            await other.ping()
+            assert len(sender.of_type("pong")) == answered
+            assert sender.of_type("results")[1:] == []
+            await proxy.heal()
+            posted += [await sender.post(events) for events in batches[4:]]
+            verdicts = [v for request_id in posted for v in await sender.verdicts(request_id, 20)]
+            await sender.wait_for(lambda: len(sender.of_type("pong")) == answered + 80, 20)
+        assert [verdict["status"] for verdict in verdicts] == ["accepted"] * 600
+        assert [verdict["sequence"] for verdict in verdicts] == list(range(2, 602))
+        async with connect(direct.url, token(user_id)) as reader:
+            await reader.subscribe(budget_id)
+            stream = await reader.reached(budget_id, 601)
+            sent = [event["eventId"] for events in batches for event in events]
+            assert [event.body["eventId"] for event in stream.events[1:]] == sent
+        await node.stop()
+
+
+async def settled_size(device: Device) -> int:
+    """How much of what was written stays in this process, once nothing moves any more."""
+    transport = device.socket.transport
+    size, since_s = transport.get_write_buffer_size(), time.monotonic()
+    while time.monotonic() - since_s < 0.5:
+        await asyncio.sleep(0.02)
+        if transport.get_write_buffer_size() != size:
+            size, since_s = transport.get_write_buffer_size(), time.monotonic()
+    return size
+
+
+# Peers that are gone and do not say so
+
+
+@pytest.fixture
+async def impatient(
+    cluster_database_url: str, redis: EmbeddedRedis, tmp_path: Path
+) -> AsyncIterator[Node]:
+    """A hub that pings every second, and gives a closing handshake one second."""
+    program = patched(
+        "api.server.PING_S = 1",
+        "api.wire.DirectProtocol.close_timeout = property(lambda _: 1.0, lambda *_: None)",
+    )
+    cluster = Cluster(tmp_path, cluster_database_url, redis.url, program)
+    try:
+        yield await cluster.start()
+    finally:
+        await cluster.close()
+    assert cluster.nodes[0].complaints() == []
+
+
+async def test_p8_peer_that_answers_no_ping_is_closed_4408(impatient: Node, user_id: str) -> None:
+    with Crowd() as crowd:
+        [mute] = await crowd.join(open_spectator(impatient.url, token(user_id), pongs=False))
+        [present] = await crowd.join(open_spectator(impatient.url, token(user_id)))
+        await until(lambda: mute.lost.done(), 2 + BUSY_S)
+        assert mute.close_code == 4408
+        await asyncio.sleep(1)
+        present.check()
+
+
+@pytest.mark.parametrize("ttl_s", [3600, 1], ids=["no answer", "token ends"])
+async def test_p8_peer_that_stops_reading_is_dropped(
+    impatient: Node, user_id: str, ttl_s: int
+) -> None:
+    """What was written to it is dropped too, and its descriptor is free; also where the hub has
+    another reason to close it before it finds out."""
+    async with connect(impatient.url, token(user_id)) as writer:
+        budget_id = new_id()
+        await writer.accepted(budget_create(budget_id))
+        await fill(writer, budget_id)
+        with Crowd() as crowd:
+            await hung(crowd, impatient, user_id, budget_id, ttl_s=ttl_s, number=5)
+            assert connections(impatient.url) == 1 + 5
+            await until(lambda: connections(impatient.url) == 1, 4 + CLOSE_S + BUSY_S)
+        codes = [line["close_code"] for line in impatient.log() if line["event"] == "socket closed"]
+        assert codes == [4408 if ttl_s == 3600 else 4401] * 5
+
+
+async def fill(writer: Device, budget_id: str) -> None:
+    """Six megabytes: more than the kernels' buffers of one connection take."""
+    for _ in range(30):
+        await writer.accepted(*(expense_add(budget_id, note=LONG_NOTE) for _ in range(25)))
+
+
+async def hung(
+    crowd: Crowd, node: Node, user_id: str, budget_id: str, *, ttl_s: int, number: int
+) -> Sequence[Spectator]:
+    """Peers that have much to read and do not."""
+    who = token(user_id, ttl_s=ttl_s)
+    peers = await crowd.join(
+        *(open_spectator(node.url, who, receive_bytes=SMALL_BYTES) for _ in range(number))
+    )
+    for peer in peers:
+        peer.stop_reading()
+        peer.subscribe(budget_id)
+    return peers
