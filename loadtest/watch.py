@@ -1,4 +1,4 @@
-"""Watch one budget on a live socket: every frame the hub sends, a line each."""
+"""Watch one budget on a live socket: what the hub sends, a line each."""
 
 from contextlib import suppress
 
@@ -9,11 +9,15 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from loadtest.device import FRAME_BYTES_MAX, PROTOCOL
 from loadtest.rest import Refused, Target, Unreachable
 
+# Told on the side, at times of the hub's own choosing.
+ASIDES = ('{"type":"heads"', '{"type":"presence"')
+
 
 async def watch(
     target: Target, token: str, budget_id: str, key: int, frames: int | None, console: Console
 ) -> None:
-    """Print frames as they come, `frames` of them or until the hub closes the socket.
+    """Print frames as they come, but for heartbeats and presence: `frames` of them, or until the
+    hub closes the socket.
 
     `key` is the last sequence already known. Raises `Unreachable` and `Refused`."""
     url = f"{target.socket_url}?budgetId={budget_id}&key={key}"
@@ -28,6 +32,8 @@ async def watch(
         ) as socket:
             with suppress(ConnectionClosed):
                 async for text in socket:
+                    if isinstance(text, str) and text.startswith(ASIDES):
+                        continue
                     console.out(text, highlight=False)
                     if frames is not None and (frames := frames - 1) == 0:
                         return
