@@ -257,12 +257,12 @@ def _worker() -> None:
     parent = socket.socket(fileno=int(os.environ[_PARENT_FD]))
     settings = Settings.from_env(os.environ)
     configure(settings)
-    try:
-        with listening, parent:
+    with listening, parent:  # the parent takes the end of its socket for ours, so last of all
+        try:
             _run(serve(settings, listening, lambda: _tell(parent), parent))
-    except (Disconnected, NotMigrated) as error:
-        _log.error("cannot start", error=f"{type(error).__name__}: {error}")
-        sys.exit(1)
+        except (Disconnected, NotMigrated) as error:
+            _log.error("cannot start", error=f"{type(error).__name__}: {error}")
+            sys.exit(1)
 
 
 def _tell(parent: socket.socket) -> None:

@@ -38,6 +38,7 @@ from typing import Literal, Self
 _POSTGRES_MAJOR = "18"
 _READY_TIMEOUT_S = 60.0
 _LEFTOVER_TIMEOUT_S = 30.0
+_SIGNAL_AGAIN_S = 2.0
 _POLL_S = 0.01
 _PORT_ATTEMPTS_MAX = 5
 _LOG_TAIL_LINES = 10
@@ -391,14 +392,16 @@ def _check_major(data: Path) -> None:
 
 
 def _end(process: subprocess.Popen[bytes], first: signal.Signals) -> None:
-    for harder, wait_s in ((first, 60.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 10.0)):
+    first_s = 10.0 if first is signal.SIGQUIT else 60.0
+    for harder, wait_s in ((first, first_s), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 10.0)):
+        until_s = time.monotonic() + wait_s
+        while process.poll() is None and time.monotonic() < until_s:
+            process.send_signal(harder)  # again: a server that is just starting may miss the first
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_SIGNAL_AGAIN_S)
         if process.poll() is not None:
             return
-        process.send_signal(harder)
-        try:
-            process.wait(wait_s)
-        except subprocess.TimeoutExpired:
-            _logger.warning("embedded server %d outlived %s", process.pid, harder.name)
+        _logger.warning("embedded server %d outlived %s", process.pid, harder.name)
 
 
 def _free_port() -> int:
