@@ -25,7 +25,7 @@ run: install  ## serve on 127.0.0.1:8000 with an embedded Postgres and Redis
 test: install  ## the whole test suite, on real embedded services
 	$(BIN)/pytest
 
-faults: install  ## the crash tests at length: dozens of kills; STORM_SEED=n repeats a schedule
+faults: install  ## the fault tests at length, seeded; STORM_SEED=n repeats a schedule
 	$(BIN)/pytest -m faults --timeout 1800 --log-cli-level INFO
 
 check: lint types imports test  ## everything CI runs
