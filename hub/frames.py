@@ -32,7 +32,10 @@ class _ClientFrame(BaseModel):
     model_config = ConfigDict(
         alias_generator=to_camel, extra="ignore", frozen=True, hide_input_in_errors=True
     )
-    id: Whole | Annotated[str, Field(strict=True, max_length=64)] | None = None
+    id: Annotated[
+        Whole | Annotated[str, Field(strict=True, max_length=64)] | None,
+        Field(union_mode="left_to_right"),
+    ] = None
 
 
 class Auth(_ClientFrame):

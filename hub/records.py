@@ -32,11 +32,14 @@ class Budget(NamedTuple):
     digest: int
 
     def fingerprinted(self) -> "Budget":
-        return self._replace(
-            fingerprint=fingerprint(
-                "budget", self.id, str(self.version), self.title, self.details, self.currency
-            )
+        value = fingerprint(
+            "budget", self.id, str(self.version), self.title, self.details, self.currency
         )
+        return Budget(*self[:9], value, *self[10:])  # `_replace` takes three times as long
+
+    def moved_on(self, sequence: int, digest: int) -> "Budget":
+        """With another head and digest."""
+        return Budget(*self[:11], sequence, digest)
 
     def to_wire(self) -> dict[str, object]:
         return _marked(
@@ -67,11 +70,8 @@ class Category(NamedTuple):
     last_sequence: int  # the event that last changed this record
 
     def fingerprinted(self) -> "Category":
-        return self._replace(
-            fingerprint=fingerprint(
-                "category", self.id, str(self.version), self.name, str(self.allocate)
-            )
-        )
+        value = fingerprint("category", self.id, str(self.version), self.name, str(self.allocate))
+        return Category(*self[:8], value, *self[9:])
 
     def to_wire(self) -> dict[str, object]:
         return _marked(
@@ -104,17 +104,16 @@ class Expense(NamedTuple):
     last_sequence: int  # the event that last changed this record
 
     def fingerprinted(self) -> "Expense":
-        return self._replace(
-            fingerprint=fingerprint(
-                "expense",
-                self.id,
-                str(self.version),
-                self.category_id,
-                str(self.amount),
-                self.date,
-                self.note,
-            )
+        value = fingerprint(
+            "expense",
+            self.id,
+            str(self.version),
+            self.category_id,
+            str(self.amount),
+            self.date,
+            self.note,
         )
+        return Expense(*self[:10], value, *self[11:])
 
     def to_wire(self) -> dict[str, object]:
         return _marked(

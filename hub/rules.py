@@ -548,7 +548,7 @@ def _accept(
     )
     return Change(
         row,
-        budget._replace(last_sequence=sequence, digest=digest),
+        budget.moved_on(sequence, digest),
         None if isinstance(record, Budget) else record,
         effect.member,
         effect.cascade,
