@@ -1,6 +1,7 @@
 """`/events` and `/budgets/:id/stream`: submitting events, and the stream of a budget by long-poll
 or as Server-Sent Events, for clients that have only HTTP."""
 
+import re
 from collections.abc import Callable, Sequence
 
 import orjson
@@ -72,7 +73,7 @@ def routes(hub: Hub, authenticator: Authenticator, *, now_ms: Callable[[], int])
         budget_id = path_id(request, "budget_id")
         key = query_int(request, "key", 0)
         seen = request.headers.get("last-event-id", "")
-        if seen.isascii() and seen.isdigit() and int(seen) <= INTEGER_MAX:
+        if re.fullmatch(r"[0-9]{1,16}", seen) is not None and int(seen) <= INTEGER_MAX:
             key = int(seen)
         events = EventStream()
         await events.open(hub, who.user_id, budget_id, key)
