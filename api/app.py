@@ -76,15 +76,16 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         identity = LocalIdentity(
             [settings.auth_secret.encode()], Users(database), now=time.time, new_id=new_id
         )
+        snapshots = Snapshots(database)
         rest = Starlette(
             routes=[
                 *health.routes(database, bus),
                 *auth_routes.routes(identity),
                 *events.routes(hub, tokens, now_ms=now_ms),
-                *budgets.routes(hub, Snapshots(database), tokens),
+                *budgets.routes(hub, snapshots, tokens),
                 *members.routes(
                     hub,
-                    Snapshots(database),
+                    snapshots,
                     tokens,
                     participants_max=settings.max_participants,
                     now_ms=now_ms,

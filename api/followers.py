@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import orjson
 
+from api.wire import HIGH_WATER_BYTES
 from hub.errors import Code, HubError
 from hub.feed import Subscription
 from hub.frames import texts
 from hub.hub import Hub
 from hub.records import BudgetId, UserId
 
-HIGH_WATER_BYTES = 64 * 1024  # of a stream, not taken yet: above, it counts as slow
 KEEP_ALIVE_S = 15.0  # between two comments on a silent stream; also finds peers that are gone
 
 

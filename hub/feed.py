@@ -255,12 +255,9 @@ class Feed:
                     self._deliver(frame)
         finally:
             self.track.filling = False
-            self._moved()
-
-    def _moved(self) -> None:
-        """Wake up who waits for the feed to get where its client is already."""
-        self._caught_up.set()
-        self._caught_up = asyncio.Event()
+            # Wake up who waits for the feed to get where its client is already.
+            self._caught_up.set()
+            self._caught_up = asyncio.Event()
 
     async def _join(self, subscription: Subscription) -> None:
         await self.listening.wait()

@@ -11,7 +11,8 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM, Signals
 from typing import Any, Self, TypeAlias
@@ -28,6 +29,7 @@ AUTH_SECRET = "acceptance-tests-sign-with-this-secret"
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 30.0
 POLL_S = 0.02
+P7_S = 2.0  # from commit to delivery without the bus
 
 # Never used, the hubs speak plain HTTP; but to make one for each client takes a tenth of a second.
 _TLS = ssl.create_default_context()
@@ -216,6 +218,29 @@ class Cluster:
 
     async def close(self) -> None:
         await asyncio.gather(*(node.close() for node in self.nodes))
+
+
+@asynccontextmanager
+async def checked(cluster: Cluster) -> AsyncIterator[Cluster]:
+    """The cluster, closed at the end; then no node's log may hold a defect."""
+    try:
+        yield cluster
+    finally:
+        await cluster.close()
+    for node in cluster.nodes:
+        assert node.complaints() == []
+
+
+async def all_say(nodes: Sequence[Node], token: str, status: str) -> None:
+    """Wait until each node's `/readyz` has this status; they answer 200 all the while."""
+    for node in nodes:
+        async with node.rest(token) as rest, asyncio.timeout(10):
+            while True:
+                response = await rest.get("/readyz")
+                assert response.status_code == 200
+                if response.json()["status"] == status:
+                    break
+                await asyncio.sleep(POLL_S)
 
 
 def token(user_id: str, *, ttl_s: int = 3600) -> str:

@@ -37,11 +37,7 @@ def redis(services_dir: Path) -> Iterator[EmbeddedRedis]:
 def template(postgres: EmbeddedPostgres) -> str:
     """The name of a migrated database that tests copy."""
 
-    async def make() -> None:
-        await _execute(postgres.url, "CREATE DATABASE template_hub")
-        await migrate(with_database(postgres.url, "template_hub"))
-
-    asyncio.run(make())
+    asyncio.run(migrated(postgres.url, "template_hub"))
     return "template_hub"
 
 
@@ -64,6 +60,13 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 def with_database(url: str, name: str) -> str:
     """The same server's URL for another database."""
     return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+
+
+async def migrated(url: str, name: str) -> str:
+    """A new database `name` on the server of `url`, with the hub's tables: its URL."""
+    await _execute(url, f"CREATE DATABASE {name}")
+    await migrate(with_database(url, name))
+    return with_database(url, name)
 
 
 async def _execute(url: str, statement: str) -> None:

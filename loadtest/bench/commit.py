@@ -33,7 +33,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -178,14 +178,15 @@ them together use nearly both. Each event also went to three live devices. Media
 
 async def measure(url: str, duration_s: float, flat: bool) -> list[dict[str, float]]:
     await migrate(url)
-    large_url = ""
-    if flat:
-        large_url = await _large(url)
-        await migrate(large_url)
-        _console.print("filling the large database …")
-        await fill(large_url, budgets=100_000, rows=5_000_000)
     rounds = []
-    with hub_process(url) as hub, hub_process(large_url or url) as hub_large:
+    with ExitStack() as hubs:
+        if flat:
+            large_url = await _large(url)
+            await migrate(large_url)
+            _console.print("filling the large database …")
+            await fill(large_url, budgets=100_000, rows=5_000_000)
+            hub_large = hubs.enter_context(hub_process(large_url))
+        hub = hubs.enter_context(hub_process(url))
         for number in range(1, ROUNDS + 1):
             loaded = await through_hub(url, *hub, BUDGETS, WINDOW, duration_s)
             figures = {"hub": loaded["accepted_per_s"], "batch_events": loaded["batch_events"]}

@@ -1,14 +1,17 @@
 """Real server processes on the session's Postgres and Redis; a database for each module."""
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator
+from typing import NamedTuple
 
 import asyncpg
 import pytest
 
 from storage.embedded import EmbeddedPostgres, EmbeddedRedis
-from tests.cluster import Cluster
+from tests.cluster import Cluster, FragileRedis, Node, all_say, checked
 from tests.conftest import with_database
+from tests.proxy import Proxy
 
 _numbers = itertools.count(1)
 
@@ -35,10 +38,31 @@ async def cluster(
     cluster_database_url: str, redis: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Cluster]:
     """No node yet: `await cluster.start()`. At the end no node's log may hold a defect."""
-    cluster = Cluster(tmp_path_factory.mktemp("cluster"), cluster_database_url, redis.url)
-    try:
+    folder = tmp_path_factory.mktemp("cluster")
+    async with checked(Cluster(folder, cluster_database_url, redis.url)) as cluster:
         yield cluster
+
+
+class Pair(NamedTuple):
+    """Two nodes on a Redis of their own that can be killed, the second through a proxy."""
+
+    cluster: Cluster
+    nodes: list[Node]
+    redis: FragileRedis
+    proxy: Proxy
+
+
+@pytest.fixture(scope="module")
+async def fragile_pair(
+    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Pair]:
+    redis = FragileRedis(tmp_path_factory.mktemp("fragile-redis"))
+    try:
+        async with Proxy(redis.url) as proxy:
+            urls = (redis.url, proxy.url)
+            nodes = await asyncio.gather(*(cluster.start(REDIS_URL=url) for url in urls))
+            await all_say(nodes, cluster.token("ada"), "ok")
+            yield Pair(cluster, nodes, redis, proxy)
+            await cluster.close()  # before the Redis it would miss
     finally:
-        await cluster.close()
-    for node in cluster.nodes:
-        assert node.complaints() == []
+        redis.close()

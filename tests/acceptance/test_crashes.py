@@ -14,15 +14,13 @@ import pytest
 
 from storage.database import IDLE_IN_TRANSACTION_S
 from storage.embedded import EmbeddedRedis
-from storage.migrate import migrate
 from tests.checker import History
-from tests.cluster import POLL_S, Cluster, token, until
-from tests.conftest import with_database
+from tests.cluster import P7_S, POLL_S, Cluster, checked, token, until
+from tests.conftest import migrated
 from tests.device import Device, Json, budget_create, connect, expense_add, new_id
 from tests.proxy import Proxy
 from tests.storm import FragilePostgres, Plan, check, storm
 
-P7_S = 2.0  # from commit to delivery without the bus
 BUSY_S = 2.0  # what a machine that also runs everything else may add
 DELAY_S = 0.4  # long enough to stop a hub between two of its statements
 
@@ -49,19 +47,9 @@ async def fragile_cluster(
     fragile_postgres: FragilePostgres, redis: EmbeddedRedis, tmp_path: Path
 ) -> AsyncIterator[Cluster]:
     """No node yet, on a Postgres that may be crashed. At the end no log may hold a defect."""
-    name = f"crashes_{next(_numbers)}"
-    connection = await asyncpg.connect(fragile_postgres.url)
-    await connection.execute(f"CREATE DATABASE {name}")
-    await connection.close()
-    url = with_database(fragile_postgres.url, name)
-    await migrate(url)
-    cluster = Cluster(tmp_path, url, redis.url)
-    try:
+    url = await migrated(fragile_postgres.url, f"crashes_{next(_numbers)}")
+    async with checked(Cluster(tmp_path, url, redis.url)) as cluster:
         yield cluster
-    finally:
-        await cluster.close()
-    for node in cluster.nodes:
-        assert node.complaints() == []
 
 
 @pytest.mark.parametrize(

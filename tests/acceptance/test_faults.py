@@ -21,14 +21,14 @@ from websockets import frames
 
 from hub.committer import SETTLE_S
 from storage.bus import DEAF_S, HEARTBEAT_S
-from storage.migrate import migrate
-from tests.acceptance.test_two_nodes import BUSY_S, P7_S, all_say
-from tests.cluster import POLL_S, Cluster, FragileRedis, Node, until
-from tests.conftest import with_database
+from tests.acceptance.conftest import Pair
+from tests.cluster import P7_S, POLL_S, Cluster, FragileRedis, Node, all_say, checked, until
+from tests.conftest import migrated
 from tests.device import Device, Json, Refused, budget_create, connect, expense_add, new_id
 from tests.proxy import Proxy
 from tests.storm import FragilePostgres
 
+BUSY_S = 1.0  # what a machine that also runs everything else may add
 DEAF_AFTER_S = DEAF_S + HEARTBEAT_S
 LONG_S = 10.0
 AWAY_S = 4.0  # of Postgres
@@ -44,7 +44,7 @@ _numbers = count(1)
 
 
 class Site(NamedTuple):
-    """Two nodes on one Redis, the second through the proxy."""
+    """A `Pair`, and the log's identity."""
 
     cluster: Cluster
     nodes: list[Node]
@@ -69,20 +69,11 @@ class Site(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-async def site(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
-    postgres = await asyncpg.connect(cluster.database_url)
+async def site(fragile_pair: Pair) -> Site:
+    postgres = await asyncpg.connect(fragile_pair.cluster.database_url)
     log_id = str(await postgres.fetchval("SELECT log_id FROM hub_identity"))
     await postgres.close()
-    redis = FragileRedis(tmp_path_factory.mktemp("fragile-redis"))
-    try:
-        async with Proxy(redis.url) as proxy:
-            urls = (redis.url, proxy.url)
-            nodes = await asyncio.gather(*(cluster.start(REDIS_URL=url) for url in urls))
-            await all_say(nodes, cluster.token("ada"), "ok")
-            yield Site(cluster, nodes, redis, proxy, log_id)
-            await cluster.close()  # before the Redis it would miss
-    finally:
-        redis.close()
+    return Site(*fragile_pair, log_id)
 
 
 class Outbox:
@@ -329,19 +320,9 @@ async def away_cluster(
     away_postgres: AwayPostgres, site: Site, tmp_path: Path
 ) -> AsyncIterator[Cluster]:
     """No node yet, on a Postgres that goes away. At the end no log may hold a defect."""
-    name = f"faults_{next(_numbers)}"
-    connection = await asyncpg.connect(away_postgres.url)
-    await connection.execute(f"CREATE DATABASE {name}")
-    await connection.close()
-    url = with_database(away_postgres.url, name)
-    await migrate(url)
-    cluster = Cluster(tmp_path, url, site.redis.url)
-    try:
+    url = await migrated(away_postgres.url, f"faults_{next(_numbers)}")
+    async with checked(Cluster(tmp_path, url, site.redis.url)) as cluster:
         yield cluster
-    finally:
-        await cluster.close()
-    for node in cluster.nodes:
-        assert node.complaints() == []
 
 
 @pytest.mark.parametrize(

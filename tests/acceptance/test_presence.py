@@ -4,42 +4,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from itertools import count, pairwise
-from typing import NamedTuple
 
 import pytest
 
 from hub.hub import PRESENCE_S
-from tests.acceptance.test_two_nodes import all_say
-from tests.cluster import Cluster, FragileRedis, Node
+from tests.acceptance.conftest import Pair
+from tests.cluster import Cluster, Node, all_say
 from tests.device import Device, Refused, budget_create, connect, new_id
-from tests.proxy import Proxy
 
 FORGOTTEN_S = 30.0  # a killed node, at the latest; it takes about ten
 
 _numbers = count(1)
-
-
-class House(NamedTuple):
-    """Two nodes on a Redis that can be killed, the second through the proxy."""
-
-    cluster: Cluster
-    nodes: list[Node]
-    redis: FragileRedis
-    proxy: Proxy
-
-
-@pytest.fixture(scope="module")
-async def house(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    redis = FragileRedis(tmp_path_factory.mktemp("fragile-redis"))
-    try:
-        async with Proxy(redis.url) as proxy:
-            urls = (redis.url, proxy.url)
-            nodes = await asyncio.gather(*(cluster.start(REDIS_URL=url) for url in urls))
-            await all_say(nodes, cluster.token("ada"), "ok")
-            yield House(cluster, nodes, redis, proxy)
-            await cluster.close()  # before the Redis it would miss
-    finally:
-        redis.close()
 
 
 class Party:
@@ -105,9 +80,9 @@ async def party(cluster: Cluster) -> AsyncIterator[Party]:
         yield Party(cluster, stack)
 
 
-async def test_everybody_knows_who_is_there(house: House, party: Party) -> None:
+async def test_everybody_knows_who_is_there(fragile_pair: Pair, party: Party) -> None:
     """Users by their devices, on whatever node; from whoever comes, and as it changes."""
-    here, there = house.nodes
+    here, there = fragile_pair.nodes
     phone = await party.founded_by(here, "ada")
     await party.sees([phone], ada=1)
     await party.joins(there, "bob")
@@ -128,9 +103,9 @@ async def test_everybody_knows_who_is_there(house: House, party: Party) -> None:
     ]
 
 
-async def test_subscribing_again_is_one_device(house: House, party: Party) -> None:
-    phone = await party.founded_by(house.nodes[0], "ada")
-    laptop, desk = [await party.comes(house.nodes[1], "ada") for _ in range(2)]
+async def test_subscribing_again_is_one_device(fragile_pair: Pair, party: Party) -> None:
+    phone = await party.founded_by(fragile_pair.nodes[0], "ada")
+    laptop, desk = [await party.comes(fragile_pair.nodes[1], "ada") for _ in range(2)]
     await party.sees([phone, laptop, desk], ada=3)
     seen = len(party.told(laptop))
     for _ in range(5):
@@ -139,15 +114,15 @@ async def test_subscribing_again_is_one_device(house: House, party: Party) -> No
     await party.sees([phone, laptop, desk], ada=3)
 
 
-async def test_p9_presence_is_for_participants(house: House, party: Party) -> None:
+async def test_p9_presence_is_for_participants(fragile_pair: Pair, party: Party) -> None:
     """Not for strangers, nor for those who only signed in, nor for whoever was removed; and
     nobody is told of them."""
-    here, there = house.nodes
+    here, there = fragile_pair.nodes
     phone = await party.founded_by(here, "ada")
     await party.joins(there, "bob")
     laptop, removed = await party.comes(there, "ada"), await party.comes(there, "bob")
     idle = await party.device(there, "ada")
-    strangers = [await party.device(node, "eve") for node in house.nodes]
+    strangers = [await party.device(node, "eve") for node in fragile_pair.nodes]
     for stranger in strangers:
         with pytest.raises(Refused, match="BUDGET_NOT_EXISTS"):
             await stranger.subscribe(party.budget_id)
@@ -166,17 +141,17 @@ async def test_p9_presence_is_for_participants(house: House, party: Party) -> No
     assert all(party.user_id("eve") not in users for users in party.told(phone))
 
 
-async def test_p10_nothing_is_told_while_redis_is_away(house: House, party: Party) -> None:
+async def test_p10_nothing_is_told_while_redis_is_away(fragile_pair: Pair, party: Party) -> None:
     """Half the truth is none. Afterwards it is the whole truth again, whatever happened
     meanwhile."""
-    here, there = house.nodes
+    here, there = fragile_pair.nodes
     phone = await party.founded_by(here, "ada")
     await party.joins(here, "bob")
     laptop, tablet = await party.comes(there, "ada"), await party.comes(there, "bob")
     await party.sees([phone, laptop, tablet], ada=2, bob=1)
-    house.redis.kill()
+    fragile_pair.redis.kill()
     try:
-        await all_say(house.nodes, party.token("ada"), "degraded")
+        await all_say(fragile_pair.nodes, party.token("ada"), "degraded")
         seen = [len(party.told(device)) for device in (phone, laptop)]
         await tablet.socket.close()
         desk = await party.comes(here, "bob")
@@ -187,40 +162,42 @@ async def test_p10_nothing_is_told_while_redis_is_away(house: House, party: Part
             assert party.told(device) == []
         assert [len(party.told(device)) for device in (phone, laptop)] == seen
     finally:
-        await house.redis.restart()
+        await fragile_pair.redis.restart()
     await party.sees([phone, laptop, desk, watch], 10, ada=3, bob=1)
 
 
-async def test_the_last_of_a_node_goes_while_redis_is_away(house: House, party: Party) -> None:
+async def test_the_last_of_a_node_goes_while_redis_is_away(
+    fragile_pair: Pair, party: Party
+) -> None:
     """Then nobody on that node follows the budget any more, to say so when Redis is back."""
-    phone = await party.founded_by(house.nodes[0], "ada")
-    laptop = await party.comes(house.nodes[1], "ada")
+    phone = await party.founded_by(fragile_pair.nodes[0], "ada")
+    laptop = await party.comes(fragile_pair.nodes[1], "ada")
     await party.sees([phone, laptop], ada=2)
-    house.redis.kill()
+    fragile_pair.redis.kill()
     try:
-        await all_say(house.nodes, party.token("ada"), "degraded")
+        await all_say(fragile_pair.nodes, party.token("ada"), "degraded")
         await laptop.socket.close()
     finally:
-        await house.redis.restart()
-    await all_say(house.nodes, party.token("ada"), "ok")
+        await fragile_pair.redis.restart()
+    await all_say(fragile_pair.nodes, party.token("ada"), "ok")
     await party.sees([phone], 5, ada=1)
 
 
 @pytest.mark.parametrize("staying", [0, 1], ids=["it-is-cut-off", "the-other-is-cut-off"])
 async def test_the_last_of_a_node_goes_and_one_node_has_no_redis(
-    house: House, party: Party, staying: int
+    fragile_pair: Pair, party: Party, staying: int
 ) -> None:
     """One of them has noticed nothing, the other hears nothing."""
-    phone = await party.founded_by(house.nodes[staying], "ada")
-    laptop = await party.comes(house.nodes[1 - staying], "ada")
+    phone = await party.founded_by(fragile_pair.nodes[staying], "ada")
+    laptop = await party.comes(fragile_pair.nodes[1 - staying], "ada")
     await party.sees([phone, laptop], ada=2)
-    await house.proxy.cut()
+    await fragile_pair.proxy.cut()
     try:
-        await all_say([house.nodes[1]], party.token("ada"), "degraded")
+        await all_say([fragile_pair.nodes[1]], party.token("ada"), "degraded")
         await laptop.socket.close()
     finally:
-        await house.proxy.heal()
-    await all_say(house.nodes, party.token("ada"), "ok")
+        await fragile_pair.proxy.heal()
+    await all_say(fragile_pair.nodes, party.token("ada"), "ok")
     await party.sees([phone], 5, ada=1)
 
 
@@ -242,11 +219,11 @@ async def test_a_single_node_tells_its_own(
         await alone.close()
 
 
-async def test_who_goes_is_counted_out_on_every_node(house: House, party: Party) -> None:
+async def test_who_goes_is_counted_out_on_every_node(fragile_pair: Pair, party: Party) -> None:
     """However he goes: out of the budget, off the net, without a word, or with his node. Only the
     last takes time: nobody can know it before the node has been silent for long enough."""
-    here, there = house.nodes
-    doomed = await house.cluster.start(REDIS_URL=house.redis.url)
+    here, there = fragile_pair.nodes
+    doomed = await fragile_pair.cluster.start(REDIS_URL=fragile_pair.redis.url)
     await all_say([doomed], party.token("ada"), "ok")
     phone = await party.founded_by(here, "ada")
     await party.joins(here, "bob")

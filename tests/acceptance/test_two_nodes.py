@@ -12,7 +12,7 @@ from statistics import median
 import pytest
 
 from loadtest.replica import Replica
-from tests.cluster import Cluster, FragileRedis, Node, until
+from tests.cluster import P7_S, Cluster, FragileRedis, Node, all_say, until
 from tests.device import (
     Device,
     Json,
@@ -25,7 +25,6 @@ from tests.device import (
 )
 from tests.proxy import Proxy
 
-P7_S = 2.0  # from commit to delivery without the bus
 BUSY_S = 1.0  # what a machine that also runs everything else may add
 
 _users = count(1)
@@ -375,15 +374,3 @@ async def snapshot(node: Node, token: str, budget_id: str) -> Json:
         assert response.status_code == 200, response.text
         body: Json = response.json()
         return body
-
-
-async def all_say(nodes: list[Node], token: str, status: str) -> None:
-    """Wait until each node's `/readyz` has this status; they answer 200 all the while."""
-    for node in nodes:
-        async with node.rest(token) as rest, asyncio.timeout(10):
-            while True:
-                response = await rest.get("/readyz")
-                assert response.status_code == 200
-                if response.json()["status"] == status:
-                    break
-                await asyncio.sleep(0.02)

@@ -8,11 +8,9 @@ import asyncio
 import itertools
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-import asyncpg
 import orjson
 import pytest
 
@@ -21,65 +19,32 @@ from hub.records import BudgetId, UserId
 from hub.verdicts import Verdict
 from storage.database import Database
 from storage.verify import verify
-from tests.integration.test_committer import (
+from tests.model import JOINS, LEAVES, made
+from tests.racing import (
     Elsewhere,
     Halt,
     Node,
+    Nodes,
     Wire,
     create,
     edit,
     new_id,
     once,
     outcomes,
-    set_session,
     wires,
     within,
 )
-from tests.model import JOINS, LEAVES, made
 
 LIMIT = 10
 ROUNDS = 15
 SEED = int(os.environ.get("STORM_SEED", random.randrange(2**32)))  # repeats a long run
 
-Nodes = Callable[[], Awaitable[Node]]
-
-
-@pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a slow machine nothing here may run into the timeouts it is not about."""
-    set_session(monkeypatch, lock_timeout="60s", idle_in_transaction_session_timeout="60s")
-
-
-@pytest.fixture
-async def nodes(database_url: str) -> AsyncIterator[Nodes]:
-    """Makes nodes, each with connections of its own."""
-    async with AsyncExitStack() as cleanup:
-
-        async def make() -> Node:
-            database = await Database.connect(database_url, commits_max=4, reads_max=2)
-            cleanup.push_async_callback(database.close)
-            node = Node(database)
-            cleanup.push_async_callback(node.end)
-            return node
-
-        yield make
-
-
-@pytest.fixture
-async def node(nodes: Nodes) -> Node:
-    return await nodes()
+pytestmark = pytest.mark.usefixtures("patience")
 
 
 @pytest.fixture
 async def other(nodes: Nodes) -> Node:
     return await nodes()
-
-
-@pytest.fixture
-async def elsewhere(database_url: str) -> AsyncIterator[Elsewhere]:
-    connection = await asyncpg.connect(database_url)
-    yield Elsewhere(connection)
-    await connection.close()
 
 
 Answer = asyncio.Future[list[Verdict]]
