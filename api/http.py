@@ -1,10 +1,12 @@
 """What every REST route shares: reading a body, answering, and the one shape of errors."""
 
+import gzip
 import re
 import uuid
 from collections.abc import Mapping
 from typing import TypeVar
 
+import anyio.to_thread
 import orjson
 import structlog
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -20,6 +22,8 @@ from hub.events import INTEGER_MAX, Uuid, describe
 from hub.ports import Authenticator, Principal
 
 BODY_BYTES_MAX = 256 * 1024
+COMPRESSED_FROM_BYTES = 1024
+COMPRESSION = 5  # of 9; higher ones take longer than they save
 
 _M = TypeVar("_M", bound=BaseModel)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -92,6 +96,24 @@ def respond(payload: Mapping[str, object] | bytes, status: int = 200) -> Respons
     """A JSON answer; `bytes` are JSON text already."""
     text = payload if isinstance(payload, bytes) else orjson.dumps(payload)
     return Response(text, status, media_type="application/json")
+
+
+async def respond_large(request: Request, text: bytes, headers: Mapping[str, str] = {}) -> Response:
+    """A JSON answer of any size, compressed if the client takes that: in a thread, because some
+    megabytes take longer than the loop may be held."""
+    compressed = dict(headers, Vary="Accept-Encoding")
+    if len(text) >= COMPRESSED_FROM_BYTES and _takes_gzip(request):
+        text = await anyio.to_thread.run_sync(gzip.compress, text, COMPRESSION)
+        compressed["Content-Encoding"] = "gzip"
+    return Response(text, headers=compressed, media_type="application/json")
+
+
+def _takes_gzip(request: Request) -> bool:
+    for coding in request.headers.get("accept-encoding", "").split(","):
+        name, _, weight = coding.partition(";")
+        if name.strip().lower() == "gzip":
+            return re.fullmatch(r"\s*q=0(\.0*)?\s*", weight) is None
+    return False
 
 
 def error_response(request: Request, code: Code, detail: str | None = None) -> Response:

@@ -139,13 +139,15 @@ Record: TypeAlias = Budget | Category | Expense
 class Membership(NamedTuple):
     """A participant, or a former one: the row stays when he leaves (P9 tells them apart).
 
-    `removed_at` says that the owner removed him. Times are epoch milliseconds."""
+    `removed_at` says that the owner removed him, `last_sequence` by which event he came or went.
+    Times are epoch milliseconds."""
 
     budget_id: BudgetId
     user_id: UserId
     joined_at: int
     active: bool
     removed_at: int | None = None
+    last_sequence: int = 1
 
 
 def fingerprint(*fields: str | None) -> int:

@@ -440,7 +440,8 @@ def _add_participant(
         return Code.NOT_PARTICIPANT
     if state.participants >= event.participants_max:
         return Code.TOO_MANY_PARTICIPANTS
-    return _membership(Membership(event.budget_id, event.user_id, joined_at=now_ms, active=True))
+    member = Membership(event.budget_id, event.user_id, joined_at=now_ms, active=True)
+    return _membership(member._replace(last_sequence=sequence))
 
 
 def _remove_participant(
@@ -457,7 +458,8 @@ def _remove_participant(
         return Code.ALREADY_LEFT
     if leaves and budget.owner_id == actor and state.participants > 1:
         return Code.OWNER_CANNOT_LEAVE
-    return _membership(before._replace(active=False, removed_at=None if leaves else now_ms))
+    removed_at = None if leaves else now_ms
+    return _membership(before._replace(active=False, removed_at=removed_at, last_sequence=sequence))
 
 
 def _membership(member: Membership) -> _Effect:

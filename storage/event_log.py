@@ -40,7 +40,8 @@ FROM unnest($1::uuid[], $2::uuid[]) AS wanted (budget_id, event_id)
 JOIN accepted_events e USING (budget_id, event_id)
 """
 LOAD_MEMBERS = """
-SELECT p.budget_id::text, p.user_id, p.joined_at, p.active, p.removed_at
+SELECT p.budget_id::text, p.user_id, p.joined_at, p.active, p.removed_at,
+       p.last_sequence
 FROM unnest($1::uuid[], $2::text[]) AS wanted (budget_id, user_id)
 JOIN participants p USING (budget_id, user_id)
 """
@@ -99,10 +100,12 @@ FROM unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS new (id, last_sequence, d
 WHERE b.id = new.id
 """
 UPSERT_MEMBERS = """
-INSERT INTO participants (budget_id, user_id, joined_at, active, removed_at)
-SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::boolean[], $5::bigint[])
+INSERT INTO participants (budget_id, user_id, joined_at, active, removed_at, last_sequence)
+SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::boolean[], $5::bigint[],
+                     $6::bigint[])
 ON CONFLICT (budget_id, user_id) DO UPDATE
-SET joined_at = excluded.joined_at, active = excluded.active, removed_at = excluded.removed_at
+SET joined_at = excluded.joined_at, active = excluded.active, removed_at = excluded.removed_at,
+    last_sequence = excluded.last_sequence
 """
 UPSERT_CATEGORIES = """
 INSERT INTO categories (budget_id, id, created_by, name, allocate, version, deleted,
@@ -274,7 +277,7 @@ class PostgresTransaction:
             if len(inserted) < len(writes.new_budgets):
                 raise LostRace("another hub created the budget")
         if writes.members:
-            await execute(UPSERT_MEMBERS, *columns(writes.members, 5))
+            await execute(UPSERT_MEMBERS, *columns(writes.members, 6))
         if writes.categories:
             await execute(UPSERT_CATEGORIES, *columns(writes.categories, 11))
         if writes.cascades:

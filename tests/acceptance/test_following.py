@@ -35,7 +35,7 @@ async def budget_id(cluster: Cluster, nodes: list[Node]) -> str:
 
 async def poll(node: Node, token: str, budget_id: str, key: int, wait_s: int) -> httpx2.Response:
     async with node.rest(token) as rest:
-        query = {"budgetId": budget_id, "key": key, "wait": wait_s}
+        query: dict[str, str | int] = {"budgetId": budget_id, "key": key, "wait": wait_s}
         return await rest.get("/events", params=query, timeout=wait_s + 10)
 
 

@@ -120,7 +120,9 @@ class Bench:
     async def snapshot(self, budget_id: BudgetId, user: UserId) -> Wire | str:
         """Without `logId`; the code where the user may not have it."""
         try:
-            snapshot: Wire = orjson.loads(await Snapshots(self._database).read(budget_id, user))
+            snapshot: Wire = orjson.loads(
+                (await Snapshots(self._database).read(budget_id, user)).text
+            )
         except HubError as error:
             return error.code.name
         del snapshot["logId"]
