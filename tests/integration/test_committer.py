@@ -68,7 +68,7 @@ class Node:
 
     def __init__(self, database: Database, log: "Halting | None" = None, **how: Any) -> None:
         self.log = log or Halting(database)
-        self.snapshots = Snapshots(database)
+        self.snapshots = Snapshots(database, 1)
         self.delivered: list[tuple[BudgetId, int]] = []
         self.committer = Committer(
             self.log, self.deliver, now_ms=lambda: NOW_MS, jitter=lambda: 0.5, **how
@@ -1235,7 +1235,7 @@ async def check_budget(node: Node, budget_id: BudgetId) -> None:
     replica = Replica(budget_id)
     for each in stream:
         replica.apply(each)
-    snapshot = orjson.loads(await node.snapshots.read(budget_id, "ann"))
+    snapshot = orjson.loads((await node.snapshots.read(budget_id, "ann")).text)
     assert replica.difference(Replica.from_snapshot(snapshot)) is None
 
 
