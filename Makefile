@@ -51,6 +51,7 @@ lock:  ## renew requirements.lock after a change of dependencies (needs uv)
 bench: install  ## measure, and write loadtest/RESULTS.md (a quarter of an hour, on a quiet machine)
 	$(BIN)/python -m loadtest.bench.fanout --record
 	$(BIN)/python -m loadtest.bench.crossing --record
+	$(BIN)/python -m loadtest.bench.rest --record
 	$(BIN)/python -m loadtest.bench.commit --flat --record
 
 clean:  ## remove .venv and caches; data in .data/ stays

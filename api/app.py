@@ -4,18 +4,21 @@ import asyncio
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api import budgets, events, health, members
+from api import budgets, errors, events, health, invites, members, users
 from api.auth import routes as auth_routes
 from api.auth.local import LocalIdentity
 from api.auth.tokens import Tokens
-from api.http import ERROR_HANDLERS, RequestId
+from api.edge import Edge, cors
+from api.guard import ApiKeys, Guard, LimitedByUser, PerMinute, RequestLimits
+from api.http import ERROR_HANDLERS
 from api.settings import Settings
 from api.socket import SyncSocket
 from hub.committer import APART_MAX, LANES
@@ -23,7 +26,10 @@ from hub.hub import READERS_MAX, Hub, Rates
 from storage.bus import RedisBus
 from storage.database import Database
 from storage.event_log import PostgresLog
+from storage.invites import Invites
 from storage.migrate import pending
+from storage.profiles import Profiles
+from storage.rate_limits import RateLimits
 from storage.snapshots import Snapshots
 from storage.users import Users
 
@@ -40,8 +46,11 @@ class NotMigrated(Exception):
 class App:
     """The ASGI application: sockets to one side, everything else to Starlette."""
 
-    def __init__(self, hub: Hub, socket: ASGIApp, rest: ASGIApp) -> None:
+    def __init__(
+        self, hub: Hub, socket: ASGIApp, rest: ASGIApp, routes: Sequence[BaseRoute]
+    ) -> None:
         self.hub = hub
+        self.routes = routes  # of REST
         self._socket = socket
         self._rest = rest
 
@@ -72,31 +81,54 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             bus = RedisBus(settings.redis_url, log_id, uuid.uuid4().bytes, jitter=random.random)
         rates = Rates(settings.events_per_s_connection, settings.events_per_s_user)
         hub = Hub(log, log_id, bus, now_ms=now_ms, jitter=random.random, rates=rates)
+        keys = ApiKeys(settings.api_key_list())
+        counts = RateLimits(
+            settings.redis_url, log_id, settings.auth_secret.encode(), now=time.time
+        )
+        limits = RequestLimits(
+            counts,
+            PerMinute(
+                user=settings.requests_per_min_user,
+                address=settings.requests_per_min_address,
+                login_address=settings.logins_per_min_address,
+                login_email=settings.logins_per_min_email,
+            ),
+            trusted_proxies=settings.trusted_proxies,
+        )
         tokens = Tokens([settings.auth_secret.encode()], now=time.time)
+        limited = LimitedByUser(tokens, limits)
         identity = LocalIdentity(
             [settings.auth_secret.encode()], Users(database), now=time.time, new_id=new_id
         )
-        snapshots = Snapshots(database)
+        snapshots = Snapshots(database, REST_READS_MAX)
         rest = Starlette(
             routes=[
                 *health.routes(database, bus),
-                *auth_routes.routes(identity),
-                *events.routes(hub, tokens, now_ms=now_ms),
-                *budgets.routes(hub, snapshots, tokens),
+                *errors.routes(),
+                *auth_routes.routes(identity, limits),
+                *events.routes(hub, limited, now_ms=now_ms),
+                *budgets.routes(hub, snapshots, limited),
                 *members.routes(
                     hub,
                     snapshots,
-                    tokens,
+                    limited,
                     participants_max=settings.max_participants,
                     now_ms=now_ms,
                     new_id=new_id,
                 ),
+                *invites.routes(Invites(database), limited, now_ms=now_ms, new_id=new_id),
+                *users.routes(hub, Profiles(database), limited, now_ms=now_ms, new_id=new_id),
             ],
-            middleware=[Middleware(RequestId)],
+            middleware=[Middleware(Guard, keys, limits)],
             exception_handlers=ERROR_HANDLERS,
         )
         socket = SyncSocket(
-            hub, tokens, origins=settings.origin_list(), now_ms=now_ms, new_id=new_id
+            hub,
+            tokens,
+            keys=keys,
+            origins=settings.origin_list(),
+            now_ms=now_ms,
+            new_id=new_id,
         )
         # A sweeper or bus that died of a defect must take the process with it: without them the
         # hub would go on and quietly break P7. The task group does that.
@@ -105,9 +137,11 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             if bus is not None:
                 tasks.append(background.create_task(bus.run(hub)))
             try:
-                yield App(hub, socket, rest)
+                edge = Edge(cors(rest, settings.origin_list()))
+                yield App(hub, socket, edge, rest.routes)
             finally:
                 await hub.close()
+                await counts.close()
                 for task in tasks:
                     task.cancel()
     finally:

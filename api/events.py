@@ -1,19 +1,18 @@
 """`/events` and `/budgets/:id/stream`: submitting events, and the stream of a budget by long-poll
 or as Server-Sent Events, for clients that have only HTTP."""
 
-import re
 from collections.abc import Callable, Sequence
 
 import orjson
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
-from api.followers import EventStream, Poll, RestEvent, rest_event
-from api.http import as_uuid, json_body, path_id, principal, query_int, respond
+from api.followers import EventStream, EventStreamResponse, Poll, RestEvent, rest_event
+from api.http import as_int, as_uuid, json_body, path_id, principal, query_int, respond
 from hub.committer import Mode
 from hub.errors import Code, HubError
-from hub.events import EVENTS_PER_REQUEST_MAX, INTEGER_MAX, parse_batch
+from hub.events import EVENTS_PER_REQUEST_MAX, parse_batch
 from hub.hub import Hub
 from hub.ports import Authenticator
 
@@ -53,7 +52,7 @@ def routes(hub: Hub, authenticator: Authenticator, *, now_ms: Callable[[], int])
         ]
         if not events and wait_s and not page.deleted:
             poll = Poll()
-            await poll.wait(hub, who.user_id, budget_id, key, wait_s)
+            await poll.wait(hub, who.user_id, budget_id, key, wait_s, request)
             head, events = max(head, poll.head), poll.events[:count]
         next_key = events[-1].sequence if events else key
         return respond(
@@ -72,17 +71,11 @@ def routes(hub: Hub, authenticator: Authenticator, *, now_ms: Callable[[], int])
         who = await principal(request, authenticator)
         budget_id = path_id(request, "budget_id")
         key = query_int(request, "key", 0)
-        seen = request.headers.get("last-event-id", "")
-        if re.fullmatch(r"[0-9]{1,16}", seen) is not None and int(seen) <= INTEGER_MAX:
-            key = int(seen)
-        events = EventStream()
-        await events.open(hub, who.user_id, budget_id, key)
-        ends_in_s = (who.expires_at_ms - now_ms()) / 1000
-        return StreamingResponse(
-            events.chunks(hub, ends_in_s),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-        )
+        if seen := request.headers.get("last-event-id"):
+            key = as_int(seen, "Last-Event-ID")
+        events = EventStream(hub)
+        await events.open(who.user_id, budget_id, key)
+        return EventStreamResponse(events, (who.expires_at_ms - now_ms()) / 1000)
 
     return [
         Route("/events", submit, methods=["POST"]),

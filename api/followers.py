@@ -5,12 +5,16 @@ see the same events in the same order.
 """
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import orjson
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from api.wire import HIGH_WATER_BYTES
 from hub.errors import Code, HubError
@@ -20,6 +24,8 @@ from hub.hub import Hub
 from hub.records import BudgetId, UserId
 
 KEEP_ALIVE_S = 15.0  # between two comments on a silent stream; also finds peers that are gone
+
+_TO_SEQUENCE = re.compile(rb'"toSequence":(\d+)')  # the first is the frame's: ids stand before it
 
 
 class RestEvent(NamedTuple):
@@ -42,23 +48,37 @@ class Poll:
         self._over = asyncio.Event()
 
     async def wait(
-        self, hub: Hub, user_id: UserId, budget_id: BudgetId, key: int, wait_s: float
+        self,
+        hub: Hub,
+        user_id: UserId,
+        budget_id: BudgetId,
+        key: int,
+        wait_s: float,
+        request: Request,
     ) -> None:
-        """Return when there are events, or after `wait_s` seconds, or when the hub drains.
+        """Return when there are events, or after `wait_s` seconds, or when the hub drains, or when
+        the client of `request` is gone: else one that asks again and again would leave many behind.
 
         Raises `HubError` where the user may not read, or may no longer."""
         subscription = hub.subscribe(user_id, budget_id, key, self)
         hub.sessions.add(self)
+        watching = asyncio.create_task(self._watch(request))
         try:
             async with asyncio.timeout(wait_s):
                 await self._over.wait()
         except TimeoutError:
             pass
         finally:
+            watching.cancel()
             hub.sessions.discard(self)
             subscription.end()
         if self._refusal is not None:
             raise HubError(self._refusal)
+
+    async def _watch(self, request: Request) -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        self.leave()
 
     def write(self, data: bytes) -> None:
         self.events += _rest_events(data)
@@ -91,8 +111,9 @@ class EventStream:
 
     attends = False
 
-    def __init__(self) -> None:
+    def __init__(self, hub: Hub) -> None:
         self.full = False
+        self._hub = hub
         self._subscription: Subscription | None = None
         self._queue: deque[bytes] = deque()
         self._bytes = 0
@@ -101,45 +122,50 @@ class EventStream:
         self._refusal: Code | None = None
         self._over = False
 
-    async def open(self, hub: Hub, user_id: UserId, budget_id: BudgetId, key: int) -> None:
-        """Subscribe. Raises `HubError` where the user may not read."""
-        self._subscription = hub.subscribe(user_id, budget_id, key, self)
+    async def open(self, user_id: UserId, budget_id: BudgetId, key: int) -> None:
+        """Subscribe; `close` ends it. Raises `HubError` where the user may not read."""
+        self._hub.sessions.add(self)
+        self._subscription = self._hub.subscribe(user_id, budget_id, key, self)
         try:
             await self._joined.wait()
-        finally:
-            if not self._joined.is_set():
-                self._subscription.end()
+        except asyncio.CancelledError:
+            self.close()
+            raise
         if self._refusal is not None:
+            self.close()
             raise HubError(self._refusal)
 
-    async def chunks(self, hub: Hub, ends_in_s: float) -> AsyncIterator[bytes]:
+    def close(self) -> None:
+        self._hub.sessions.discard(self)
+        if self._subscription is not None:
+            self._subscription.end()
+
+    async def chunks(self, ends_in_s: float) -> AsyncIterator[bytes]:
         """What goes to the client, until the subscription ends, the hub drains, or `ends_in_s`
         seconds have passed: then the token counts no more."""
-        assert self._subscription is not None
         loop = asyncio.get_running_loop()
         ends_at_s = loop.time() + ends_in_s
-        hub.sessions.add(self)
-        try:
-            while loop.time() < ends_at_s:
-                while self._queue:
-                    data = self._queue.popleft()
-                    yield data
-                    self._taken(len(data))
-                if self._over:
-                    return
-                self._some.clear()
-                try:
-                    async with asyncio.timeout_at(min(loop.time() + KEEP_ALIVE_S, ends_at_s)):
-                        await self._some.wait()
-                except TimeoutError:
+        while loop.time() < ends_at_s:
+            if self._queue:
+                data = self._queue.popleft()
+                yield data
+                self._taken(len(data))
+                continue
+            if self._over:
+                return
+            self._some.clear()
+            try:
+                async with asyncio.timeout_at(min(loop.time() + KEEP_ALIVE_S, ends_at_s)):
+                    await self._some.wait()
+            except TimeoutError:
+                if loop.time() < ends_at_s:
                     yield b": still here\n\n"
-        finally:
-            hub.sessions.discard(self)
-            self._subscription.end()
 
     def write(self, data: bytes) -> None:
         for text in texts(data):
-            self._send(b"event: events\ndata: %b\nid: %d\n\n" % (text, _to_sequence(data)))
+            to_sequence = _TO_SEQUENCE.search(text)
+            assert to_sequence is not None
+            self._send(b"event: events\ndata: %b\nid: %b\n\n" % (text, to_sequence[1]))
 
     def joined(self, key: int, head: int) -> None:
         self._joined.set()
@@ -177,6 +203,25 @@ class EventStream:
             self._subscription.drained()
 
 
+class EventStreamResponse(StreamingResponse):
+    """Closes the stream however the answer ends. The end of the iterator is no place for it: one
+    that was left at a `yield`, or never begun, is only told when it is collected, if at all."""
+
+    def __init__(self, events: EventStream, ends_in_s: float) -> None:
+        super().__init__(
+            events.chunks(ends_in_s),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._events.close()
+
+
 @lru_cache(maxsize=64)  # a thousand polls wait for the same frame
 def _rest_events(data: bytes) -> Sequence[RestEvent]:
     return [
@@ -184,13 +229,6 @@ def _rest_events(data: bytes) -> Sequence[RestEvent]:
         for text in texts(data)
         for event in orjson.loads(text)["events"]
     ]
-
-
-@lru_cache(maxsize=64)
-def _to_sequence(data: bytes) -> int:
-    [text] = texts(data)
-    to_sequence: int = orjson.loads(text)["toSequence"]
-    return to_sequence
 
 
 def rest_event(event_type: str, text: bytes) -> bytes:

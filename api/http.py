@@ -1,18 +1,18 @@
 """What every REST route shares: reading a body, answering, and the one shape of errors."""
 
+import gzip
+import math
 import re
-import uuid
 from collections.abc import Mapping
 from typing import TypeVar
 
+import anyio.to_thread
 import orjson
-import structlog
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.routing import Match, Route
 
 from hub import wire_json
 from hub.errors import BadData, Code, Disconnected, Held, HubError, LostRace
@@ -20,12 +20,12 @@ from hub.events import INTEGER_MAX, Uuid, describe
 from hub.ports import Authenticator, Principal
 
 BODY_BYTES_MAX = 256 * 1024
+COMPRESSED_FROM_BYTES = 1024
+COMPRESSION = 5  # of 9; higher ones take longer than they save
+VARY = {"Vary": "Accept-Encoding"}
 
 _M = TypeVar("_M", bound=BaseModel)
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _UUID: TypeAdapter[str] = TypeAdapter(Uuid)
-
-_log = structlog.get_logger()
 
 
 async def body(request: Request, model: type[_M]) -> _M:
@@ -81,8 +81,11 @@ def query_int(
 ) -> int:
     """An integer of the query string. Raises `HubError(BAD_REQUEST)`."""
     text = request.query_params.get(name, "")
-    if text == "":
-        return default
+    return default if text == "" else as_int(text, name, least=least, most=most)
+
+
+def as_int(text: str, name: str, *, least: int = 0, most: int = INTEGER_MAX) -> int:
+    """Raises `HubError(BAD_REQUEST)`."""
     if re.fullmatch(r"[0-9]{1,16}", text) is None or not least <= int(text) <= most:
         raise HubError(Code.BAD_REQUEST, f"{name}: an integer from {least} to {most}")
     return int(text)
@@ -94,19 +97,41 @@ def respond(payload: Mapping[str, object] | bytes, status: int = 200) -> Respons
     return Response(text, status, media_type="application/json")
 
 
+async def respond_large(request: Request, text: bytes, headers: Mapping[str, str] = {}) -> Response:
+    """A JSON answer of any size, compressed if the client takes that: in a thread, because some
+    megabytes take longer than the loop may be held."""
+    compressed = {**headers, **VARY}
+    if len(text) >= COMPRESSED_FROM_BYTES and _takes_gzip(request):
+        text = await anyio.to_thread.run_sync(gzip.compress, text, COMPRESSION)
+        compressed["Content-Encoding"] = "gzip"
+    return Response(text, headers=compressed, media_type="application/json")
+
+
+def _takes_gzip(request: Request) -> bool:
+    for coding in request.headers.get("accept-encoding", "").split(","):
+        name, _, weight = coding.partition(";")
+        if name.strip().lower() == "gzip":
+            return re.fullmatch(r"\s*q=0(\.0*)?\s*", weight) is None
+    return False
+
+
 def error_response(request: Request, code: Code, detail: str | None = None) -> Response:
     """The one shape of errors (design 3.4)."""
+    request.state.code = code.name  # for the log
     error = {**code.to_wire(detail), "requestId": request.state.request_id}
     return respond({"error": error}, code.status)
 
 
 async def on_hub_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HubError)
-    return error_response(request, error.code, error.detail)
+    response = error_response(request, error.code, error.detail)
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    return response
 
 
 async def on_disconnected(request: Request, error: Exception) -> Response:
-    _log.warning("database out of reach", error=str(error), path=request.url.path)
+    request.state.cause = f"database out of reach: {error}"
     return error_response(request, Code.UNAVAILABLE)
 
 
@@ -119,11 +144,25 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     codes = {404: Code.NOT_FOUND, 405: Code.METHOD_NOT_ALLOWED}
     response = error_response(request, codes.get(error.status_code, Code.BAD_REQUEST))
     response.headers.update(error.headers or {})
+    if error.status_code == 405:  # one path has a route for each method; Starlette tells of one
+        matching = [
+            route
+            for route in request.app.routes
+            if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+        ]
+        known = {method for route in matching for method in route.methods or ()}
+        response.headers["Allow"] = ", ".join(sorted(known))
     return response
 
 
+async def on_client_gone(request: Request, error: Exception) -> Response:
+    """Nobody hears the answer."""
+    return error_response(request, Code.BAD_REQUEST, "the body ended early")
+
+
 async def on_defect(request: Request, error: Exception) -> Response:
-    """Reveals nothing; the server logs the exception once."""
+    """Reveals nothing; the edge logs the exception."""
+    request.state.defect = error
     return error_response(request, Code.INTERNAL_SERVER_ERROR)
 
 
@@ -133,31 +172,7 @@ ERROR_HANDLERS = {
     Held: on_held,
     LostRace: on_held,
     BadData: on_defect,
+    ClientDisconnect: on_client_gone,
     HTTPException: on_http_exception,
     Exception: on_defect,
 }
-
-
-class RequestId:
-    """ASGI middleware: every request has an id, its own (`X-Request-Id`) or one made here; it is in
-    the answer's header, in errors and in the log."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = ""
-        for name, value in scope["headers"]:
-            if name == b"x-request-id":
-                request_id = value.decode("latin-1")
-        if _REQUEST_ID.fullmatch(request_id) is None:
-            request_id = uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
-            await send(message)
-
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            await self._app(scope, receive, send_with_id)

@@ -13,7 +13,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.http import error_response, path_id, principal, respond
-from hub.errors import Code
+from api.invites import token_hash
+from hub.errors import Code, HubError
 from hub.events import Event, ParticipantAdd, ParticipantRemove
 from hub.hub import Hub
 from hub.ports import Authenticator
@@ -44,13 +45,20 @@ def routes(
             return error_response(request, Code.METHOD_NOT_ALLOWED)
         who = await principal(request, authenticator)
         budget_id = path_id(request, "budget_id")
+        token = request.query_params.get("invite")
         event = ParticipantAdd(
-            **made(budget_id), userId=who.user_id, participantsMax=participants_max
+            **made(budget_id),
+            userId=who.user_id,
+            participantsMax=participants_max,
+            invite=None if token is None else token_hash(token),
         )
         refused = await refusal(who.user_id, event)
         if refused is not None and refused is not Code.ALREADY_PARTICIPANT:
             return error_response(request, refused)
-        return respond(_joined(await snapshots.read(budget_id, who.user_id), who.user_id))
+        budget, participant = await snapshots.joined(budget_id, who.user_id)
+        return respond(
+            {"budget": orjson.Fragment(budget), "participant": orjson.Fragment(participant)}
+        )
 
     async def leave(request: Request) -> Response:
         who = await principal(request, authenticator)
@@ -61,11 +69,14 @@ def routes(
             return error_response(request, refused)
         return respond({"budgetId": budget_id, "userId": who.user_id})
 
+    async def read(request: Request) -> Response:
+        who = await principal(request, authenticator)
+        budget_id, user_id = path_id(request, "budget_id"), _user_id(request)
+        return respond(await snapshots.participant(budget_id, who.user_id, user_id))
+
     async def remove(request: Request) -> Response:
         who = await principal(request, authenticator)
-        budget_id, user_id = path_id(request, "budget_id"), request.path_params["user_id"]
-        if "\0" in user_id:  # nobody's, and Postgres could not even look for it
-            return error_response(request, Code.PARTICIPANT_NOT_EXISTS)
+        budget_id, user_id = path_id(request, "budget_id"), _user_id(request)
         event = ParticipantRemove(**made(budget_id), userId=user_id)
         refused = await refusal(who.user_id, event)
         already = Code.NOT_PARTICIPANT if user_id == who.user_id else Code.ALREADY_LEFT
@@ -83,14 +94,14 @@ def routes(
     return [
         Route("/budgets/{budget_id}/join", join, methods=["GET", "POST"]),
         Route("/budgets/{budget_id}/leave", leave, methods=["DELETE"]),
+        Route("/budgets/{budget_id}/participants/{user_id:opaque}", read, methods=["GET"]),
         Route("/budgets/{budget_id}/participants/{user_id:opaque}", remove, methods=["DELETE"]),
     ]
 
 
-def _joined(snapshot: bytes, user_id: UserId) -> dict[str, object]:
-    """The budget's own fields, and the participant, as the snapshot shows them."""
-    budget = orjson.loads(snapshot)
-    [participant] = [each for each in budget["participants"] if each["userId"] == user_id]
-    for of_snapshot in ("participants", "categories", "expenses"):
-        del budget[of_snapshot]
-    return {"budget": budget, "participant": participant}
+def _user_id(request: Request) -> UserId:
+    """Raises `HubError` for what is nobody's id, and Postgres could not even look for."""
+    user_id: str = request.path_params["user_id"]
+    if "\0" in user_id:
+        raise HubError(Code.PARTICIPANT_NOT_EXISTS)
+    return user_id

@@ -23,6 +23,7 @@ import uvicorn
 import uvloop
 
 from api.app import NotMigrated, open_app
+from api.http_protocol import HttpProtocol
 from api.logs import configure
 from api.settings import Settings
 from api.wire import DirectProtocol
@@ -106,7 +107,7 @@ async def serve(
     async with open_app(settings) as app:
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=HttpProtocol,
             ws=DirectProtocol,
             ws_max_size=FRAME_BYTES_MAX,
             ws_per_message_deflate=False,

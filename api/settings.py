@@ -1,11 +1,15 @@
 """Settings: read once from the environment, validated, frozen."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 AUTH_SECRET_BYTES_MIN = 32
+API_KEY_LENGTH_MIN = 16
+
+_API_KEY = re.compile(rf"[!-~]{{{API_KEY_LENGTH_MIN},}}")
 
 
 class SettingsError(Exception):
@@ -49,9 +53,39 @@ class Settings(BaseModel):
         str,
         Field(
             pattern=r"^(https?://[^\s,/]+(,https?://[^\s,/]+)*)?$",
-            description="Web origins that may open sockets, comma-separated; absent: any",
+            description="Web origins, comma-separated, whose pages may open sockets and call REST;"
+            " absent: any may open sockets, none may call REST",
         ),
     ] = ""
+    api_keys: Annotated[
+        str,
+        Field(
+            description="What a client may send as `x-api-key`, comma-separated, each of at least"
+            f" {API_KEY_LENGTH_MIN} characters; absent: no key is needed",
+            repr=False,
+        ),
+    ] = ""
+    trusted_proxies: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=10,
+            description="How many proxies of one's own a request passes: so many entries at the end"
+            " of `X-Forwarded-For` are believed",
+        ),
+    ] = 0
+    requests_per_min_user: Annotated[
+        int, Field(ge=0, description="REST requests of one user, on all nodes; 0: any number")
+    ] = 1200
+    requests_per_min_address: Annotated[
+        int, Field(ge=0, description="REST requests from one address; 0: any number")
+    ] = 6000
+    logins_per_min_address: Annotated[
+        int, Field(ge=0, description="Logins and registrations from one address; 0: any number")
+    ] = 30
+    logins_per_min_email: Annotated[
+        int, Field(ge=0, description="Logins and registrations with one e-mail; 0: any number")
+    ] = 10
     events_per_s_connection: Annotated[
         int,
         Field(ge=1, description="What one socket may send in the long run; ten seconds' at once"),
@@ -76,6 +110,15 @@ class Settings(BaseModel):
         if len(secret.encode()) < AUTH_SECRET_BYTES_MIN:
             raise ValueError(f"must have at least {AUTH_SECRET_BYTES_MIN} bytes")
         return secret
+
+    @field_validator("api_keys")
+    @classmethod
+    def _keys_of_some_length(cls, keys: str) -> str:
+        if keys and not all(_API_KEY.fullmatch(key) for key in keys.split(",")):
+            raise ValueError(
+                f"each key has {API_KEY_LENGTH_MIN} or more printable ASCII characters, no space"
+            )
+        return keys
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "Settings":
@@ -107,6 +150,9 @@ class Settings(BaseModel):
 
     def origin_list(self) -> list[str]:
         return [origin for origin in self.origins.split(",") if origin]
+
+    def api_key_list(self) -> list[str]:
+        return [key for key in self.api_keys.split(",") if key]
 
     def to_env(self) -> dict[str, str]:
         """The environment from which `from_env` makes these settings again."""

@@ -11,6 +11,8 @@ from urllib.parse import parse_qs
 import orjson
 from starlette.types import Receive, Scope, Send
 
+from api.edge import id_of
+from api.guard import ApiKeys
 from api.http import as_uuid, bearer
 from api.wire import EXTENSION, AsgiWire
 from hub.errors import Code, HubError
@@ -31,11 +33,13 @@ class SyncSocket:
         hub: Hub,
         authenticator: Authenticator,
         *,
+        keys: ApiKeys,
         origins: Collection[str],
         now_ms: Callable[[], int],
         new_id: Callable[[], str],
     ) -> None:
         self._hub = hub
+        self._keys = keys
         self._origins = origins
         self._authenticator = authenticator
         self._now_ms = now_ms
@@ -45,13 +49,13 @@ class SyncSocket:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
         if scope["path"] != PATH:
-            await _deny(send, Code.NOT_FOUND)
+            await _deny(scope, send, Code.NOT_FOUND)
             return
         try:
             principal = await self._upgrading(scope)
             follow = _wanted(scope)
         except HubError as error:
-            await _deny(send, error.code, error.detail)
+            await _deny(scope, send, error.code, error.detail)
             return
         token = _offered_token(scope)
         protocol = PROTOCOL if PROTOCOL in scope["subprotocols"] else None
@@ -79,6 +83,7 @@ class SyncSocket:
 
         Only browsers send an `Origin`; with no list of them, any may come: what signs a socket in
         is a token, which a foreign page does not have."""
+        self._keys.check(scope["headers"])
         for name, value in scope["headers"]:
             if name == b"origin" and self._origins and value.decode("latin-1") not in self._origins:
                 raise HubError(Code.ORIGIN_NOT_ALLOWED)
@@ -111,18 +116,22 @@ def _wanted(scope: Scope) -> tuple[str, int] | None:
     return as_uuid(query["budgetId"][0], "budgetId"), int(key)
 
 
-async def _deny(send: Send, code: Code, detail: str | None = None) -> None:
+async def _deny(scope: Scope, send: Send, code: Code, detail: str | None = None) -> None:
     """Answer the upgrade request with an HTTP error instead of a socket."""
+    request_id = id_of(scope["headers"])
     await send(
         {
             "type": "websocket.http.response.start",
             "status": code.status,
-            "headers": [(b"content-type", b"application/json")],
+            "headers": [
+                (b"content-type", b"application/json"),
+                (b"x-request-id", request_id.encode()),
+            ],
         }
     )
     await send(
         {
             "type": "websocket.http.response.body",
-            "body": orjson.dumps({"error": code.to_wire(detail)}),
+            "body": orjson.dumps({"error": {**code.to_wire(detail), "requestId": request_id}}),
         }
     )

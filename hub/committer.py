@@ -33,7 +33,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import structlog
 
 from hub.errors import BadData, Code, Disconnected, Held, LostRace
-from hub.events import Invalid, Submitted
+from hub.events import Invalid, ParticipantAdd, Submitted
 from hub.ports import EventLog, Want
 from hub.records import BudgetId, UserId
 from hub.rules import BudgetState, Change, LogRow, decide, rejected
@@ -390,7 +390,9 @@ def _wanted(runs: Sequence[_Run]) -> Want:
                     want.cascades.add((budget_id, record_id))
             elif kind == "participant":
                 want.members.add((budget_id, record_id))
-                want.counted.add(budget_id)
+                want.doors.add(budget_id)
+                if isinstance(event, ParticipantAdd) and event.invite is not None:
+                    want.invites.add((budget_id, event.invite))
     return want
 
 

@@ -36,20 +36,24 @@ class Code(Enum):
     NOT_OWNER = _Error(403, None, False, "Only the owner of the budget may do this.")
 
     ORIGIN_NOT_ALLOWED = _Error(403, None, False, "This web origin may not connect.")
+    INCORRECT_API_KEY = _Error(403, None, False, "The x-api-key header is missing or wrong.")
 
     # What it names.
     BUDGET_NOT_EXISTS = _Error(404, None, False, "There is no such budget.")
     CATEGORY_NOT_EXISTS = _Error(404, None, False, "The budget has no such category.")
     EXPENSE_NOT_EXISTS = _Error(404, None, False, "The budget has no such expense.")
+    USER_NOT_FOUND = _Error(404, None, False, "There is no such user.")
     PARTICIPANT_NOT_EXISTS = _Error(404, None, False, "The budget has no such participant.")
     BUDGET_EXISTS = _Error(409, None, False, "This budget id is taken.")
     CATEGORY_EXISTS = _Error(409, None, False, "This category id is taken.")
     EXPENSE_EXISTS = _Error(409, None, False, "This expense id is taken.")
     ALREADY_PARTICIPANT = _Error(409, None, False, "The user takes part in this budget already.")
     ALREADY_LEFT = _Error(409, None, False, "The user no longer takes part in this budget.")
-    TOO_MANY_PARTICIPANTS = _Error(409, None, False, "The budget has no room for another one.")
+    PARTICIPANT_LIMIT_REACHED = _Error(403, None, False, "The budget has no room for another one.")
     OWNER_CANNOT_LEAVE = _Error(409, None, False, "The owner may not leave while others take part.")
     EVENT_ID_REUSED = _Error(409, None, False, "This eventId names another event.")
+    INVITE_NOT_VALID = _Error(410, None, False, "The invite has run out or was revoked.")
+    INVITE_NOT_EXISTS = _Error(404, None, False, "The budget has no such invite.")
     BUDGET_DELETED = _Error(404, None, False, "The budget was deleted.")
     CURSOR_AHEAD = _Error(409, None, False, "The cursor is ahead of the budget: take a snapshot.")
 
@@ -101,12 +105,16 @@ class Code(Enum):
 
 
 class HubError(Exception):
-    """A request that cannot be served; `code` says why, `detail` is for people."""
+    """A request that cannot be served; `code` says why, `detail` is for people, `retry_after_s`
+    when it could be, where that is known."""
 
-    def __init__(self, code: Code, detail: str | None = None) -> None:
+    def __init__(
+        self, code: Code, detail: str | None = None, *, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(code.name if detail is None else f"{code.name}: {detail}")
         self.code = code
         self.detail = detail
+        self.retry_after_s = retry_after_s
 
 
 # What the event log tells the committer. Vendor errors end in storage/ (design 7).
@@ -117,7 +125,8 @@ class LostRace(Exception):
 
 
 class Held(Exception):
-    """A budget row stayed locked by another transaction for longer than the lock timeout."""
+    """A budget row stayed locked by another transaction for longer than the lock timeout, or no
+    turn to read came."""
 
 
 class BadData(Exception):

@@ -267,16 +267,20 @@ class _OfParticipant(Event):
 
 
 class ParticipantAdd(_OfParticipant):
-    """The sender joins. `participants_max` is how many a budget may have."""
+    """The sender joins, by an invite (the hash of its token) or by the budget's bare id.
+    `participants_max` is how many a budget may have."""
 
     type = "participant.add"
     participants_max: int
+    invite: bytes | None = None
 
 
 class ParticipantRemove(_OfParticipant):
-    """The sender leaves, or as the owner removes another."""
+    """The sender leaves, or as the owner removes another. With `closes_account` he goes for good,
+    and a budget he owns passes on."""
 
     type = "participant.remove"
+    closes_account: bool = False
 
 
 CLIENT_EVENTS: Mapping[str, type[Event]] = {

@@ -18,7 +18,9 @@ class Want:
     budgets: set[BudgetId] = field(default_factory=set)
     events: set[tuple[BudgetId, str]] = field(default_factory=set)
     members: set[tuple[BudgetId, UserId]] = field(default_factory=set)
-    counted: set[BudgetId] = field(default_factory=set)  # whose participants are to be counted
+    # Whose membership may change: who takes part, in what order they came, and link sharing.
+    doors: set[BudgetId] = field(default_factory=set)
+    invites: set[tuple[BudgetId, bytes]] = field(default_factory=set)
     categories: set[tuple[BudgetId, str]] = field(default_factory=set)
     expenses: set[tuple[BudgetId, str]] = field(default_factory=set)
     cascades: set[tuple[BudgetId, str]] = field(default_factory=set)

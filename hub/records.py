@@ -138,13 +138,32 @@ Record: TypeAlias = Budget | Category | Expense
 class Membership(NamedTuple):
     """A participant, or a former one: the row stays when he leaves (P9 tells them apart).
 
-    `removed_at` says that the owner removed him. Times are epoch milliseconds."""
+    `removed_at` says that the owner removed him, `last_sequence` by which event he came or went.
+    Times are epoch milliseconds."""
 
     budget_id: BudgetId
     user_id: UserId
     joined_at: int
     active: bool
     removed_at: int | None = None
+    last_sequence: int = 1
+
+
+class Invite(NamedTuple):
+    """A way into a budget for who has its token, which is stored as a hash. Times are epoch
+    milliseconds."""
+
+    budget_id: BudgetId
+    id: str
+    token_hash: bytes
+    created_at: int
+    expires_at: int
+    max_uses: int
+    uses: int
+    revoked: bool
+
+    def admits(self, now_ms: int) -> bool:
+        return not self.revoked and self.uses < self.max_uses and now_ms < self.expires_at
 
 
 def fingerprint(*fields: str | None) -> int:

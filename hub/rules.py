@@ -21,10 +21,21 @@ The first check that fails decides (design 3.1):
   7. version                   not the current one, or the record is a tombstone: `conflict` with
                                the record as it is now (P5). A version ahead of ours is stale too.
 
-Membership has no versions: joining again is `ALREADY_PARTICIPANT`, removing twice `ALREADY_LEFT`;
-neither changes anything. A stranger cannot be removed: `PARTICIPANT_NOT_EXISTS`. Whom the owner
-removed does not come back by himself: `NOT_PARTICIPANT`. A full budget is `TOO_MANY_PARTICIPANTS`.
-While others take part the owner stays: `OWNER_CANNOT_LEAVE`.
+Membership has no versions. A budget is entered by an invite that is valid, or by its bare id while
+link sharing is on; whom the owner removed needs an invite made after that:
+
+| who asks to join       | valid invite            | no invite, or one that is not valid           |
+|------------------------|-------------------------|-----------------------------------------------|
+| takes part already     | `ALREADY_PARTICIPANT`   | `ALREADY_PARTICIPANT`                         |
+| removed by the owner   | in, if it is newer      | `NOT_PARTICIPANT`                             |
+| link sharing on        | in                      | in                                            |
+| off, never took part   | in                      | `BUDGET_NOT_EXISTS`; an invite of this budget |
+|                        |                         | that ran out is told so: `INVITE_NOT_VALID`   |
+| off, has left          | in                      | `NOT_PARTICIPANT`                             |
+
+and a full budget is `PARTICIPANT_LIMIT_REACHED`. Removing twice is `ALREADY_LEFT`, and a stranger
+cannot be removed: `PARTICIPANT_NOT_EXISTS`. While others take part the owner stays:
+`OWNER_CANNOT_LEAVE`; only when his account is closed the budget passes to who joined first.
 
 What is left is accepted: sequence head+1, version 1 or current+1, and
 
@@ -78,6 +89,7 @@ from hub.records import (
     BudgetId,
     Category,
     Expense,
+    Invite,
     Membership,
     Record,
     UserId,
@@ -127,6 +139,8 @@ class Change(NamedTuple):
     record: Record | None = None  # None where only the budget's own row changes
     member: Membership | None = None
     cascade: bool = False  # the live expenses of category `row.record_id` become tombstones
+    invite: Invite | None = None  # with this use of it
+    passes_on: bool = False  # the budget has another owner
 
     def verdict(self) -> Verdict:
         return self.row.verdict()
@@ -142,7 +156,9 @@ class BudgetState:
         "category_sums",
         "changes",
         "expenses",
+        "invites",
         "known",
+        "link_sharing",
         "members",
         "participants",
     )
@@ -156,7 +172,10 @@ class BudgetState:
         # For each category the batch wants to delete: the sum of its live expenses' fingerprints,
         # those not loaded included. It lets the digest survive a cascade that runs in SQL.
         self.category_sums: dict[str, int] = {}
-        self.participants = 0  # how many take part; loaded only where membership may change
+        # Loaded only where membership may change.
+        self.participants: list[UserId] = []  # who takes part, in the order they came
+        self.link_sharing = True
+        self.invites: dict[bytes, Invite] = {}  # by the hash of the token
         self.changes: list[Change] = []  # what was applied, in order
 
     def apply(self, change: Change) -> None:
@@ -165,9 +184,13 @@ class BudgetState:
         self.budget = change.budget
         self.known[change.row.event_id] = change.row
         if (member := change.member) is not None:
-            before = self.members.get(member.user_id)
-            self.participants += member.active - (before is not None and before.active)
+            if member.active:
+                self.participants.append(member.user_id)
+            else:
+                self.participants.remove(member.user_id)
             self.members[member.user_id] = member
+        if change.invite is not None:
+            self.invites[change.invite.token_hash] = change.invite
         record = change.record
         if isinstance(record, Category):
             self.categories[record.id] = record
@@ -241,6 +264,8 @@ class _Effect(NamedTuple):
     fields: Mapping[str, Any] = {}  # of the stream event
     member: Membership | None = None
     cascade: bool = False
+    invite: Invite | None = None
+    owner: UserId | None = None  # the new one
 
 
 # A rule answers with the effect, with the code of a rejection, or with the current record, which is
@@ -436,11 +461,20 @@ def _add_participant(
     before = state.members.get(event.user_id)
     if before is not None and before.active:
         return Code.ALREADY_PARTICIPANT
+    invite = None if event.invite is None else state.invites.get(event.invite)
+    admitted = invite is not None and invite.admits(now_ms)
     if before is not None and before.removed_at is not None:
-        return Code.NOT_PARTICIPANT
-    if state.participants >= event.participants_max:
-        return Code.TOO_MANY_PARTICIPANTS
-    return _membership(Membership(event.budget_id, event.user_id, joined_at=now_ms, active=True))
+        if invite is None or not admitted or invite.created_at <= before.removed_at:
+            return Code.NOT_PARTICIPANT
+    elif not admitted and not state.link_sharing:
+        if before is not None:
+            return Code.NOT_PARTICIPANT
+        return Code.BUDGET_NOT_EXISTS if invite is None else Code.INVITE_NOT_VALID
+    if len(state.participants) >= event.participants_max:
+        return Code.PARTICIPANT_LIMIT_REACHED
+    used = invite._replace(uses=invite.uses + 1) if invite is not None and admitted else None
+    member = Membership(event.budget_id, event.user_id, joined_at=now_ms, active=True)
+    return _membership(member._replace(last_sequence=sequence))._replace(invite=used)
 
 
 def _remove_participant(
@@ -455,18 +489,23 @@ def _remove_participant(
         return Code.PARTICIPANT_NOT_EXISTS
     if not before.active:
         return Code.ALREADY_LEFT
-    if leaves and budget.owner_id == actor and state.participants > 1:
+    heirs = [user_id for user_id in state.participants if user_id != event.user_id]
+    passes_on = leaves and budget.owner_id == actor and bool(heirs)
+    if passes_on and not event.closes_account:
         return Code.OWNER_CANNOT_LEAVE
-    return _membership(before._replace(active=False, removed_at=None if leaves else now_ms))
+    removed_at = None if leaves else now_ms
+    gone = before._replace(active=False, removed_at=removed_at, last_sequence=sequence)
+    return _membership(gone, owner=heirs[0] if passes_on else None)
 
 
-def _membership(member: Membership) -> _Effect:
+def _membership(member: Membership, owner: UserId | None = None) -> _Effect:
     participant = {
         "userId": member.user_id,
         "budgetId": member.budget_id,
         "joinedAt": member.joined_at,
     }
-    return _Effect(fields={"participant": participant}, member=member)
+    passed_on = {} if owner is None else {"owner": owner}
+    return _Effect(fields={"participant": participant, **passed_on}, member=member, owner=owner)
 
 
 _RULES: Mapping[type[Event], Callable[..., _Outcome]] = {
@@ -546,12 +585,17 @@ def _accept(
         event=orjson.dumps(stream_event, default=str),
         record=None if record is None else orjson.dumps(record.to_wire()),
     )
+    budget = budget.moved_on(sequence, digest)
+    if effect.owner is not None:
+        budget = budget._replace(owner_id=effect.owner)
     return Change(
         row,
-        budget.moved_on(sequence, digest),
+        budget,
         None if isinstance(record, Budget) else record,
         effect.member,
         effect.cascade,
+        effect.invite,
+        effect.owner is not None,
     )
 
 

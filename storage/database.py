@@ -23,7 +23,7 @@ LOCK_TIMEOUT_S = 5  # longer than that, so that a frozen hub costs a wait and no
 COMMAND_TIMEOUT_S = 10  # ours, for a server that has gone silent
 ACQUIRE_TIMEOUT_S = 5
 
-_SESSION = {
+SESSION = {
     "application_name": "budget-hub",
     "timezone": "UTC",
     "datestyle": "ISO",  # dates leave as text, and go into digests
@@ -43,7 +43,7 @@ _SESSION = {
 # arrays are short, and with stale statistics of a fast growing table it would sooner or later scan
 # it; and it would plan anew for each array, which costs more than the statement.
 COMMIT_SESSION = {
-    **_SESSION,
+    **SESSION,
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
@@ -69,7 +69,7 @@ class Database:
         Raises `Disconnected` if the server cannot be reached."""
         with translated():
             commits = await _pool(url, commits_max, COMMIT_SESSION)
-            return cls(commits, await _pool(url, reads_max, _SESSION))
+            return cls(commits, await _pool(url, reads_max, SESSION))
 
     async def close(self) -> None:
         for pool in (self._commits, self._reads):

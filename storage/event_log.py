@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from hub.errors import LostRace
 from hub.ports import LogEvent, Page, Want
-from hub.records import DIGEST_MODULUS, Budget, BudgetId, Category, Expense, Membership, UserId
+from hub.records import (
+    DIGEST_MODULUS,
+    Budget,
+    BudgetId,
+    Category,
+    Expense,
+    Invite,
+    Membership,
+    UserId,
+)
 from hub.rules import BudgetState, LogRow
 from storage.database import Database
 
@@ -40,14 +49,24 @@ FROM unnest($1::uuid[], $2::uuid[]) AS wanted (budget_id, event_id)
 JOIN accepted_events e USING (budget_id, event_id)
 """
 LOAD_MEMBERS = """
-SELECT p.budget_id::text, p.user_id, p.joined_at, p.active, p.removed_at
+SELECT p.budget_id::text, p.user_id, p.joined_at, p.active, p.removed_at,
+       p.last_sequence
 FROM unnest($1::uuid[], $2::text[]) AS wanted (budget_id, user_id)
 JOIN participants p USING (budget_id, user_id)
 """
-COUNT_MEMBERS = """
-SELECT budget_id::text, count(*) FROM participants
-WHERE budget_id = ANY($1::uuid[]) AND active
-GROUP BY budget_id
+LOAD_DOORS = """
+SELECT b.id::text, b.link_sharing,
+       ARRAY(
+           SELECT p.user_id FROM participants p WHERE p.budget_id = b.id AND p.active
+           ORDER BY p.joined_at, p.number
+       )
+FROM budgets b WHERE b.id = ANY($1::uuid[])
+"""
+LOAD_INVITES = """
+SELECT i.budget_id::text, i.id::text, i.token_hash, i.created_at, i.expires_at, i.max_uses, i.uses,
+       i.revoked
+FROM unnest($1::uuid[], $2::bytea[]) AS wanted (budget_id, token_hash)
+JOIN invites i USING (budget_id, token_hash)
 """
 LOAD_CATEGORIES = """
 SELECT c.budget_id::text, c.id::text, c.created_by, c.name, c.allocate, c.version, c.deleted,
@@ -99,10 +118,17 @@ FROM unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS new (id, last_sequence, d
 WHERE b.id = new.id
 """
 UPSERT_MEMBERS = """
-INSERT INTO participants (budget_id, user_id, joined_at, active, removed_at)
-SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::boolean[], $5::bigint[])
+INSERT INTO participants (budget_id, user_id, joined_at, active, removed_at, last_sequence)
+SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::boolean[], $5::bigint[],
+                     $6::bigint[])
 ON CONFLICT (budget_id, user_id) DO UPDATE
-SET joined_at = excluded.joined_at, active = excluded.active, removed_at = excluded.removed_at
+SET joined_at = excluded.joined_at, active = excluded.active, removed_at = excluded.removed_at,
+    last_sequence = excluded.last_sequence
+"""
+USE_INVITES = """
+UPDATE invites i SET uses = used.uses
+FROM unnest($1::uuid[], $2::uuid[], $3::integer[]) AS used (budget_id, id, uses)
+WHERE i.budget_id = used.budget_id AND i.id = used.id
 """
 UPSERT_CATEGORIES = """
 INSERT INTO categories (budget_id, id, created_by, name, allocate, version, deleted,
@@ -244,9 +270,12 @@ class PostgresTransaction:
             )
         for row in await fetch(LOAD_MEMBERS, *columns(want.members, 2)):
             states[row[0]].members[row[1]] = Membership._make(row)
-        if want.counted:
-            for row in await fetch(COUNT_MEMBERS, list(want.counted)):
-                states[row[0]].participants = row[1]
+        if want.doors:
+            for row in await fetch(LOAD_DOORS, list(want.doors)):
+                states[row[0]].link_sharing, states[row[0]].participants = row[1], row[2]
+        if want.invites:
+            for row in await fetch(LOAD_INVITES, *columns(want.invites, 2)):
+                states[row[0]].invites[row[2]] = Invite._make(row)
         if want.categories:
             for row in await fetch(LOAD_CATEGORIES, *columns(want.categories, 2)):
                 states[row[0]].categories[row[1]] = Category._make(
@@ -274,7 +303,9 @@ class PostgresTransaction:
             if len(inserted) < len(writes.new_budgets):
                 raise LostRace("another hub created the budget")
         if writes.members:
-            await execute(UPSERT_MEMBERS, *columns(writes.members, 5))
+            await execute(UPSERT_MEMBERS, *columns(writes.members, 6))
+        if writes.invites:
+            await execute(USE_INVITES, *columns(writes.invites, 3))
         if writes.categories:
             await execute(UPSERT_CATEGORIES, *columns(writes.categories, 11))
         if writes.cascades:
@@ -296,6 +327,7 @@ class Writes:
         self.budgets: list[tuple[Any, ...]] = []
         self.heads: list[tuple[Any, ...]] = []
         self.members: list[tuple[Any, ...]] = []
+        self.invites: list[tuple[Any, ...]] = []
         self.categories: list[tuple[Any, ...]] = []
         self.cascades: list[tuple[Any, ...]] = []
         self.expenses: list[tuple[Any, ...]] = []
@@ -307,6 +339,7 @@ class Writes:
         categories: set[str] = set()
         expenses: set[str] = set()
         members: set[UserId] = set()
+        invites: set[bytes] = set()
         cascaded: set[str] = set()
         for change in state.changes:
             row = change.row
@@ -315,6 +348,8 @@ class Writes:
             )
             if change.member is not None:
                 members.add(change.member.user_id)
+            if change.invite is not None:
+                invites.add(change.invite.token_hash)
             if isinstance(change.record, Category):
                 categories.add(change.record.id)
             elif isinstance(change.record, Expense):
@@ -332,6 +367,8 @@ class Writes:
         if cascaded:
             expenses |= {e.id for e in state.expenses.values() if e.category_id in cascaded}
         self.members += [state.members[user_id] for user_id in members]
+        used = [state.invites[token_hash] for token_hash in invites]
+        self.invites += [(invite.budget_id, invite.id, invite.uses) for invite in used]
         self.categories += [_category_row(state.categories[id]) for id in categories]
         self.expenses += [_expense_row(state.expenses[id]) for id in expenses]
         self._add_budget(state)
@@ -342,7 +379,7 @@ class Writes:
         first = state.changes[0].row.sequence
         if first == 1:
             self.new_budgets.append(_budget_row(budget))
-        elif budget.record_sequence >= first:
+        elif budget.record_sequence >= first or any(c.passes_on for c in state.changes):
             self.budgets.append(_budget_row(budget))
         else:
             self.heads.append((budget.id, budget.last_sequence, _signed(budget.digest)))

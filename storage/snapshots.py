@@ -1,92 +1,328 @@
-"""The whole of a budget at one instant, built by Postgres and sent as it is.
+"""What a budget is at one instant: the whole of it, what has changed since, lists, single records.
 
-One statement: under READ COMMITTED it sees one snapshot, so records, head and digest belong
-together (P6), and membership is checked in the same instant (P9).
+Postgres makes the JSON and it is sent as it is. Each read is one statement: under READ COMMITTED it
+sees one snapshot, so records, head and digest belong together (P6), and membership is checked in
+the same instant (P9).
 """
 
-from typing import NamedTuple
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hub.errors import Code, HubError
+from hub.errors import Code, Held, HubError
 from hub.records import BudgetId, UserId
 from storage.database import Database
 
+if TYPE_CHECKING:
+    import asyncpg
+
+    from storage.database import Connection
+
+WAIT_S = 5.0  # for others to finish reading
+
+# Every statement answers first how the budget and the user ($1, $2) stand, then with its own
+# columns, which are null where the user may not have them.
+READ_TAG = """
+SELECT b.deleted, p.active, tag
+FROM budgets b
+LEFT JOIN participants p ON p.budget_id = b.id AND p.user_id = $2
+LEFT JOIN LATERAL (
+    SELECT string_agg(m.user_id || ':' || m.profile_version, ',' ORDER BY m.number) AS profiles
+    FROM participant_dtos m WHERE m.budget_id = b.id AND m.active
+) present ON true
+LEFT JOIN LATERAL (
+    SELECT md5('1:' || i.log_id || ':' || b.last_sequence || ':' || present.profiles) AS tag
+    FROM hub_identity i
+) ON true
+WHERE b.id = $1
+"""
 READ_SNAPSHOT = """
-SELECT b.deleted, p.active, CASE WHEN p.active AND NOT b.deleted THEN (
-    SELECT row_to_json(snapshot)::text FROM (
-        SELECT
-            b.id,
-            b.created_by AS "createdBy",
-            b.title,
-            b.details,
-            b.currency,
-            b.version,
-            b.offline_last_modified AS "offlineLastModified",
-            (
-                SELECT coalesce(json_agg(row_to_json(category)), '[]') FROM (
-                    SELECT c.id, c.budget_id AS "budgetId", c.created_by AS "createdBy", c.name,
-                           c.allocate::text, c.version,
-                           c.offline_last_modified AS "offlineLastModified"
-                    FROM categories c
-                    WHERE c.budget_id = b.id AND NOT c.deleted
-                    ORDER BY c.created_sequence
-                ) category
-            ) AS categories,
-            (
-                SELECT coalesce(json_agg(row_to_json(expense)), '[]') FROM (
-                    SELECT e.id, e.budget_id AS "budgetId", e.category_id AS "categoryId",
-                           e.created_by AS "createdBy", e.date, e.amount::text, e.note, e.version,
-                           e.offline_last_modified AS "offlineLastModified"
-                    FROM expenses e
-                    WHERE e.budget_id = b.id AND NOT e.deleted
-                    ORDER BY e.created_sequence
-                ) expense
-            ) AS expenses,
-            (
-                SELECT coalesce(json_agg(row_to_json(participant)), '[]') FROM (
-                    SELECT m.user_id AS "userId", m.budget_id AS "budgetId",
-                           u.id IS NOT NULL AS "userExists", u.first_name AS "firstName",
-                           u.last_name AS "lastName", u.photo, m.joined_at AS "joinedAt"
-                    FROM participants m
-                    LEFT JOIN users u ON u.id = m.user_id
-                    WHERE m.budget_id = b.id AND m.active
-                    ORDER BY m.number
-                ) participant
-            ) AS participants,
-            b.last_sequence AS "lastEventSequence",
-            lpad(to_hex(b.digest), 16, '0') AS digest,
-            (SELECT log_id FROM hub_identity) AS "logId"
-    ) snapshot
-) END AS snapshot
+SELECT b.deleted, p.active, tag, row_to_json(snapshot)::text
+FROM budgets b
+LEFT JOIN participants p ON p.budget_id = b.id AND p.user_id = $2
+LEFT JOIN LATERAL (
+    SELECT string_agg(m.user_id || ':' || m.profile_version, ',' ORDER BY m.number) AS profiles,
+           json_agg(m.dto ORDER BY m.number) AS dtos
+    FROM participant_dtos m WHERE m.budget_id = b.id AND m.active
+) present ON p.active AND NOT b.deleted
+LEFT JOIN LATERAL (
+    SELECT md5('1:' || i.log_id || ':' || b.last_sequence || ':' || present.profiles) AS tag
+    FROM hub_identity i
+) ON true
+LEFT JOIN LATERAL (
+    SELECT
+        b.id,
+        b.created_by AS "createdBy",
+        b.title,
+        b.details,
+        b.currency,
+        b.version,
+        b.offline_last_modified AS "offlineLastModified",
+        (
+            SELECT coalesce(json_agg(c.dto ORDER BY c.created_sequence), '[]')
+            FROM category_dtos c WHERE c.budget_id = b.id AND NOT c.deleted
+        ) AS categories,
+        (
+            SELECT coalesce(json_agg(e.dto ORDER BY e.created_sequence), '[]')
+            FROM expense_dtos e WHERE e.budget_id = b.id AND NOT e.deleted
+        ) AS expenses,
+        present.dtos AS participants,
+        b.last_sequence AS "lastEventSequence",
+        lpad(to_hex(b.digest), 16, '0') AS digest,
+        (SELECT log_id FROM hub_identity) AS "logId"
+) snapshot ON p.active AND NOT b.deleted
+WHERE b.id = $1
+"""
+# What has changed after the event $3. A part that has not changed is null.
+READ_DELTA = """
+SELECT b.deleted, p.active, b.last_sequence, lpad(to_hex(b.digest), 16, '0') AS digest,
+       (SELECT log_id::text FROM hub_identity) AS log_id,
+       (SELECT d.dto::text FROM budget_dtos d WHERE d.id = b.id AND d.record_sequence > $3),
+       categories, expenses, participants
+FROM budgets b
+LEFT JOIN participants p ON p.budget_id = b.id AND p.user_id = $2
+LEFT JOIN LATERAL (
+    SELECT json_agg(c.dto ORDER BY c.last_sequence, c.created_sequence)::text AS categories
+    FROM category_dtos c
+    WHERE c.budget_id = b.id AND c.last_sequence > 0 AND c.last_sequence > $3
+) ON p.active AND NOT b.deleted
+LEFT JOIN LATERAL (
+    SELECT json_agg(e.dto ORDER BY e.last_sequence, e.created_sequence)::text AS expenses
+    FROM expense_dtos e
+    WHERE e.budget_id = b.id AND e.last_sequence > 0 AND e.last_sequence > $3
+) ON p.active AND NOT b.deleted
+LEFT JOIN LATERAL (
+    SELECT json_agg(m.dto ORDER BY m.number)::text AS participants
+    FROM participant_dtos m WHERE m.budget_id = b.id AND m.active
+) ON p.active AND NOT b.deleted AND EXISTS (
+    SELECT FROM participants m WHERE m.budget_id = b.id AND m.last_sequence > $3
+)
+WHERE b.id = $1
+"""
+READ_HEAD = """
+SELECT b.deleted, p.active, b.last_sequence, lpad(to_hex(b.digest), 16, '0') AS digest
 FROM budgets b
 LEFT JOIN participants p ON p.budget_id = b.id AND p.user_id = $2
 WHERE b.id = $1
 """
+READ_CATEGORIES = """
+SELECT b.deleted, p.active, (
+    SELECT coalesce(json_agg(c.dto ORDER BY c.created_sequence), '[]')::text
+    FROM category_dtos c WHERE c.budget_id = b.id AND NOT c.deleted AND p.active
+)
+FROM budgets b
+LEFT JOIN participants p ON p.budget_id = b.id AND p.user_id = $2
+WHERE b.id = $1
+"""
+READ_PARTICIPANTS = """
+SELECT b.deleted, p.active, (
+    SELECT coalesce(json_agg(m.dto ORDER BY m.number), '[]')::text
+    FROM participant_dtos m WHERE m.budget_id = b.id AND m.active AND p.active
+)
+FROM budgets b
+LEFT JOIN participants p ON p.budget_id = b.id AND p.user_id = $2
+WHERE b.id = $1
+"""
+READ_EXPENSES = """
+SELECT b.deleted, p.active, coalesce(next_key, $3), expenses
+FROM budgets b
+LEFT JOIN participants p ON p.budget_id = b.id AND p.user_id = $2
+LEFT JOIN LATERAL (
+    SELECT max(created_sequence) AS next_key,
+           coalesce(json_agg(dto ORDER BY created_sequence), '[]')::text AS expenses
+    FROM (
+        SELECT e.created_sequence, e.dto FROM expense_dtos e
+        WHERE e.budget_id = b.id AND NOT e.deleted AND e.created_sequence > 0
+          AND e.created_sequence > $3
+        ORDER BY e.created_sequence
+        LIMIT $4
+    ) page
+) ON p.active AND NOT b.deleted
+WHERE b.id = $1
+"""
+READ_CATEGORY = """
+SELECT b.deleted, p.active, c.dto::text
+FROM budgets b
+LEFT JOIN participants p ON p.budget_id = b.id AND p.user_id = $2
+LEFT JOIN category_dtos c ON c.budget_id = b.id AND c.id = $3 AND NOT c.deleted AND p.active
+WHERE b.id = $1
+"""
+READ_EXPENSE = """
+SELECT b.deleted, p.active, e.dto::text
+FROM budgets b
+LEFT JOIN participants p ON p.budget_id = b.id AND p.user_id = $2
+LEFT JOIN expense_dtos e ON e.budget_id = b.id AND e.id = $3 AND NOT e.deleted AND p.active
+WHERE b.id = $1
+"""
+READ_PARTICIPANT = """
+SELECT b.deleted, p.active, m.dto::text
+FROM budgets b
+LEFT JOIN participants p ON p.budget_id = b.id AND p.user_id = $2
+LEFT JOIN participant_dtos m ON m.budget_id = b.id AND m.user_id = $3 AND m.active AND p.active
+WHERE b.id = $1
+"""
+READ_JOINED = """
+SELECT b.deleted, p.active, d.dto::text, m.dto::text
+FROM budgets b
+JOIN budget_dtos d ON d.id = b.id
+LEFT JOIN participants p ON p.budget_id = b.id AND p.user_id = $2
+LEFT JOIN participant_dtos m ON m.budget_id = b.id AND m.user_id = $2 AND m.active
+WHERE b.id = $1
+"""
+READ_BUDGETS = """
+SELECT coalesce(max(number), $2), coalesce(json_agg(dto ORDER BY number), '[]')::text
+FROM (
+    SELECT p.number, d.dto
+    FROM participants p
+    -- OFFSET 0 keeps the two apart: joined, what the planner knows nothing of is read as a whole.
+    CROSS JOIN LATERAL (
+        SELECT dto FROM budget_dtos WHERE id = p.budget_id AND NOT deleted OFFSET 0
+    ) d
+    WHERE p.user_id = $1 AND p.active AND p.number > $2
+    ORDER BY p.number
+    LIMIT $3
+) page
+"""
 
 
-class Access(NamedTuple):
-    """How a user stands to a budget. `member` is None for someone who never took part."""
+class Snapshot(NamedTuple):
+    """`tag` changes whenever `text`, JSON, does."""
 
-    deleted: bool
-    member: bool | None
+    tag: str
+    text: bytes
 
-    def check(self) -> None:
-        """Raises `HubError` unless the user takes part in a budget that is not deleted (P9)."""
-        if self.deleted or self.member is None:
-            raise HubError(Code.BUDGET_NOT_EXISTS)
-        if not self.member:
-            raise HubError(Code.NOT_PARTICIPANT)
+
+class Delta(NamedTuple):
+    """JSON text; `budget` and `participants` are None where they have not changed."""
+
+    head: int
+    digest: str
+    log_id: str
+    budget: bytes | None
+    categories: bytes
+    expenses: bytes
+    participants: bytes | None
 
 
 class Snapshots:
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    """All methods raise `HubError` where the user may not have what is asked for, or it is not
+    there, `Disconnected`, and `Held` where too many others read. JSON is text, ready to be sent.
 
-    async def read(self, budget_id: BudgetId, user_id: UserId) -> bytes:
-        """The snapshot as JSON text. Raises `HubError` where the user may not have it."""
-        async with self._database.reading() as connection:
-            row = await connection.fetchrow(READ_SNAPSHOT, budget_id, user_id)
-        if row is None:
-            raise HubError(Code.BUDGET_NOT_EXISTS)
-        Access(row["deleted"], row["active"]).check()
-        snapshot: str = row["snapshot"]
-        return snapshot.encode()
+    At most `reads_max` of them read at a time: the feeds read over the same connections, and what
+    they have to deliver may not wait for somebody's snapshots (P7)."""
+
+    def __init__(self, database: Database, reads_max: int) -> None:
+        self._database = database
+        self._gate = asyncio.Semaphore(reads_max)
+
+    async def tag(self, budget_id: BudgetId, user_id: UserId) -> str:
+        """The snapshot's tag, without reading the records."""
+        [tag] = await self._read(READ_TAG, budget_id, user_id)
+        return str(tag)
+
+    async def read(self, budget_id: BudgetId, user_id: UserId) -> Snapshot:
+        tag, text = await self._read(READ_SNAPSHOT, budget_id, user_id)
+        return Snapshot(tag, text.encode())
+
+    async def delta(self, budget_id: BudgetId, user_id: UserId, key: int) -> Delta:
+        """The records that changed after event `key`, as they are now, tombstones included."""
+        row = await self._read(READ_DELTA, budget_id, user_id, key)
+        head, digest, log_id, budget, categories, expenses, participants = row
+        if key > head:
+            raise HubError(Code.CURSOR_AHEAD)
+        return Delta(
+            head,
+            digest,
+            log_id,
+            _text(budget),
+            _text(categories) or b"[]",
+            _text(expenses) or b"[]",
+            _text(participants),
+        )
+
+    async def head(self, budget_id: BudgetId, user_id: UserId) -> tuple[int, str]:
+        """The last sequence and the digest."""
+        head, digest = await self._read(READ_HEAD, budget_id, user_id)
+        return head, digest
+
+    async def categories(self, budget_id: BudgetId, user_id: UserId) -> bytes:
+        """A list, in the order of creation."""
+        [text] = await self._read(READ_CATEGORIES, budget_id, user_id)
+        return bytes(text.encode())
+
+    async def participants(self, budget_id: BudgetId, user_id: UserId) -> bytes:
+        """A list, in the order of joining."""
+        [text] = await self._read(READ_PARTICIPANTS, budget_id, user_id)
+        return bytes(text.encode())
+
+    async def expenses(
+        self, budget_id: BudgetId, user_id: UserId, key: int, count: int
+    ) -> tuple[int, bytes]:
+        """At most `count` expenses created after event `key`: the key of the next page, a list."""
+        next_key, text = await self._read(READ_EXPENSES, budget_id, user_id, key, count)
+        return next_key, text.encode()
+
+    async def category(self, budget_id: BudgetId, user_id: UserId, id: str) -> bytes:
+        [text] = await self._read(READ_CATEGORY, budget_id, user_id, id)
+        return _found(text, Code.CATEGORY_NOT_EXISTS)
+
+    async def expense(self, budget_id: BudgetId, user_id: UserId, id: str) -> bytes:
+        [text] = await self._read(READ_EXPENSE, budget_id, user_id, id)
+        return _found(text, Code.EXPENSE_NOT_EXISTS)
+
+    async def participant(self, budget_id: BudgetId, user_id: UserId, id: UserId) -> bytes:
+        [text] = await self._read(READ_PARTICIPANT, budget_id, user_id, id)
+        return _found(text, Code.PARTICIPANT_NOT_EXISTS)
+
+    async def joined(self, budget_id: BudgetId, user_id: UserId) -> tuple[bytes, bytes]:
+        """The budget's own record, and the user as its participant."""
+        budget, participant = await self._read(READ_JOINED, budget_id, user_id)
+        return budget.encode(), participant.encode()
+
+    async def budgets(self, user_id: UserId, key: int, count: int) -> tuple[int, bytes]:
+        """At most `count` budgets the user takes part in, by the number of his membership: the key
+        of the next page, a list."""
+        async with self._reading() as connection:
+            row = await connection.fetchrow(READ_BUDGETS, user_id, key, count)
+        assert row is not None
+        return row[0], row[1].encode()
+
+    async def _read(
+        self, statement: str, budget_id: BudgetId, user_id: UserId, *arguments: object
+    ) -> Sequence[Any]:
+        """The statement's own columns."""
+        async with self._reading() as connection:
+            row = await connection.fetchrow(statement, budget_id, user_id, *arguments)
+        return _permitted(row)
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator["Connection"]:
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await self._gate.acquire()
+        except TimeoutError:
+            raise Held("too many reads of budgets at a time") from None
+        try:
+            async with self._database.reading() as connection:
+                yield connection
+        finally:
+            self._gate.release()
+
+
+def _permitted(row: "asyncpg.Record | None") -> Sequence[Any]:
+    if row is None or row["deleted"] or row["active"] is None:
+        raise HubError(Code.BUDGET_NOT_EXISTS)
+    if not row["active"]:
+        raise HubError(Code.NOT_PARTICIPANT)
+    return tuple(row)[2:]
+
+
+def _found(text: str | None, missing: Code) -> bytes:
+    if text is None:
+        raise HubError(missing)
+    return text.encode()
+
+
+def _text(text: str | None) -> bytes | None:
+    return None if text is None else text.encode()

@@ -59,7 +59,7 @@ SELECT row_to_json(line)::text FROM (
 """
 EXPORT_PARTICIPANTS = """
 SELECT row_to_json(line)::text FROM (
-    SELECT 'participant' AS kind, user_id, joined_at, active, removed_at
+    SELECT 'participant' AS kind, user_id, joined_at, active, removed_at, last_sequence
     FROM participants WHERE budget_id = $1 ORDER BY number
 ) line
 """
@@ -103,10 +103,10 @@ ON CONFLICT (id) DO NOTHING
 RETURNING id
 """
 IMPORT_PARTICIPANTS = """
-INSERT INTO participants (budget_id, user_id, joined_at, active, removed_at)
+INSERT INTO participants (budget_id, user_id, joined_at, active, removed_at, last_sequence)
 SELECT $1, line.*
 FROM json_to_recordset($2::json) AS line (
-    user_id text, joined_at bigint, active boolean, removed_at bigint
+    user_id text, joined_at bigint, active boolean, removed_at bigint, last_sequence bigint
 )
 """
 IMPORT_CATEGORIES = """

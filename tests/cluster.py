@@ -199,6 +199,11 @@ class Cluster:
             "AUTH_SECRET": AUTH_SECRET,
             "PORT": "0",
             "PYTHONWARNINGS": "error",
+            # All requests of the tests come from one address.
+            "REQUESTS_PER_MIN_USER": "0",
+            "REQUESTS_PER_MIN_ADDRESS": "0",
+            "LOGINS_PER_MIN_ADDRESS": "0",
+            "LOGINS_PER_MIN_EMAIL": "0",
         }
         if redis_url is not None:
             self._environ["REDIS_URL"] = redis_url

@@ -52,7 +52,7 @@ STATUS = {
     "PARTICIPANT_NOT_EXISTS": 404,
     "ALREADY_PARTICIPANT": 409,
     "ALREADY_LEFT": 409,
-    "TOO_MANY_PARTICIPANTS": 409,
+    "PARTICIPANT_LIMIT_REACHED": 403,
     "OWNER_CANNOT_LEAVE": 409,
 }
 
@@ -146,7 +146,7 @@ class Model:
             return "ALREADY_PARTICIPANT"
         if user in book.members and book.members[user]["removed"]:
             return "NOT_PARTICIPANT"
-        return "TOO_MANY_PARTICIPANTS" if len(book.active) >= self.participants_max else None
+        return "PARTICIPANT_LIMIT_REACHED" if len(book.active) >= self.participants_max else None
 
     def _leaving(self, book: Book, actor: str, user: str) -> str | None:
         if user != actor != book.owner:

@@ -9,14 +9,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.auth.local import LocalIdentity, Session
+from api.guard import RequestLimits
 from api.http import body, respond
 
 
-def routes(identity: LocalIdentity) -> list[Route]:
+def routes(identity: LocalIdentity, limits: RequestLimits) -> list[Route]:
     """The handlers, bound to `identity`."""
 
     async def register(request: Request) -> Response:
         asked = await body(request, RegisterRequest)
+        await limits.login(request.scope, asked.email)
         session = await identity.register(
             asked.email, asked.password, asked.first_name, asked.last_name
         )
@@ -24,6 +26,7 @@ def routes(identity: LocalIdentity) -> list[Route]:
 
     async def login(request: Request) -> Response:
         asked = await body(request, LoginRequest)
+        await limits.login(request.scope, asked.email)
         return respond(_wire(await identity.login(asked.email, asked.password)))
 
     async def refresh(request: Request) -> Response:

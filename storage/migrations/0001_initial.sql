@@ -60,6 +60,7 @@ CREATE TABLE participants (
     joined_at bigint NOT NULL CHECK (joined_at >= 0),
     active    boolean NOT NULL DEFAULT true,  -- former participants keep their row
     removed_at bigint,                        -- set where the owner removed him: needs a later invite
+    last_sequence bigint NOT NULL DEFAULT 1 CHECK (last_sequence >= 1),  -- of his coming or going
     CHECK (NOT (active AND removed_at IS NOT NULL)),
     PRIMARY KEY (budget_id, user_id)
 );
@@ -68,9 +69,9 @@ CREATE INDEX participants_by_user ON participants (user_id, number) WHERE active
 CREATE TABLE invites (
     budget_id  uuid NOT NULL REFERENCES budgets (id),
     id         uuid NOT NULL,
-    token_hash bytea NOT NULL,
-    created_at timestamptz NOT NULL,
-    expires_at timestamptz NOT NULL,
+    token_hash bytea NOT NULL,                -- SHA-256; the token itself is shown once
+    created_at bigint NOT NULL CHECK (created_at >= 0),
+    expires_at bigint NOT NULL CHECK (expires_at > created_at),
     max_uses   integer NOT NULL CHECK (max_uses >= 1),
     uses       integer NOT NULL DEFAULT 0 CHECK (uses BETWEEN 0 AND max_uses),
     revoked    boolean NOT NULL DEFAULT false,
@@ -139,3 +140,49 @@ CREATE TABLE accepted_events (
 CREATE INDEX accepted_events_by_time ON accepted_events (accepted_at);
 CREATE UNIQUE INDEX accepted_events_by_sequence ON accepted_events (budget_id, sequence)
     WHERE sequence > 0;
+
+-- Records as clients see them: JSON that Postgres makes and the hub sends as it is. `deleted` is
+-- there in tombstones only.
+CREATE VIEW budget_dtos AS
+SELECT b.id, b.deleted, b.record_sequence,
+       CASE WHEN b.deleted THEN row_to_json(tombstone) ELSE row_to_json(dto) END AS dto
+FROM budgets b
+CROSS JOIN LATERAL (
+    SELECT b.id, b.created_by AS "createdBy", b.title, b.details, b.currency, b.version,
+           b.offline_last_modified AS "offlineLastModified"
+) dto
+CROSS JOIN LATERAL (SELECT dto.*, true AS deleted) tombstone;
+
+CREATE VIEW category_dtos AS
+SELECT c.budget_id, c.id, c.deleted, c.created_sequence, c.last_sequence,
+       CASE WHEN c.deleted THEN row_to_json(tombstone) ELSE row_to_json(dto) END AS dto
+FROM categories c
+CROSS JOIN LATERAL (
+    SELECT c.id, c.budget_id AS "budgetId", c.created_by AS "createdBy", c.name,
+           c.allocate::text, c.version, c.offline_last_modified AS "offlineLastModified"
+) dto
+CROSS JOIN LATERAL (SELECT dto.*, true AS deleted) tombstone;
+
+CREATE VIEW expense_dtos AS
+SELECT e.budget_id, e.id, e.deleted, e.created_sequence, e.last_sequence,
+       CASE WHEN e.deleted THEN row_to_json(tombstone) ELSE row_to_json(dto) END AS dto
+FROM expenses e
+CROSS JOIN LATERAL (
+    SELECT e.id, e.budget_id AS "budgetId", e.category_id AS "categoryId",
+           e.created_by AS "createdBy", e.date, e.amount::text, e.note, e.version,
+           e.offline_last_modified AS "offlineLastModified"
+) dto
+CROSS JOIN LATERAL (SELECT dto.*, true AS deleted) tombstone;
+
+-- Who takes part, with the names of today; never the e-mail. The LIMIT keeps the planner from joining
+-- all users, as it would with statistics from when they were few.
+CREATE VIEW participant_dtos AS
+SELECT m.budget_id, m.user_id, m.number, m.active, coalesce(u.profile_version, 0) AS profile_version,
+       row_to_json(dto) AS dto
+FROM participants m
+LEFT JOIN LATERAL (SELECT * FROM users WHERE id = m.user_id LIMIT 1) u ON true
+CROSS JOIN LATERAL (
+    SELECT m.user_id AS "userId", m.budget_id AS "budgetId", u.id IS NOT NULL AS "userExists",
+           u.first_name AS "firstName", u.last_name AS "lastName", u.photo,
+           m.joined_at AS "joinedAt"
+) dto;

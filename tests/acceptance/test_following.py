@@ -1,15 +1,31 @@
 """The stream of a budget over HTTP: by long-poll and as Server-Sent Events, on real nodes."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import re
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit
 
+import asyncpg
 import httpx2
 import orjson
 import pytest
+import redis.asyncio
 
-from tests.cluster import Cluster, Node
+from api.app import REST_READS_MAX
+from api.server import GRACEFUL_S
+from hub.committer import APART_MAX, LANES
+from hub.hub import READERS_MAX
+from tests.cluster import Cluster, Node, until
 from tests.device import Json, budget_create, expense_add, new_id
+from tests.event_stream import streaming
+
+CONNECTIONS_MAX = LANES + APART_MAX + READERS_MAX + REST_READS_MAX  # of a node
+BUSY_S = 2.0  # how long a machine that does other things too may take
 
 
 @pytest.fixture(scope="module")
@@ -37,50 +53,6 @@ async def poll(node: Node, token: str, budget_id: str, key: int, wait_s: int) ->
     async with node.rest(token) as rest:
         query: dict[str, str | int] = {"budgetId": budget_id, "key": key, "wait": wait_s}
         return await rest.get("/events", params=query, timeout=wait_s + 10)
-
-
-class Events:
-    """A reader of Server-Sent Events."""
-
-    def __init__(self, response: httpx2.Response) -> None:
-        self._lines = response.aiter_lines()
-        self.last_id = ""
-
-    async def next(self) -> tuple[str, Json]:
-        """Name and data of the next event."""
-        name, data = "", b""
-        async with asyncio.timeout(10):
-            async for line in self._lines:
-                field, _, value = line.partition(": ")
-                if field == "event":
-                    name = value
-                elif field == "data":
-                    data = value.encode()
-                elif field == "id":
-                    self.last_id = value
-                elif line == "" and name:
-                    return name, orjson.loads(data)
-        raise AssertionError("the stream ended")
-
-    async def ended(self) -> bool:
-        async with asyncio.timeout(10):
-            return [line async for line in self._lines if line] == []
-
-
-@asynccontextmanager
-async def streaming(
-    node: Node, token: str, budget_id: str, key: int = 0, last_id: str | None = None
-) -> AsyncIterator[Events]:
-    headers = {} if last_id is None else {"Last-Event-ID": last_id}
-    async with (
-        node.rest(token) as rest,
-        rest.stream(
-            "GET", f"/budgets/{budget_id}/stream", params={"key": key}, headers=headers
-        ) as response,
-    ):
-        assert response.status_code == 200
-        assert response.headers["content-type"].startswith("text/event-stream")
-        yield Events(response)
 
 
 async def test_a_poll_returns_as_soon_as_an_event_lands_on_whatever_node(
@@ -169,3 +141,229 @@ async def test_p9_strangers_get_no_stream(
             answer = await rest.get(path)
             assert answer.status_code == 404
             assert answer.json()["error"]["message"] == "BUDGET_NOT_EXISTS"
+
+
+async def test_a_last_event_id_that_is_none_is_400(
+    cluster: Cluster, nodes: list[Node], budget_id: str
+) -> None:
+    async with nodes[0].rest(cluster.token("ann")) as rest:
+        for last_id in ("x", "-1", "1.0", "9007199254740992", "9" * 5000):
+            answer = await rest.get(
+                f"/budgets/{budget_id}/stream", headers={"Last-Event-ID": last_id}
+            )
+            assert (answer.status_code, answer.json()["error"]["message"]) == (400, "BAD_REQUEST")
+        ahead = await rest.get(f"/budgets/{budget_id}/stream", headers={"Last-Event-ID": "2"})
+        assert (ahead.status_code, ahead.json()["error"]["message"]) == (409, "CURSOR_AHEAD")
+
+
+async def test_p9_a_stream_ends_with_its_token(
+    cluster: Cluster, nodes: list[Node], budget_id: str
+) -> None:
+    async with streaming(nodes[0], cluster.token("ann", ttl_s=2), budget_id) as stream:
+        await stream.next()
+        assert await stream.ended()
+
+
+class Waiter:
+    """A long-poll on a connection of its own that costs next to nothing."""
+
+    def __init__(self, node: Node, token: str, path: str, *, receive_buffer: int = 0) -> None:
+        parts = urlsplit(node.url)
+        self._address = parts.hostname, parts.port
+        self._request = (
+            f"GET {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: Bearer {token}\r\n\r\n"
+        ).encode()
+        self._receive_buffer = receive_buffer
+
+    async def ask(self) -> None:
+        made = socket.socket()
+        if self._receive_buffer:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
+        made.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(made, self._address)
+        self.reader, self._writer = await asyncio.open_connection(sock=made, limit=65536)
+        self._writer.write(self._request)
+
+    async def answer(self) -> tuple[int, Json]:
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head)
+        assert length is not None
+        return int(head.split()[1]), orjson.loads(await self.reader.readexactly(int(length[1])))
+
+    async def drop(self) -> None:
+        self._writer.transport.abort()
+        with suppress(OSError):
+            await self._writer.wait_closed()
+
+
+async def followed(cluster: Cluster, budget_id: str) -> bool:
+    """Whether a node listens to the budget's events on behalf of anybody."""
+    assert cluster.redis_url is not None
+    async with redis.asyncio.Redis.from_url(cluster.redis_url) as client:
+        return bool(await client.pubsub_channels(f"*{budget_id}"))
+
+
+async def becomes(condition: Callable[[], Awaitable[bool]], timeout_s: float = 10) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not await condition():
+        assert time.monotonic() < deadline_s, f"not within {timeout_s} s"
+        await asyncio.sleep(0.05)
+
+
+async def herd(cluster: Cluster, nodes: list[Node], budget_id: str, number: int) -> None:
+    """So many polls wait and hold no connection to the database; one event answers all of them."""
+    token = cluster.token("ann")
+    path = f"/events?budgetId={budget_id}&key=1&wait=60"
+    waiters = [Waiter(nodes[n % 2], token, path) for n in range(number)]
+    sql = await asyncpg.connect(cluster.database_url)
+    try:
+        for start in range(0, number, 100):  # the listening queue takes that many at once
+            await asyncio.gather(*(waiter.ask() for waiter in waiters[start : start + 100]))
+        answers = [asyncio.create_task(waiter.answer()) for waiter in waiters]
+
+        async def idle() -> bool:
+            """All have read the log: nothing is asked of the database any more."""
+            await sql.execute("SELECT pg_stat_clear_snapshot()")
+            busy = await sql.fetchval(
+                """
+                SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                AND pid <> pg_backend_pid() AND (
+                    state <> 'idle' OR state_change > clock_timestamp() - interval '0.3 seconds'
+                )
+                """
+            )
+            return bool(busy == 0)
+
+        # A sweep a second on each node leaves time in between.
+        await becomes(idle, 30)
+        connections = await sql.fetchval(
+            """
+            SELECT count(*) FROM pg_stat_activity
+            WHERE datname = current_database() AND application_name = 'budget-hub'
+            """
+        )
+        assert connections <= 2 * CONNECTIONS_MAX
+        assert not any(answer.done() for answer in answers)
+        await submit(nodes[0], token, expense_add(budget_id))
+        committed_s = time.monotonic()
+        async with asyncio.timeout(30):
+            found = await asyncio.gather(*answers)
+        took_s = time.monotonic() - committed_s
+        assert {status for status, _ in found} == {200}
+        assert all([e["sequence"] for e in body["events"]] == [2] for _, body in found)
+        assert took_s < 1 + BUSY_S
+    finally:
+        for waiter in waiters:
+            await waiter.drop()
+        await sql.close()
+
+
+async def test_p8_hundreds_of_waiting_polls_cost_no_database_connection(
+    cluster: Cluster, nodes: list[Node], budget_id: str
+) -> None:
+    await herd(cluster, nodes, budget_id, 300)
+
+
+@pytest.mark.faults
+async def test_p8_thousands_of_waiting_polls_cost_no_database_connection(
+    cluster: Cluster, nodes: list[Node], budget_id: str
+) -> None:
+    await herd(cluster, nodes, budget_id, 2000)
+
+
+async def test_p8_dropped_polls_and_streams_leave_nothing_behind(
+    cluster: Cluster, nodes: list[Node], budget_id: str
+) -> None:
+    token = cluster.token("ann")
+    for path in (f"/events?budgetId={budget_id}&key=1&wait=60", f"/budgets/{budget_id}/stream"):
+        waiters = [Waiter(nodes[0], token, path) for _ in range(50)]
+        for waiter in waiters:
+            await waiter.ask()
+        await waiters[0].drop()  # as likely as not before it was heard
+        await becomes(lambda: followed(cluster, budget_id))
+        for waiter in waiters:
+            await waiter.drop()
+
+        async def nobody_follows() -> bool:
+            return not await followed(cluster, budget_id)
+
+        await becomes(nobody_follows)
+
+
+async def test_p8_a_stream_that_stopped_reading_is_closed(
+    cluster: Cluster, cluster_database_url: str, budget_id: str, tmp_path: Path
+) -> None:
+    impatient = Cluster(
+        tmp_path,
+        cluster_database_url,
+        cluster.redis_url,
+        (sys.executable, "-m", "tests.impatient"),
+    )
+    try:
+        node = await impatient.start(PYTHONPATH=str(Path(__file__).parents[2]))
+        token = cluster.token("ann")
+        note = "x" * 2000
+        for _ in range(100):  # 5 MB, more than all buffers on the way take
+            await submit(node, token, *(expense_add(budget_id, note=note) for _ in range(25)))
+        path = f"/budgets/{budget_id}/stream"
+        stopped = Waiter(node, token, path, receive_buffer=4096)
+        await stopped.ask()
+        await becomes(lambda: followed(cluster, budget_id))
+
+        async def nobody_follows() -> bool:
+            return not await followed(cluster, budget_id)
+
+        await becomes(nobody_follows)
+        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+            while True:
+                await stopped.reader.readexactly(4096)
+        await stopped.drop()
+        # Who reads, however slowly, gets everything: in three times as long as the hub waits.
+        slow = Waiter(node, token, path, receive_buffer=65536)
+        await slow.ask()
+        end = b""
+        while b"\nid: 2501\n" not in end:
+            await asyncio.sleep(0.02)
+            data = await slow.reader.read(65536)
+            assert data
+            end = end[-20:] + data
+        await slow.drop()
+    finally:
+        await impatient.close()
+
+
+async def test_p11_waiting_polls_and_streams_end_when_the_hub_stops(cluster: Cluster) -> None:
+    node = await cluster.start()
+    budget_id, token = new_id(), cluster.token("ann")
+    await submit(node, token, budget_create(budget_id))
+    answers: list[Json] = []
+
+    async def poll_on() -> None:
+        """Again and again on one connection, as clients do."""
+        key = 1
+        async with node.rest(token) as rest:
+            try:
+                while True:
+                    path = f"/events?budgetId={budget_id}&key={key}&wait=60"
+                    answer = await rest.get(path, timeout=90)
+                    assert answer.status_code == 200
+                    answers.append(answer.json())
+                    key = answers[-1]["nextKey"]
+            except httpx2.TransportError:
+                pass
+
+    async with streaming(node, token, budget_id, key=1) as stream:
+        polls = [asyncio.create_task(poll_on()) for _ in range(20)]
+        await submit(node, token, expense_add(budget_id))
+        await stream.next()
+        await until(lambda: len(answers) >= 20, 10)  # all were waiting, or found it
+        assert all(answer["events"] for answer in answers)
+        answers.clear()
+        stopping_s = time.monotonic()
+        assert await node.stop() == 0
+        assert time.monotonic() - stopping_s < GRACEFUL_S  # nobody had to be waited for
+        assert not any(answer["events"] for answer in answers)
+        [retry] = await stream.rest()
+        assert re.fullmatch(r"retry: \d+", retry)  # spread out, as for sockets
+        async with asyncio.timeout(5):
+            await asyncio.gather(*polls)

@@ -990,7 +990,7 @@ async def check_budget(node: Node, budget_id: BudgetId) -> None:
     replica = Replica(budget_id)
     for each in stream:
         replica.apply(each)
-    snapshot = orjson.loads(await node.snapshots.read(budget_id, "ann"))
+    snapshot = orjson.loads((await node.snapshots.read(budget_id, "ann")).text)
     assert replica.difference(Replica.from_snapshot(snapshot)) is None
 
 

@@ -12,16 +12,18 @@ import pytest
 from argon2 import PasswordHasher
 from httpx2 import ASGITransport, AsyncClient
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from structlog.testing import capture_logs
 
 from api.auth import local
 from api.auth.local import LocalIdentity, RefreshToken, Session
 from api.auth.routes import routes
 from api.auth.tokens import Keys, Tokens
-from api.http import ERROR_HANDLERS, RequestId
+from api.edge import Edge
+from api.guard import PerMinute, RequestLimits
+from api.http import ERROR_HANDLERS
 from hub.errors import Code, HubError
 from storage.database import Database
+from storage.rate_limits import RateLimits
 from storage.users import Users
 
 SECRET = b"s" * 32
@@ -57,13 +59,10 @@ def identity(users: Users, clock: Clock) -> LocalIdentity:
 
 
 @pytest.fixture
-async def client(identity: LocalIdentity) -> AsyncIterator[AsyncClient]:
-    app = Starlette(
-        routes=routes(identity),
-        middleware=[Middleware(RequestId)],
-        exception_handlers=ERROR_HANDLERS,
-    )
-    async with AsyncClient(transport=ASGITransport(app), base_url="http://hub") as client:
+async def client(identity: LocalIdentity, clock: Clock) -> AsyncIterator[AsyncClient]:
+    limits = RequestLimits(RateLimits(None, "log", SECRET, now=clock), PerMinute())
+    app = Starlette(routes=routes(identity, limits), exception_handlers=ERROR_HANDLERS)
+    async with AsyncClient(transport=ASGITransport(Edge(app)), base_url="http://hub") as client:
         yield client
 
 

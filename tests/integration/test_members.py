@@ -137,7 +137,7 @@ async def test_p2_of_fifty_who_join_at_once_as_many_get_in_as_there_is_room_for(
     }
     for budget_id in budget_ids:
         verdicts = [await outcome(answer) for answer in answers[budget_id]]
-        assert sorted(verdicts) == ["TOO_MANY_PARTICIPANTS"] * 41 + ["accepted"] * 9
+        assert sorted(verdicts) == ["PARTICIPANT_LIMIT_REACHED"] * 41 + ["accepted"] * 9
         log = await agrees(elsewhere, database, budget_id)
         assert len(log) == LIMIT
         assert {event["recordId"] for event in log[1:]} == {
@@ -167,7 +167,7 @@ async def test_p5_the_participants_are_counted_after_the_lock(
     await elsewhere.someone_waits()
     halt.release()
     assert await outcome(last_seat) == "accepted"
-    assert await outcome(too_late) == "TOO_MANY_PARTICIPANTS"
+    assert await outcome(too_late) == "PARTICIPANT_LIMIT_REACHED"
     await agrees(elsewhere, database, budget_id)
 
 
@@ -353,7 +353,7 @@ async def test_who_joins_in_the_batch_that_creates_the_budget_is_counted_with_it
         leaves(node, budget_id, "ann"),
     ]
     verdicts = [await outcome(answer) for answer in answers]
-    assert verdicts == ["accepted", "accepted", "TOO_MANY_PARTICIPANTS", "OWNER_CANNOT_LEAVE"]
+    assert verdicts == ["accepted", "accepted", "PARTICIPANT_LIMIT_REACHED", "OWNER_CANNOT_LEAVE"]
     assert node.log.transactions == 1
     await agrees(elsewhere, database, budget_id)
 

@@ -1,5 +1,6 @@
 """The hot statements find their rows by index, whatever the size of the tables and the age of the
-statistics: asserted with a million log rows, before and after ANALYZE."""
+statistics: asserted with a million log rows, before and after ANALYZE. So do the reads of what a
+budget is, however Postgres plans them, and they look at no more than they have to."""
 
 import json
 from collections.abc import AsyncIterator
@@ -9,7 +10,9 @@ import asyncpg
 import pytest
 
 from storage import event_log, snapshots
-from storage.database import COMMIT_SESSION
+from storage.database import COMMIT_SESSION, SESSION
+from storage.embedded import EmbeddedPostgres
+from tests.conftest import with_database
 
 BUDGET = "00000000-0000-4000-8000-000000000001"
 
@@ -22,7 +25,7 @@ STATEMENTS: dict[str, tuple[str, list[Any]]] = {
     "load budgets": (event_log.LOAD_BUDGETS, [ID]),
     "load known": (event_log.LOAD_KNOWN, PAIR),
     "load members": (event_log.LOAD_MEMBERS, [[BUDGET], ["ann"]]),
-    "count members": (event_log.COUNT_MEMBERS, [ID]),
+    "load doors": (event_log.LOAD_DOORS, [ID]),
     "load categories": (event_log.LOAD_CATEGORIES, PAIR),
     "load expenses": (event_log.LOAD_EXPENSES, PAIR),
     "load cascades": (event_log.LOAD_CASCADES, PAIR),
@@ -31,7 +34,24 @@ STATEMENTS: dict[str, tuple[str, list[Any]]] = {
     "read page": (event_log.READ_PAGE, [BUDGET, "ann", 400, 500, 100]),
     "read recent": (event_log.READ_RECENT, [0.001]),
     "read behind": (event_log.READ_BEHIND, [ID, [400]]),
-    "snapshot": (snapshots.READ_SNAPSHOT, [BUDGET, "ann"]),
+}
+
+# One with 10,000 records, and what all reads of a budget are given of it.
+BIG = "00000000-0000-4000-8000-0000000b0b0b"
+HEAD = 10_101
+READS: dict[str, list[Any]] = {
+    "READ_TAG": [BIG, "ann"],
+    "READ_SNAPSHOT": [BIG, "ann"],
+    "READ_DELTA": [BIG, "ann", HEAD - 100],
+    "READ_HEAD": [BIG, "ann"],
+    "READ_CATEGORIES": [BIG, "ann"],
+    "READ_PARTICIPANTS": [BIG, "ann"],
+    "READ_EXPENSES": [BIG, "ann", 5000, 100],
+    "READ_CATEGORY": [BIG, "ann", BIG],
+    "READ_EXPENSE": [BIG, "ann", BIG],
+    "READ_PARTICIPANT": [BIG, "ann", "ben"],
+    "READ_JOINED": [BIG, "ann"],
+    "READ_BUDGETS": ["ann", 500, 100],
 }
 
 # What finds the log's rows must be the index made for it: the other one would walk all events of
@@ -43,40 +63,44 @@ LOG_INDEX = {
 }
 PRIMARY_KEY = {
     "load members": "participants_pkey",
-    "count members": "participants_pkey",
+    "load doors": "participants_pkey",
     "load categories": "categories_pkey",
     "load expenses": "expenses_pkey",
 }
 
 
 @pytest.fixture(scope="module")
-async def large(
-    postgres: Any, template: str
-) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
-    """A connection with the session of the commits, to a database of a million log rows."""
-    from tests.conftest import with_database
-
+async def large_url(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[str]:
+    """A database of a million log rows."""
     admin = await asyncpg.connect(postgres.url)
     await admin.execute(f"CREATE DATABASE large TEMPLATE {template}")
-    connection = await asyncpg.connect(
-        with_database(postgres.url, "large"),
-        server_settings={**COMMIT_SESSION, "statement_timeout": "0"},
-    )
+    url = with_database(postgres.url, "large")
+    connection = await asyncpg.connect(url)
+    for (table,) in await connection.fetch(TABLES):
+        await connection.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
     await connection.execute(FILL)
-    yield connection
+    await connection.execute(FILL_BIG)
     await connection.close()
+    yield url
     await admin.execute("DROP DATABASE large WITH (FORCE)")
     await admin.close()
 
 
+@pytest.fixture(scope="module", params=["never analyzed", "analyzed"])
+async def statistics(request: pytest.FixtureRequest, large_url: str) -> str:
+    """pytest runs all tests of the first before those of the second."""
+    state: str = request.param
+    if state == "analyzed":
+        connection = await asyncpg.connect(large_url)
+        await connection.execute("ANALYZE")
+        await connection.close()
+    return state
+
+
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("statistics", ["never analyzed", "analyzed"])
-async def test_hot_statements_use_their_indexes(
-    large: "asyncpg.Connection[asyncpg.Record]", statistics: str
-) -> None:
-    if statistics == "analyzed":
-        await large.execute("ANALYZE")
-        await large.reload_schema_state()
+@pytest.mark.usefixtures("statistics")
+async def test_hot_statements_use_their_indexes(large_url: str) -> None:
+    large = await asyncpg.connect(large_url, server_settings=COMMIT_SESSION)
     for name, (statement, values) in STATEMENTS.items():
         async with large.transaction():
             [row] = await large.fetch(EXPLAIN + statement, *values)
@@ -91,8 +115,44 @@ async def test_hot_statements_use_their_indexes(
         # To walk a whole index is no better than to walk the table.
         walked = {node["Index Name"] for node in nodes if _walks(node)}
         assert not walked, (name, walked)
+    await large.close()
 
 
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("plans", ["force_generic_plan", "force_custom_plan"])
+async def test_reads_look_only_at_what_they_answer_with(
+    large_url: str, statistics: str, plans: str
+) -> None:
+    assert set(READS) == {name for name in vars(snapshots) if name.startswith("READ_")}
+    settings = {**SESSION, "plan_cache_mode": plans}
+    large = await asyncpg.connect(large_url, server_settings=settings)
+    looked_at = {}
+    for name, values in READS.items():
+        [row] = await large.fetch(ANALYZE + getattr(snapshots, name), *values)
+        nodes = list(_nodes(json.loads(row[0])[0]["Plan"]))
+        scanned = {
+            node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"
+        } - SMALL
+        assert not scanned, (name, scanned)
+        looked_at[name] = sum(_looked_at(node) for node in nodes)
+    # Beside the rows of the budget itself, of its two participants and of their profiles.
+    around = 20
+    assert looked_at.pop("READ_SNAPSHOT") <= 10_000 + around
+    assert looked_at.pop("READ_CATEGORIES") <= 100 + around
+    assert 100 <= looked_at.pop("READ_DELTA") <= 100 + around
+    # As long as Postgres knows nothing of the tables, it sorts what comes after the key.
+    expenses, budgets = (100, 100) if statistics == "analyzed" else (5_000, 1_501)
+    assert 100 <= looked_at.pop("READ_EXPENSES") <= expenses + around
+    assert looked_at.pop("READ_BUDGETS") <= 2 * budgets + around
+    for name, rows in looked_at.items():
+        assert rows <= around, name
+    await large.close()
+
+
+# Postgres would analyze by itself, at a moment of its own.
+TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+
+ANALYZE = "EXPLAIN (ANALYZE, FORMAT JSON) "
 EXPLAIN = "EXPLAIN (FORMAT JSON, GENERIC_PLAN) "  # the plan that the commit's sessions keep
 SMALL = {"hub_identity"}  # one row
 
@@ -120,6 +180,38 @@ INSERT INTO expenses (budget_id, id, created_by, amount, date, version, offline_
 SELECT id, gen_random_uuid(), 'ann', 1, '2026-01-01', 1, 1, 1, n, n
 FROM budgets, generate_series(1, 50) n;
 """
+
+# One budget more, with 100 categories and 9,900 expenses, of which 100 were changed last,
+# and as many users as there are budgets.
+FILL_BIG = """
+INSERT INTO budgets (id, created_by, owner_id, title, version, offline_last_modified, fingerprint,
+                     record_sequence, last_sequence, digest)
+VALUES ('00000000-0000-4000-8000-0000000b0b0b', 'ann', 'ann', 'Big', 1, 1, 1, 1, 10101, 1);
+INSERT INTO participants (budget_id, user_id, joined_at)
+VALUES ('00000000-0000-4000-8000-0000000b0b0b', 'ann', 1),
+       ('00000000-0000-4000-8000-0000000b0b0b', 'ben', 1);
+INSERT INTO users (id, first_name) SELECT 'user-' || n, 'User' FROM generate_series(1, 2000) n;
+INSERT INTO users (id, first_name) VALUES ('ann', 'Ann');
+INSERT INTO categories (budget_id, id, created_by, name, allocate, version, offline_last_modified,
+                        fingerprint, created_sequence, last_sequence)
+SELECT '00000000-0000-4000-8000-0000000b0b0b', gen_random_uuid(), 'ann', 'c', 1, 1, 1, 1, 1 + n,
+       1 + n
+FROM generate_series(1, 100) n;
+INSERT INTO expenses (budget_id, id, created_by, amount, date, version, offline_last_modified,
+                      fingerprint, created_sequence, last_sequence)
+SELECT '00000000-0000-4000-8000-0000000b0b0b', gen_random_uuid(), 'ann', 1, '2026-01-01', 1, 1, 1,
+       101 + n, CASE WHEN n % 99 = 0 THEN 10001 + n / 99 ELSE 101 + n END
+FROM generate_series(1, 9900) n;
+"""
+
+
+def _looked_at(node: dict[str, Any]) -> float:
+    """The rows a scan took from its table, those it threw away included."""
+    if "Relation Name" not in node:
+        return 0.0
+    thrown = sum(value for key, value in node.items() if key.startswith("Rows Removed by"))
+    loops: float = node["Actual Loops"]
+    return loops * float(node["Actual Rows"] + thrown)
 
 
 def _nodes(plan: dict[str, Any]) -> Any:

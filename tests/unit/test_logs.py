@@ -15,6 +15,7 @@ SECRET = "the-secret-that-nobody-may-ever-read"
 SETTINGS: dict[str, Any] = {
     "database_url": "postgresql://postgres:hidden-word@127.0.0.1/budgets",
     "auth_secret": SECRET,
+    "api_keys": f"{SECRET}-too",
 }
 
 

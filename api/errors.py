@@ -1,0 +1,18 @@
+"""`GET /errors`: every code a client can meet."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from api.http import respond
+from hub.errors import Code
+
+
+def routes() -> list[Route]:
+    async def table(request: Request) -> Response:
+        codes = [{**code.to_wire(), "closeCode": code.close} for code in Code]
+        response = respond({"errors": codes})
+        response.headers["Cache-Control"] = "public, max-age=3600"
+        return response
+
+    return [Route("/errors", table)]

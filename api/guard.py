@@ -1,0 +1,114 @@
+"""Who is let in to REST: the API key, and how many requests from whom.
+
+`Guard` stands before all routes and knows the key and the address. Users are known only inside, so
+`LimitedByUser` counts where a token is verified, and the routes of signing in count themselves.
+"""
+
+import hmac
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from limits import RateLimitItem, RateLimitItemPerMinute
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from api.addresses import sender
+from api.http import on_hub_error
+from hub.errors import Code, HubError
+from hub.ports import Authenticator, Principal
+from storage.rate_limits import RateLimits
+
+EXEMPT = frozenset({"/healthz", "/readyz", "/metrics"})  # for probes, which know no key
+
+
+class ApiKeys:
+    """The keys a client may have; with none of them, it needs none."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._keys = [key.encode() for key in keys]
+
+    def check(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Raises `HubError(INCORRECT_API_KEY)`. How long it takes does not tell how much of a key
+        was right, nor which one it was."""
+        if not self._keys:
+            return
+        given = b""
+        for name, value in headers:
+            if name == b"x-api-key":
+                given = value
+        if not sum(hmac.compare_digest(given, key) for key in self._keys):
+            raise HubError(Code.INCORRECT_API_KEY)
+
+
+class PerMinute(NamedTuple):
+    """How many requests a minute; 0: any number."""
+
+    user: int = 0
+    address: int = 0
+    login_address: int = 0
+    login_email: int = 0
+
+
+class RequestLimits:
+    """Counts requests. All methods raise `HubError(RATE_LIMITED)`."""
+
+    def __init__(self, rates: RateLimits, most: PerMinute, *, trusted_proxies: int = 0) -> None:
+        self._rates = rates
+        self._trusted_proxies = trusted_proxies
+        self._user = _limit(most.user, "user")
+        self._address = _limit(most.address, "address")
+        self._login_address = _limit(most.login_address, "login-address")
+        self._login_email = _limit(most.login_email, "login-email")
+
+    async def from_address(self, scope: Scope) -> None:
+        await self._take(self._address, sender(scope, self._trusted_proxies))
+
+    async def of_user(self, user_id: str) -> None:
+        await self._take(self._user, user_id)
+
+    async def login(self, scope: Scope, email: str) -> None:
+        """Registrations count too: they tell whether an account exists."""
+        await self._take(self._login_address, sender(scope, self._trusted_proxies))
+        await self._take(self._login_email, email.strip().lower())
+
+    async def _take(self, limit: RateLimitItem | None, whom: str) -> None:
+        if limit is not None and (missing_s := await self._rates.take(limit, whom)):
+            raise HubError(Code.RATE_LIMITED, retry_after_s=missing_s)
+
+
+class LimitedByUser:
+    """An `Authenticator` for REST, where every request verifies its token once: counts it."""
+
+    def __init__(self, authenticator: Authenticator, limits: RequestLimits) -> None:
+        self._authenticator = authenticator
+        self._limits = limits
+
+    async def authenticate(self, token: str) -> Principal:
+        """Raises `HubError`: `NOT_LOGGED_IN`, `RATE_LIMITED`."""
+        who = await self._authenticator.authenticate(token)
+        await self._limits.of_user(who.user_id)
+        return who
+
+
+class Guard:
+    """ASGI middleware: answers what is not let in."""
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys, limits: RequestLimits) -> None:
+        self._app = app
+        self._keys = keys
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] not in EXEMPT:
+            try:
+                await self._limits.from_address(scope)  # first: keys are not to be guessed either
+                self._keys.check(scope["headers"])
+            except HubError as error:
+                response = await on_hub_error(Request(scope), error)
+                await response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _limit(per_min: int, name: str) -> RateLimitItem | None:
+    return RateLimitItemPerMinute(per_min, 1, name) if per_min else None

@@ -1,0 +1,75 @@
+"""Profiles: the one place of names and e-mails, outside all shared data."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from hub.errors import Code, HubError, LostRace
+from hub.records import BudgetId, UserId
+from storage.database import Database
+
+READ = "SELECT id, email, first_name, last_name, photo FROM users WHERE id = $1"
+# A flag says which fields were named: what was not stays, null clears. Snapshots carry the names,
+# so a change shows in their tags (`profile_version`).
+WRITE = """
+INSERT INTO users AS u (id, email, first_name, last_name) VALUES ($1, $3, $5, $7)
+ON CONFLICT (id) DO UPDATE
+SET email = CASE WHEN $2 THEN $3 ELSE u.email END,
+    first_name = CASE WHEN $4 THEN $5 ELSE u.first_name END,
+    last_name = CASE WHEN $6 THEN $7 ELSE u.last_name END,
+    profile_version = u.profile_version + 1
+RETURNING id, email, first_name, last_name, photo
+"""
+DELETE = "DELETE FROM users WHERE id = $1"
+READ_BUDGETS = """
+SELECT p.budget_id::text FROM participants p JOIN budgets b ON b.id = p.budget_id
+WHERE p.user_id = $1 AND p.active AND NOT b.deleted
+ORDER BY p.number
+"""
+
+
+class Profile(NamedTuple):
+    user_id: UserId
+    email: str | None
+    first_name: str | None
+    last_name: str | None
+    photo: str | None
+
+
+class Profiles:
+    """Methods raise `HubError(USER_NOT_FOUND)` for a user without a profile."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def read(self, user_id: UserId) -> Profile:
+        async with self._database.reading() as connection:
+            row = await connection.fetchrow(READ, user_id)
+        if row is None:
+            raise HubError(Code.USER_NOT_FOUND)
+        return Profile._make(row)
+
+    async def write(self, user_id: UserId, fields: Mapping[str, str | None]) -> Profile:
+        """Make or change the profile; `fields` may name `email`, `first_name`, `last_name`.
+
+        Raises `HubError(EMAIL_TAKEN)` where the e-mail is another account's login."""
+        flags: list[object] = []
+        for name in ("email", "first_name", "last_name"):
+            flags += [name in fields, fields.get(name)]
+        try:
+            async with self._database.reading() as connection:
+                row = await connection.fetchrow(WRITE, user_id, *flags)
+        except LostRace:  # the index of logins
+            raise HubError(Code.EMAIL_TAKEN) from None
+        assert row is not None
+        return Profile._make(row)
+
+    async def delete(self, user_id: UserId) -> None:
+        """Also its logins, where it signs in here. Nothing happens where there is none."""
+        async with self._database.reading() as connection:
+            await connection.execute(DELETE, user_id)
+
+    async def budgets(self, user_id: UserId) -> list[BudgetId]:
+        """Those the user takes part in."""
+        async with self._database.reading() as connection:
+            rows = await connection.fetch(READ_BUDGETS, user_id)
+        return [row[0] for row in rows]

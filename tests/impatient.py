@@ -1,0 +1,11 @@
+"""`budget-hub` that gives up a peer within a second: `python -m tests.impatient serve`.
+
+Tests need not wait as long as phones may."""
+
+from api import http_protocol
+from api.cli import main
+
+http_protocol.STALLED_S = 0.5
+
+if __name__ == "__main__":
+    main()

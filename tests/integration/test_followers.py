@@ -1,0 +1,280 @@
+"""Long-polls and Server-Sent Events in the order of steps that a real network seldom makes: the
+whole application in this process, driven request by request."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from urllib.parse import urlsplit
+
+import asyncpg
+import orjson
+import pytest
+from starlette.types import Message
+
+from api import events as events_module, followers
+from api.app import REST_READS_MAX, App, open_app
+from api.settings import Settings
+from api.wire import HIGH_WATER_BYTES
+from hub import sweeper
+from hub.events import parse_batch
+from hub.frames import FRAME_BYTES_MAX
+from hub.hub import Hub
+from hub.ports import EventLog, Page
+from hub.records import BudgetId, UserId
+from storage import snapshots
+from tests.cluster import AUTH_SECRET, token, until
+from tests.device import Json, budget_create, expense_add, new_id
+
+TIMEOUT_S = 10.0
+
+
+@pytest.fixture
+async def app(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[App]:
+    monkeypatch.setattr(sweeper, "INTERVAL_S", 3600.0)  # it would find what the followers missed
+    async with open_app(Settings(database_url=database_url, auth_secret=AUTH_SECRET)) as app:
+        yield app
+
+
+@pytest.fixture
+async def budget_id(app: App) -> str:
+    budget_id = new_id()
+    await submit(app.hub, budget_create(budget_id))
+    return budget_id
+
+
+async def submit(hub: Hub, *events: Json) -> None:
+    for start in range(0, len(events), 100):
+        some = list(events[start : start + 100])
+        verdicts = await hub.submit("ann", parse_batch(some, len(some)), "stop")
+        assert [verdict.error for verdict in verdicts] == [None] * len(some)
+
+
+class Request:
+    """A GET whose answer is taken piece by piece, while `taking` is set."""
+
+    def __init__(self, path: str, bearer: str = "") -> None:
+        parts = urlsplit(path)
+        self.scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},  # as uvicorn says
+            "http_version": "1.1",
+            "method": "GET",
+            "scheme": "http",
+            "path": parts.path,
+            "raw_path": parts.path.encode(),
+            "query_string": parts.query.encode(),
+            "root_path": "",
+            "headers": [(b"authorization", f"Bearer {bearer or token('ann')}".encode())],
+            "state": {},
+        }
+        self.status = 0
+        self.body = b""
+        self.chunks = 0
+        self.taking = asyncio.Event()
+        self.taking.set()
+        self.gone = asyncio.Event()
+        self._asked = False
+
+    async def receive(self) -> Message:
+        if not self._asked:
+            self._asked = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            return
+        await self.taking.wait()
+        self.chunks += bool(message.get("body"))
+        self.body += message.get("body", b"")
+
+    def sequences(self) -> list[int]:
+        """Of the events of a stream, as far as it came."""
+        return [
+            event["sequence"]
+            for data in re.findall(
+                rb"^event: events\ndata: (.*)\nid: \d+\n\n", self.body, re.MULTILINE
+            )
+            for event in orjson.loads(data)["events"]
+        ]
+
+
+@asynccontextmanager
+async def under_way(app: App, request: Request) -> AsyncIterator["asyncio.Task[None]"]:
+    async def run() -> None:
+        await app(request.scope, request.receive, request.send)
+
+    task = asyncio.create_task(run())
+    try:
+        yield task
+    finally:
+        request.gone.set()
+        request.taking.set()
+        async with asyncio.timeout(TIMEOUT_S):
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def poll_path(budget_id: str, key: int, wait_s: int = 60) -> str:
+    return f"/events?budgetId={budget_id}&key={key}&wait={wait_s}"
+
+
+class Halting:
+    """The log; what the `nth` page holds is known, and its reader is not told before `go_on`."""
+
+    def __init__(self, log: EventLog, nth: int) -> None:
+        self._log = log
+        self._left = nth
+        self.transaction = log.transaction
+        self.behind = log.behind
+        self.recent = log.recent
+        self.read = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def page(
+        self, budget_id: BudgetId, user_id: UserId | None, after: int, up_to: int, limit: int
+    ) -> Page | None:
+        page = await self._log.page(budget_id, user_id, after, up_to, limit)
+        self._left -= 1
+        if self._left == 0:
+            self.read.set()
+            await self.go_on.wait()
+        return page
+
+
+@pytest.mark.parametrize("nth", [1, 2], ids=["before it subscribes", "before it waits"])
+async def test_p2_an_event_between_the_read_and_the_wait_is_not_missed(
+    app: App, budget_id: str, nth: int
+) -> None:
+    app.hub.log = halting = Halting(app.hub.log, nth)
+    request = Request(poll_path(budget_id, 1))
+    async with under_way(app, request) as polling, asyncio.timeout(TIMEOUT_S):
+        await halting.read.wait()
+        await submit(app.hub, expense_add(budget_id))
+        halting.go_on.set()
+        await polling
+    body = orjson.loads(request.body)
+    assert [event["sequence"] for event in body["events"]] == [2]
+    assert (body["nextKey"], body["head"], body["hasMore"]) == (2, 2, False)
+
+
+async def test_p8_a_poll_whose_client_has_gone_is_over(app: App, budget_id: str) -> None:
+    request = Request(poll_path(budget_id, 1))
+    async with under_way(app, request) as polling:
+        await until(lambda: app.hub.followers(budget_id) == 1, TIMEOUT_S)
+        request.gone.set()
+        async with asyncio.timeout(TIMEOUT_S):
+            await polling
+        assert app.hub.followers(budget_id) == 0
+
+
+@pytest.mark.parametrize("when", ["before it begins", "while it waits", "while it is slow"])
+async def test_p8_a_stream_whose_client_has_gone_is_over(
+    app: App, budget_id: str, when: str
+) -> None:
+    request = Request(f"/budgets/{budget_id}/stream")
+    if when == "before it begins":
+        request.gone.set()
+    if when == "while it is slow":
+        request.taking.clear()
+    async with under_way(app, request) as streaming:
+        if when == "while it waits":
+            await until(lambda: request.sequences() == [1], TIMEOUT_S)
+        await until(lambda: app.hub.followers(budget_id) == 1 or streaming.done(), TIMEOUT_S)
+        request.gone.set()
+        async with asyncio.timeout(TIMEOUT_S):
+            await streaming
+        assert app.hub.followers(budget_id) == 0
+        assert not app.hub.sessions
+
+
+async def test_p8_a_slow_stream_holds_little_and_converges(
+    app: App, budget_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peak = 0
+
+    class Watched(followers.EventStream):
+        def _send(self, data: bytes) -> None:
+            nonlocal peak
+            super()._send(data)
+            peak = max(peak, self._bytes)
+
+    monkeypatch.setattr(events_module, "EventStream", Watched)
+    slow, fast = (Request(f"/budgets/{budget_id}/stream") for _ in range(2))
+    slow.taking.clear()
+    note = "x" * 2000
+    async with under_way(app, slow), under_way(app, fast):
+        await until(lambda: app.hub.followers(budget_id) == 2, TIMEOUT_S)
+        for _ in range(15):  # 3 MB, far more than there is room for
+            await submit(app.hub, *(expense_add(budget_id, note=note) for _ in range(100)))
+        await until(lambda: fast.sequences()[-1:] == [1501], TIMEOUT_S)
+        # The slow one lags; the other one is live again.
+        await until(lambda: app.hub.followers(budget_id) == 1, TIMEOUT_S)
+        assert slow.sequences() == []
+        # The live frame that did not fit any more is the last one of its kind.
+        assert peak <= HIGH_WATER_BYTES + FRAME_BYTES_MAX + 512
+        slow.taking.set()
+        await until(lambda: slow.sequences()[-1:] == [1501], TIMEOUT_S)
+        await until(lambda: app.hub.followers(budget_id) == 2, TIMEOUT_S)
+        await submit(app.hub, expense_add(budget_id))
+        await until(lambda: slow.sequences()[-1:] == [1502], TIMEOUT_S)
+    assert slow.sequences() == fast.sequences() == list(range(1, 1503))
+    assert peak <= HIGH_WATER_BYTES + FRAME_BYTES_MAX + 512
+
+
+async def test_p9_a_slow_stream_ends_with_its_token_too(app: App, budget_id: str) -> None:
+    now_s = asyncio.get_running_loop().time
+    request = Request(f"/budgets/{budget_id}/stream?key=1", token("ann", ttl_s=2))
+    ends_s = now_s() + 2
+    async with under_way(app, request) as streaming:
+        await until(lambda: app.hub.followers(budget_id) == 1, TIMEOUT_S)
+        request.taking.clear()
+        for _ in range(10):  # each is a piece of its own
+            await submit(app.hub, expense_add(budget_id))
+        await until(lambda: now_s() > ends_s, TIMEOUT_S)
+        request.taking.set()
+        async with asyncio.timeout(TIMEOUT_S):
+            await streaming
+    assert request.sequences() in ([2], [2, 3])  # what was on its way
+
+
+async def test_a_silent_stream_is_kept_alive(
+    app: App, budget_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert followers.KEEP_ALIVE_S < 30  # what proxies and phones mostly allow
+    monkeypatch.setattr(followers, "KEEP_ALIVE_S", 0.05)
+    request = Request(f"/budgets/{budget_id}/stream?key=1")
+    async with under_way(app, request):
+        await until(lambda: request.chunks >= 3, TIMEOUT_S)
+        assert re.fullmatch(rb"(:[^\n]*\n\n)+", request.body)  # comments: no client sees an event
+        await submit(app.hub, expense_add(budget_id))
+        await until(lambda: request.sequences() == [2], TIMEOUT_S)
+
+
+async def test_p7_reads_of_budgets_leave_the_feeds_their_connections(
+    app: App, budget_id: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "WAIT_S", 0.5)
+    sql = await asyncpg.connect(database_url)
+    requests = [Request(f"/budgets/{budget_id}") for _ in range(20)]
+    try:
+        async with AsyncExitStack() as stack, asyncio.timeout(TIMEOUT_S):
+            holding = sql.transaction()
+            await holding.start()
+            await sql.execute("LOCK TABLE expenses IN ACCESS EXCLUSIVE MODE")  # all snapshots hang
+            reading = [await stack.enter_async_context(under_way(app, each)) for each in requests]
+            waiting = list(reading)
+            while len(waiting) > REST_READS_MAX:  # the others are told to come again
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                waiting = [task for task in waiting if not task.done()]
+            page = await app.hub.read(budget_id, "ann", 0, 100)
+            assert [event.sequence for event in page.events] == [1]
+            await holding.rollback()
+            await asyncio.gather(*reading)
+    finally:
+        await sql.close()
+    assert sorted(request.status for request in requests) == [200] * REST_READS_MAX + [503] * 16
+    [busy] = {orjson.loads(r.body)["error"]["message"] for r in requests if r.status == 503}
+    assert busy == "BUSY"
