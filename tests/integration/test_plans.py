@@ -76,8 +76,7 @@ async def large_url(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[
     await admin.execute(f"CREATE DATABASE large TEMPLATE {template}")
     url = with_database(postgres.url, "large")
     connection = await asyncpg.connect(url)
-    for (table,) in await connection.fetch(TABLES):
-        await connection.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
+    await connection.execute(LEAVE_ALONE)
     await connection.execute(FILL)
     await connection.execute(FILL_BIG)
     await connection.close()
@@ -150,7 +149,16 @@ async def test_reads_look_only_at_what_they_answer_with(
 
 
 # Postgres would analyze by itself, at a moment of its own.
-TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+LEAVE_ALONE = """
+DO $$
+DECLARE
+    name text;
+BEGIN
+    FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' LOOP
+        EXECUTE format('ALTER TABLE %I SET (autovacuum_enabled = off)', name);
+    END LOOP;
+END $$
+"""
 
 ANALYZE = "EXPLAIN (ANALYZE, FORMAT JSON) "
 EXPLAIN = "EXPLAIN (FORMAT JSON, GENERIC_PLAN) "  # the plan that the commit's sessions keep
