@@ -28,7 +28,7 @@ socket only loses the answer.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import structlog
 
@@ -53,6 +53,15 @@ BACKOFF_S = (0.05, 1.0)  # first and longest pause
 _log = structlog.get_logger()
 
 
+class Answer(Protocol):
+    """Takes the verdicts, once, or the defect of ours that prevented them: a future, or what does
+    not want to wait for the next turn of the loop."""
+
+    def done(self) -> bool: ...
+    def set_result(self, verdicts: list[Verdict], /) -> None: ...
+    def set_exception(self, error: BaseException, /) -> None: ...
+
+
 class Submission:
     """Events of one user, in order, and the verdicts they have so far."""
 
@@ -63,7 +72,7 @@ class Submission:
         actor: UserId,
         events: Sequence[Submitted],
         mode: Mode,
-        answer: "asyncio.Future[list[Verdict]]",
+        answer: Answer,
     ) -> None:
         self.actor = actor
         self.events = events
@@ -128,17 +137,24 @@ class Committer:
     ) -> asyncio.Future[list[Verdict]]:
         """Queue the events; the future gives their verdicts: in `stop` mode up to and with the
         first that is not accepted. Cancelling the future does not cancel the commit."""
-        loop = asyncio.get_running_loop()
-        submission = Submission(actor, events, mode, loop.create_future())
+        answer: asyncio.Future[list[Verdict]] = asyncio.get_running_loop().create_future()
+        self.post(actor, events, mode, answer)
+        return answer
+
+    def post(self, actor: UserId, events: Sequence[Submitted], mode: Mode, answer: Answer) -> None:
+        """The same for an answer of the caller's; it may be given at once, where there is no room.
+
+        What it writes right after the commit leaves together with the events that the commit
+        delivers: one write to a socket instead of two."""
+        submission = Submission(actor, events, mode, answer)
         if self._waiting_events + len(events) > WAITING_EVENTS_MAX:
             _refuse([_Run(submission, 0, len(events))], Code.BUSY)
-            return submission.answer
+            return
         self._waiting.append(submission)
         self._waiting_events += len(events)
         if self._lanes_free and not self._pump_due:
             self._pump_due = True  # after the other frames that this turn of the loop has read
-            loop.call_soon(self._pump)
-        return submission.answer
+            asyncio.get_running_loop().call_soon(self._pump)
 
     async def drain(self) -> None:
         """Return when everything submitted has its verdict."""

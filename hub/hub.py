@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from hub.committer import Committer, Mode
+from hub.committer import Answer, Committer, Mode
 from hub.events import INTEGER_MAX, Submitted
 from hub.feed import Feed, Follower, Subscription, permitted
 from hub.frames import Frame, event_frames
@@ -100,6 +100,10 @@ class Hub:
     ) -> asyncio.Future[list[Verdict]]:
         """Decide and commit the events in order; see `Committer.submit`."""
         return self._committer.submit(actor, events, mode)
+
+    def post(self, actor: UserId, events: Sequence[Submitted], mode: Mode, answer: Answer) -> None:
+        """The same without waiting for the loop's next turn; see `Committer.post`."""
+        self._committer.post(actor, events, mode, answer)
 
     def subscribe(
         self, user_id: UserId, budget_id: BudgetId, key: int, follower: Follower

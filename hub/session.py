@@ -15,10 +15,8 @@ A session is called, it never waits: `received` acts on a frame at once. While
 nothing is read from it, and so nothing is buffered on its behalf (P8).
 """
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from enum import Enum
-from functools import partial
 from typing import Any, Protocol
 
 import structlog
@@ -349,17 +347,16 @@ class Session:
         if not self._may(frame.id, len(events)):
             return
         self._in_flight += len(events)
-        answer = self._hub.submit(self._user_id, events, frame.mode)
-        answer.add_done_callback(partial(self._answer, frame.id, len(events)))
+        answer = _Answer(self, frame.id, len(events))
+        self._hub.post(self._user_id, events, frame.mode, answer)
 
-    def _answer(
-        self, request_id: RequestId, events: int, answer: "asyncio.Future[list[Verdict]]"
-    ) -> None:
+    def answered(self, request_id: RequestId, events: int, verdicts: list[Verdict] | None) -> None:
+        """The verdicts of so many events in flight; None: a defect of ours prevented them."""
         self._in_flight -= events
-        if answer.exception() is not None:
+        if verdicts is None:
             self.close(Code.INTERNAL_SERVER_ERROR)
         elif self._state is not State.CLOSED:
-            self._wire.write(frames.results(request_id, answer.result()))
+            self._wire.write(frames.results(request_id, verdicts))
             if not self._reading:
                 self._read_or_not()
 
@@ -383,6 +380,31 @@ class Session:
         if following is not None:
             following.subscription.end()
         self._wire.write(frames.unsubscribed(frame.id, frame.budget_id))
+
+
+class _Answer:
+    """Brings the verdicts of one frame to its session; see `hub.committer.Answer`."""
+
+    __slots__ = ("_events", "_request_id", "_session")
+
+    def __init__(self, session: Session, request_id: RequestId, events: int) -> None:
+        self._session: Session | None = session
+        self._request_id = request_id
+        self._events = events
+
+    def done(self) -> bool:
+        return self._session is None
+
+    def set_result(self, verdicts: list[Verdict]) -> None:
+        self._give(verdicts)
+
+    def set_exception(self, error: BaseException) -> None:
+        self._give(None)
+
+    def _give(self, verdicts: list[Verdict] | None) -> None:
+        session, self._session = self._session, None
+        assert session is not None
+        session.answered(self._request_id, self._events, verdicts)
 
 
 class _Following:

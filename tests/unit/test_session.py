@@ -11,6 +11,7 @@ from typing import Any, cast
 import orjson
 import pytest
 
+from hub.committer import Answer
 from hub.errors import Code, HubError
 from hub.frames import framed, texts
 from hub.hub import Hub, Rates
@@ -89,39 +90,25 @@ class Timer:
         self.over = True
 
 
-class Answer:
-    """The future that `submit` gives, completed by the test."""
+class Posted:
+    """What was posted to the hub, answered by the test."""
 
-    def __init__(self, user_id: str, events: Sequence[Any], mode: str) -> None:
+    def __init__(self, user_id: str, events: Sequence[Any], mode: str, answer: Answer) -> None:
         self.user_id, self.events, self.mode = user_id, events, mode
-        self._callbacks: list[Callable[[Any], None]] = []
-        self._verdicts: list[Verdict] = []
-        self._error: Exception | None = None
-
-    def add_done_callback(self, call: Callable[[Any], None]) -> None:
-        self._callbacks.append(call)
-
-    def exception(self) -> Exception | None:
-        return self._error
-
-    def result(self) -> list[Verdict]:
-        assert self._error is None
-        return self._verdicts
+        self._answer = answer
 
     def settle(self) -> None:
-        self._verdicts = [
-            Verdict(event.event_id, None, None, None, "rejected", error=Code.BUDGET_NOT_EXISTS)
-            for event in self.events
-        ]
-        self._tell()
+        self._answer.set_result(
+            [
+                Verdict(event.event_id, None, None, None, "rejected", error=Code.BUDGET_NOT_EXISTS)
+                for event in self.events
+            ]
+        )
+        assert self._answer.done()
 
     def fail(self) -> None:
-        self._error = ZeroDivisionError()
-        self._tell()
-
-    def _tell(self) -> None:
-        for call in self._callbacks:
-            call(self)
+        self._answer.set_exception(ZeroDivisionError())
+        assert self._answer.done()
 
 
 class Feed:
@@ -152,12 +139,12 @@ class FakeHub:
     def __init__(self) -> None:
         self.rates = Rates(100_000, 100_000)
         self.sessions: set[Session] = set()
-        self.answers: list[Answer] = []
+        self.posted: list[Posted] = []
         self.subscriptions: list[Subscription] = []
 
-    def submit(self, user_id: str, events: Sequence[Any], mode: str) -> Answer:
-        self.answers.append(Answer(user_id, events, mode))
-        return self.answers[-1]
+    def post(self, user_id: str, events: Sequence[Any], mode: str, answer: Answer) -> None:
+        assert not answer.done()
+        self.posted.append(Posted(user_id, events, mode, answer))
 
     def subscribe(self, user_id: str, budget_id: str, key: int, follower: Any) -> Subscription:
         self.subscriptions.append(Subscription(user_id, budget_id, key, follower))
@@ -323,7 +310,7 @@ def assert_over(bench: Bench, peer: Peer) -> None:
     bench.clock.advance(10 * TOKEN_S)
     assert peer.read() == []
     assert peer.wire.closed == closed
-    assert bench.hub.answers == []
+    assert bench.hub.posted == []
     assert peer.session not in bench.hub.sessions
     assert all("end" in subscription.told for subscription in bench.hub.subscriptions)
 
@@ -431,11 +418,11 @@ def test_p9_authenticating_what_came_right_behind_the_token_is_nobodys(
     peer.send(events_frame(1))
     peer.send(subscribe_frame(new_id(), 2))
     peer.send({"type": "ping", "id": 3})
-    assert bench.hub.answers == []
+    assert bench.hub.posted == []
     assert bench.hub.subscriptions == []
     assert peer.read() == []
     bench.go_on()
-    users = [answer.user_id for answer in bench.hub.answers]
+    users = [answer.user_id for answer in bench.hub.posted]
     users += [subscription.user_id for subscription in bench.hub.subscriptions]
     assert set(users) <= {"ann"}
 
@@ -661,7 +648,7 @@ def test_open_a_bad_envelope_of_events_is_refused_as_a_whole(
     peer.send(events_frame(5, events))
     [answer] = peer.read()
     assert (error_of(answer), answer["id"]) == ("BAD_REQUEST", 5)
-    assert bench.hub.answers == []
+    assert bench.hub.posted == []
     assert peer.close_code is None
 
 
@@ -671,7 +658,7 @@ def test_p4_open_events_go_to_the_hub_and_their_verdicts_back(
 ) -> None:
     frame = events_frame(5, 3, mode=mode)
     peer.send(frame)
-    [answer] = bench.hub.answers
+    [answer] = bench.hub.posted
     assert (answer.user_id, answer.mode) == ("ann", mode)
     sent = [event["eventId"] for event in frame["events"]]
     assert [event.event_id for event in answer.events] == sent
@@ -684,7 +671,7 @@ def test_p4_open_events_go_to_the_hub_and_their_verdicts_back(
 
 def test_open_a_defect_of_ours_closes_1011(bench: Bench, peer: Peer) -> None:
     peer.send(events_frame(5))
-    bench.hub.answers.pop().fail()
+    bench.hub.posted.pop().fail()
     assert [error_of(frame) for frame in peer.read()] == ["INTERNAL_SERVER_ERROR"]
     assert peer.close_code == 1011
     assert_over(bench, peer)
@@ -696,7 +683,7 @@ def test_open_verdicts_for_a_peer_that_is_gone_go_nowhere(
 ) -> None:
     peer.send(events_frame(5))
     peer.session.lost(1006)
-    getattr(bench.hub.answers.pop(), outcome)()
+    getattr(bench.hub.posted.pop(), outcome)()
     assert peer.read() == []
     assert peer.close_code is None
     assert_over(bench, peer)
@@ -708,11 +695,11 @@ def test_open_verdicts_for_a_peer_that_is_gone_go_nowhere(
 def test_p8_open_reading_pauses_while_as_many_events_as_allowed_are_in_flight(
     bench: Bench, peer: Peer
 ) -> None:
-    while len(bench.hub.answers) * 100 < IN_FLIGHT_EVENTS_MAX:
+    while len(bench.hub.posted) * 100 < IN_FLIGHT_EVENTS_MAX:
         assert peer.wire.reading
         peer.send(events_frame(1, 100))
     assert not peer.wire.reading
-    bench.hub.answers[2].settle()
+    bench.hub.posted[2].settle()
     assert peer.wire.reading
     peer.send(events_frame(1, 99))
     assert peer.wire.reading
@@ -739,12 +726,12 @@ def test_p8_open_reading_resumes_only_when_nothing_stands_against_it(
     for _ in range(4):
         peer.send(events_frame(1, 100))
     peer.fill()
-    bench.hub.answers[0].settle()
+    bench.hub.posted[0].settle()
     assert not peer.wire.reading  # full still
     peer.send(events_frame(1, 100))  # was read before
     peer.drain()
     assert not peer.wire.reading  # too much in flight still
-    bench.hub.answers[1].settle()
+    bench.hub.posted[1].settle()
     assert peer.wire.reading
 
 
@@ -783,13 +770,13 @@ def test_p8_what_is_refused_was_not_looked_at_and_may_come_again_later(bench: Be
     after_ms = refused["error"]["retryAfterMs"]
     assert after_ms == pytest.approx(2000, abs=2)
     assert refused["error"]["retryable"] is True
-    assert [len(answer.events) for answer in bench.hub.answers] == [18]
+    assert [len(answer.events) for answer in bench.hub.posted] == [18]
     bench.clock.advance(after_ms / 1000 - 0.1)
     peer.send(events_frame(3, 6))
     bench.clock.advance(0.1)
     peer.send(events_frame(4, 6))
     assert [frame["id"] for frame in peer.read()] == [3]
-    assert [len(answer.events) for answer in bench.hub.answers] == [18, 6]
+    assert [len(answer.events) for answer in bench.hub.posted] == [18, 6]
 
 
 def test_p8_a_user_has_one_rate_over_all_his_sockets(bench: Bench) -> None:
@@ -804,7 +791,7 @@ def test_p8_a_user_has_one_rate_over_all_his_sockets(bench: Bench) -> None:
         assert refused["error"]["retryAfterMs"] == pytest.approx(1000, abs=2)
     bobs.send(events_frame(4, 10))
     assert bobs.read() == []
-    assert [len(answer.events) for answer in bench.hub.answers] == [6, 4, 10]
+    assert [len(answer.events) for answer in bench.hub.posted] == [6, 4, 10]
 
 
 def test_who_floods_on_after_rate_limited_is_closed_4429(bench: Bench) -> None:
@@ -922,8 +909,8 @@ def test_p11_leaving_verdicts_in_flight_are_sent_then_it_is_closed_1012(
     assert peer.read() == [{"type": "goaway", "reconnectAfterMs": 1830, "reason": "deploy"}]
     assert not peer.wire.reading
     peer.send(events_frame(6))  # was read before
-    assert len(bench.hub.answers) == 1
-    bench.hub.answers.pop().settle()
+    assert len(bench.hub.posted) == 1
+    bench.hub.posted.pop().settle()
     assert [(frame["type"], frame["id"]) for frame in peer.read()] == [("results", 5)]
     assert not peer.wire.reading
     assert peer.close_code is None
