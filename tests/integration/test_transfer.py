@@ -172,7 +172,7 @@ async def test_a_file_holds_no_names_of_people_and_no_invites(database: Database
         await connection.execute(
             """
             INSERT INTO invites (budget_id, id, token_hash, created_at, expires_at, max_uses)
-            VALUES ($1, $1, 'token', now(), now(), 1)
+            VALUES ($1, $1, 'token', 1, 2, 1)
             """,
             BUDGET,
         )
