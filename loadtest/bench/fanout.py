@@ -46,7 +46,7 @@ from storage.migrate import migrate
 SOCKETS = 1_000
 EVENT_BYTES = 300
 ROUNDS = 200
-PAIRS = 5
+PAIRS = 9
 IDLE_SOCKETS = 9_000
 
 _console = Console(highlight=False, soft_wrap=True)

@@ -1,6 +1,6 @@
 """The token bucket never gives more than its rate and its burst allow, and never starves (P8)."""
 
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from hub.limits import Bucket, Rate
 
@@ -43,6 +43,7 @@ def test_a_clock_that_goes_back_gives_nothing_away() -> None:
     assert bucket.tokens == 0
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.floats(0, 3), st.floats(0.1, 30)),

@@ -9,7 +9,7 @@ from unittest.mock import create_autospec
 
 import jwt
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from api.auth.local import LocalIdentity, RefreshToken
 from api.auth.tokens import TOKEN_LENGTH_MAX, Keys, Tokens
@@ -148,6 +148,7 @@ async def test_a_long_token_counts() -> None:
     await tokens_of().authenticate(token)
 
 
+@settings(deadline=None)
 @given(st.text(), st.recursive(st.none() | st.integers() | st.text(), st.lists))
 async def test_whatever_is_sent_is_answered_the_same_way(text: str, value: object) -> None:
     tokens = tokens_of()
