@@ -15,6 +15,7 @@ from api import budgets, events, health, members
 from api.auth import routes as auth_routes
 from api.auth.local import LocalIdentity
 from api.auth.tokens import Tokens
+from api.documents import routes as documents
 from api.http import ERROR_HANDLERS, RequestId
 from api.settings import Settings
 from api.socket import SyncSocket
@@ -40,13 +41,13 @@ class NotMigrated(Exception):
 class App:
     """The ASGI application: sockets to one side, everything else to Starlette."""
 
-    def __init__(self, hub: Hub, socket: ASGIApp, rest: ASGIApp) -> None:
+    def __init__(self, hub: Hub, socket: ASGIApp, rest: Starlette) -> None:
         self.hub = hub
         self._socket = socket
-        self._rest = rest
+        self.rest = rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._socket if scope["type"] == "websocket" else self._rest
+        app = self._socket if scope["type"] == "websocket" else self.rest
         await app(scope, receive, send)
 
 
@@ -76,21 +77,22 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         identity = LocalIdentity(
             [settings.auth_secret.encode()], Users(database), now=time.time, new_id=new_id
         )
+        routes = [
+            *health.routes(database, bus),
+            *auth_routes.routes(identity),
+            *events.routes(hub, tokens, now_ms=now_ms),
+            *budgets.routes(hub, Snapshots(database), tokens),
+            *members.routes(
+                hub,
+                Snapshots(database),
+                tokens,
+                participants_max=settings.max_participants,
+                now_ms=now_ms,
+                new_id=new_id,
+            ),
+        ]
         rest = Starlette(
-            routes=[
-                *health.routes(database, bus),
-                *auth_routes.routes(identity),
-                *events.routes(hub, tokens, now_ms=now_ms),
-                *budgets.routes(hub, Snapshots(database), tokens),
-                *members.routes(
-                    hub,
-                    Snapshots(database),
-                    tokens,
-                    participants_max=settings.max_participants,
-                    now_ms=now_ms,
-                    new_id=new_id,
-                ),
-            ],
+            routes=[*routes, *documents.routes(routes)],
             middleware=[Middleware(RequestId)],
             exception_handlers=ERROR_HANDLERS,
         )
