@@ -97,14 +97,19 @@ def respond(payload: Mapping[str, object] | bytes, status: int = 200) -> Respons
     return Response(text, status, media_type="application/json")
 
 
-async def respond_large(request: Request, text: bytes, headers: Mapping[str, str] = {}) -> Response:
-    """A JSON answer of any size, compressed if the client takes that: in a thread, because some
+async def respond_large(
+    request: Request,
+    text: bytes,
+    headers: Mapping[str, str] = {},
+    media_type: str = "application/json",
+) -> Response:
+    """An answer of any size, compressed if the client takes that: in a thread, because some
     megabytes take longer than the loop may be held."""
     compressed = {**headers, **VARY}
     if len(text) >= COMPRESSED_FROM_BYTES and _takes_gzip(request):
         text = await anyio.to_thread.run_sync(gzip.compress, text, COMPRESSION)
         compressed["Content-Encoding"] = "gzip"
-    return Response(text, headers=compressed, media_type="application/json")
+    return Response(text, headers=compressed, media_type=media_type)
 
 
 def _takes_gzip(request: Request) -> bool:

@@ -71,7 +71,7 @@ Uuid = Annotated[
 Whole = Annotated[
     int,
     Field(strict=True, ge=0, le=INTEGER_MAX),
-    BeforeValidator(_whole, json_schema_input_type=int),
+    BeforeValidator(_whole, json_schema_input_type=Annotated[int, Field(ge=0, le=INTEGER_MAX)]),
 ]
 Money = Annotated[
     Decimal,
