@@ -127,6 +127,7 @@ class Recorder:
         text = orjson.dumps(taken, option=orjson.OPT_INDENT_2).decode()
         text = re.sub(r"eyJ[\w-]+\.[\w-]+\.[\w-]+", "eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmVk", text)
         text = re.sub(r"(\.[0-9]+)\.[\w-]{43}\b", r"\1.bm90LWEtdG9rZW4", text)
+        text = re.sub(r'("token": "|invite=)[\w-]{32}"', r'\1bm90LWFuLWludml0ZQ"', text)
         text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", id_, text)
         text = re.sub(r"\b1[0-9]{12}\b", time, text)
         text = re.sub(r'("(?:reconnect|retry)AfterMs": )[0-9]+', r"\g<1>1830", text)
@@ -150,9 +151,13 @@ async def converse(
         await watch.subscribe(HOME)
         await _of_reads(taken, alice, ben)
         await _of_members(taken, alice, ben)
+        await _of_doors(taken, alice, ben)
+        await _of_profiles(taken, alice, ben)
         await _of_sockets(taken, cluster, node, token)
         await _of_deletion(taken, watch, alice, ben)
+        await _of_closing(taken, alice, ben)
         await _of_leaving(taken, cluster)
+        await taken.call(nobody, "the table", "GET", "/errors", 200)
         await taken.call(nobody, "alive", "GET", "/healthz", 200)
         await taken.call(nobody, "ready", "GET", "/readyz", 200)
         await waiting.wait_for(lambda: bool(waiting.of_type("heads")), 20)
@@ -248,7 +253,7 @@ async def _of_reads(taken: Recorder, alice: AsyncClient, ben: AsyncClient) -> No
 
 
 async def _of_members(taken: Recorder, alice: AsyncClient, ben: AsyncClient) -> None:
-    home, holiday = f"/budgets/{HOME}", f"/budgets/{HOLIDAY}"
+    home = f"/budgets/{HOME}"
     members = f"{home}/participants"
     await taken.call(ben, "joined", "POST", f"{home}/join", 200)
     await taken.call(ben, "joined before", "GET", f"{home}/join", 200)
@@ -258,9 +263,38 @@ async def _of_members(taken: Recorder, alice: AsyncClient, ben: AsyncClient) -> 
     me = (await alice.get(home)).json()["createdBy"]
     await taken.call(ben, "the owner removes, nobody else", "DELETE", f"{members}/{me}", 403)
     await taken.call(alice, "the owner stays", "DELETE", f"{home}/leave", 409)
-    await taken.call(ben, "joined", "POST", f"{holiday}/join", 200)
+
+
+async def _of_doors(taken: Recorder, alice: AsyncClient, ben: AsyncClient) -> None:
+    """What the owner hands out: the bare id, or an invite."""
+    holiday = f"/budgets/{HOLIDAY}"
+    link, invites = f"{holiday}/link-sharing", f"{holiday}/invites"
+    await taken.call(alice, "the id is no link", "PUT", link, 200, {"enabled": False})
+    await taken.call(alice, "neither on nor off", "PUT", link, 400, {"enabled": "no"})
+    await taken.call(ben, "the id is no link", "POST", f"{holiday}/join", 404)
+    once = {"expiresInS": 3600, "maxUses": 1}
+    invite = await taken.call(alice, "for one, for an hour", "POST", invites, 201, once)
+    await taken.call(alice, "for nobody", "POST", invites, 400, {"maxUses": 0})
+    join = f"{holiday}/join?invite={invite['token']}"
+    await taken.call(ben, "joined by an invite", "GET", join, 200)
+    await taken.call(alice, "used", "GET", invites, 200)
+    await taken.call(ben, "the owner invites, nobody else", "POST", invites, 403, {})
+    revoke = f"{invites}/{invite['inviteId']}"
+    await taken.call(alice, "revoked", "DELETE", revoke, 200)
+    await taken.call(alice, "no such invite", "DELETE", f"{invites}/{NOWHERE}", 404)
     await taken.call(ben, "left", "DELETE", f"{holiday}/leave", 200)
     await taken.call(ben, "a former participant", "GET", holiday, 403)
+
+
+async def _of_profiles(taken: Recorder, alice: AsyncClient, ben: AsyncClient) -> None:
+    me = await taken.call(alice, "one's own", "GET", "/user", 200)
+    await taken.call(ben, "no profile yet", "GET", "/user", 404)
+    named = {"firstName": "Ben", "email": "ben@example.org"}
+    await taken.call(ben, "a first profile", "PUT", "/user", 200, named)
+    await taken.call(ben, "no e-mail", "PUT", "/user", 200, {"email": None})
+    await taken.call(ben, "not an e-mail", "PUT", "/user", 400, {"email": "ben"})
+    await taken.call(ben, "somebody else's", "GET", f"/profiles/{me['id']}", 200)
+    await taken.call(ben, "nobody", "GET", "/profiles/nobody", 404)
 
 
 async def _of_sockets(taken: Recorder, cluster: Cluster, node: Node, token: str) -> None:
@@ -327,6 +361,17 @@ async def _of_deletion(
     await taken.call(alice, "a deleted budget", "GET", home, 404)
     await watch.wait_for(lambda: bool(watch.of_type("unsubscribed")))
     taken.show("the budget was deleted", watch.of_type("unsubscribed")[0])
+
+
+async def _of_closing(taken: Recorder, alice: AsyncClient, ben: AsyncClient) -> None:
+    """Alice's account ends, and Ben inherits."""
+    holiday = f"/budgets/{HOLIDAY}"
+    shared = {"enabled": True}
+    await taken.call(alice, "the id is a link", "PUT", f"{holiday}/link-sharing", 200, shared)
+    await taken.call(ben, "back again, by the id", "POST", f"{holiday}/join", 200)
+    await taken.call(alice, "the account is closed", "DELETE", "/user", 200)
+    log = f"/events?budgetId={HOLIDAY}&key=4"
+    await taken.call(ben, "the budget passes on", "GET", log, 200)
 
 
 async def _of_leaving(taken: Recorder, cluster: Cluster) -> None:

@@ -5,12 +5,16 @@ from typing import Annotated, Literal, NotRequired
 from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
+from api.documents.errors import Error
 from api.documents.events import ClientEvent
 from api.documents.records import Budget, BudgetFields, Category, Expense, Participant
 from api.documents.scalars import Digest, Head, Id, Key, LogId, Millis, NextKey, UserId
 from api.documents.stream import StreamEvent
 from api.documents.verdicts import Verdict
+from api.invites import USES_MAX
 from hub.events import EVENTS_PER_REQUEST_MAX, Currency, Text, Title, Uuid, Whole
+
+Uses = Annotated[int, Field(ge=1, le=USES_MAX)]
 
 
 class SignedInAnswer(TypedDict):
@@ -115,6 +119,44 @@ class ExpensesPage(TypedDict):
     expenses: list[Expense]
 
 
+class Invited(TypedDict):
+    """`token` is shown here and nowhere else; the link is `/budgets/:id/join?invite=<token>`."""
+
+    budgetId: Id
+    inviteId: Id
+    token: str
+    expiresAt: Millis
+    maxUses: Uses
+
+
+class Invite(TypedDict):
+    """It lets in until `expiresAt`, `maxUses` times, unless it is `revoked`."""
+
+    inviteId: Id
+    createdAt: Millis
+    expiresAt: Millis
+    maxUses: Uses
+    uses: Annotated[int, Field(ge=0, le=USES_MAX)]
+    revoked: bool
+
+
+class InviteList(TypedDict):
+    """In the order of creation, with those that no longer let in."""
+
+    budgetId: Id
+    invites: list[Invite]
+
+
+class Revoked(TypedDict):
+    budgetId: Id
+    inviteId: Id
+
+
+class LinkShared(TypedDict):
+    budgetId: Id
+    enabled: Annotated[bool, Field(description="The budget's bare id lets in")]
+
+
 class Joined(TypedDict):
     budget: Budget
     participant: Participant
@@ -123,6 +165,35 @@ class Joined(TypedDict):
 class Left(TypedDict):
     budgetId: Id
     userId: UserId
+
+
+class Profile(TypedDict):
+    """What others may see of somebody: never the e-mail."""
+
+    id: UserId
+    firstName: str | None
+    lastName: str | None
+    photo: str | None
+
+
+class OwnProfile(Profile):
+    email: str | None
+
+
+class Forgotten(TypedDict):
+    userId: UserId
+
+
+class CodeOfTable(Error):
+    """`detail` is what the code means."""
+
+    closeCode: Annotated[
+        int | None, Field(description="With which the socket closes, where it does")
+    ]
+
+
+class ErrorTable(TypedDict):
+    errors: list[CodeOfTable]
 
 
 class Alive(TypedDict):

@@ -19,7 +19,8 @@ The hub's REST interface. The socket, `GET /sync`, is described in [asyncapi.jso
 
 Ids are lower-case UUIDs (any letter case is taken), user ids are opaque text, times are epoch
 milliseconds, dates `YYYY-MM-DD`. Money is a string; the hub always sends two decimals. Unknown
-fields are ignored: clients should do the same. Every path that knows `GET` also knows `HEAD`.
+fields are ignored: clients should do the same. Every path that knows `GET` also knows `HEAD`, but
+for `/budgets/:id/join`, which changes something.
 
 Errors have one shape (`ErrorAnswer`). `message` is the stable code; `retryable` means undecided:
 the same request may be sent again. A path that does not exist is `NOT_FOUND`, a method that a path
@@ -123,7 +124,8 @@ def _operation(op: Operation, made: Mapping[str, Json], calls: Sequence[Call]) -
             content["examples"] = sent
         described["requestBody"] = {"required": True, "content": {JSON: content}}
     described["responses"] = _responses(op, made, calls)
-    described["security"] = [{"token": []}, {"token": [], "apiKey": []}] if op.token else []
+    signed_in: Json = {"token": []} if op.token else {}
+    described["security"] = [signed_in, {**signed_in, "apiKey": []}] if op.guarded else []
     return described
 
 
@@ -136,7 +138,7 @@ def _parameter(parameter: Parameter, schema: Json) -> Json:
     }
     if parameter.default is not None:
         described["schema"] = {**schema, "default": parameter.default}
-    elif parameter.where != "header":
+    if parameter.required or parameter.where == "path":
         described["required"] = True
     return described
 

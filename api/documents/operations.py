@@ -13,19 +13,24 @@ from pydantic import Field
 from api import budgets, events
 from api.auth.routes import LoginRequest, RefreshRequest, RegisterRequest
 from api.documents import answers, records, verdicts
-from api.users import USER_ID_MAX
+from api.guard import EXEMPT
+from api.invites import LinkSharing, NewInvite
+from api.users import USER_ID_MAX, ProfileFields
 from hub.errors import Code
 from hub.events import INTEGER_MAX, Uuid
+from storage.invites import INVITES_MAX
 
 SSE = "text/event-stream"
 HTML = "text/html"
 JSON = "application/json"
 
-# What may befall every request.
-ALWAYS = (Code.INTERNAL_SERVER_ERROR, Code.RATE_LIMITED)
+# What may befall every request, and every one that the guard looks at.
+ALWAYS = (Code.INTERNAL_SERVER_ERROR,)
+OF_GUARD = (Code.INCORRECT_API_KEY, Code.RATE_LIMITED)
 OF_DATABASE = (Code.BUSY, Code.UNAVAILABLE)
 OF_BODY = (Code.BAD_REQUEST, Code.PAYLOAD_TOO_LARGE)
 OF_BUDGET = (Code.BAD_REQUEST, Code.BUDGET_NOT_EXISTS, Code.NOT_PARTICIPANT)
+OF_OWNER = (*OF_BUDGET, Code.NOT_OWNER)
 
 
 class Parameter(NamedTuple):
@@ -34,6 +39,7 @@ class Parameter(NamedTuple):
     type: Any
     description: str
     default: object = None
+    required: bool = False  # what stands in the path always is
 
 
 class Answer(NamedTuple):
@@ -65,13 +71,17 @@ class Operation:
     @property
     def tag(self) -> str:
         first = self.path.split("/")[1]
-        return {"auth": "signing in", "events": "events"}.get(
-            first, "budgets" if first.startswith("budget") else "the hub itself"
-        )
+        return _TAGS.get(first, "the hub itself")
+
+    @property
+    def guarded(self) -> bool:
+        return self.path not in EXEMPT
 
     def all_errors(self) -> list[Code]:
         """In the order of the table."""
         found = {*ALWAYS, *self.errors}
+        if self.guarded:
+            found.update(OF_GUARD)
         if self.token:
             found.add(Code.NOT_LOGGED_IN)
         if self.database:
@@ -81,6 +91,14 @@ class Operation:
         return [code for code in Code if code in found]
 
 
+_TAGS = {
+    "auth": "signing in",
+    "events": "events",
+    "budget": "budgets",
+    "budgets": "budgets",
+    "user": "users",
+    "profiles": "users",
+}
 _KEY = Annotated[int, Field(ge=0, le=INTEGER_MAX)]
 _COUNT = Annotated[int, Field(ge=1, le=INTEGER_MAX)]
 _WAIT = Annotated[int, Field(ge=0, le=events.WAIT_S_MAX)]
@@ -88,6 +106,7 @@ _WAIT = Annotated[int, Field(ge=0, le=events.WAIT_S_MAX)]
 BUDGET = Parameter("budgetId", "path", Uuid, "In any letter case")
 CATEGORY = Parameter("categoryId", "path", Uuid, "In any letter case")
 EXPENSE = Parameter("expenseId", "path", Uuid, "In any letter case")
+INVITE = Parameter("inviteId", "path", Uuid, "In any letter case")
 USER = Parameter(
     "userId", "path", Annotated[str, Field(min_length=1, max_length=USER_ID_MAX)], "Whom"
 )
@@ -170,7 +189,7 @@ OPERATIONS: Sequence[Operation] = (
         "Ask again with `nextKey`, at once while `hasMore`. Every event of the log comes once and "
         "in order. After `budget.delete` who took part may still read.",
         parameters=(
-            Parameter("budgetId", "query", Uuid, "In any letter case"),
+            Parameter("budgetId", "query", Uuid, "In any letter case", required=True),
             KEY,
             COUNT,
             Parameter(
@@ -303,11 +322,15 @@ OPERATIONS: Sequence[Operation] = (
             method,
             "/budgets/{budget_id}/join",
             name,
-            "Join a budget by its id",
+            "Join a budget by an invite, or by its bare id",
             {200: Answer(answers.Joined, "The user takes part; also when he did before")},
-            "Who left may come back, who was removed may not." + also,
-            parameters=(BUDGET,),
-            errors=(*OF_BUDGET, Code.PARTICIPANT_LIMIT_REACHED),
+            "The bare id lets in while link sharing is on. Who left may come back; who was removed "
+            "needs an invite made after that." + also,
+            parameters=(
+                BUDGET,
+                Parameter("invite", "query", str, "The invite's token; absent: by the bare id"),
+            ),
+            errors=(*OF_BUDGET, Code.INVITE_NOT_VALID, Code.PARTICIPANT_LIMIT_REACHED),
         )
         for method, name, also in (
             ("POST", "joinBudget", ""),
@@ -322,6 +345,46 @@ OPERATIONS: Sequence[Operation] = (
         {200: Answer(answers.Left, "The user no longer takes part; also when he had left before")},
         parameters=(BUDGET,),
         errors=(Code.BAD_REQUEST, Code.BUDGET_NOT_EXISTS, Code.OWNER_CANNOT_LEAVE),
+    ),
+    Operation(
+        "POST",
+        "/budgets/{budget_id}/invites",
+        "createInvite",
+        "Make an invite (owner)",
+        {201: Answer(answers.Invited, "The invite, with its token")},
+        f"A budget has at most {INVITES_MAX} that have not run out, revoked ones included.",
+        parameters=(BUDGET,),
+        body=NewInvite,
+        errors=OF_OWNER,
+    ),
+    Operation(
+        "GET",
+        "/budgets/{budget_id}/invites",
+        "listInvites",
+        "The budget's invites (owner)",
+        {200: Answer(answers.InviteList, "All of them, without their tokens")},
+        parameters=(BUDGET,),
+        errors=OF_OWNER,
+    ),
+    Operation(
+        "DELETE",
+        "/budgets/{budget_id}/invites/{invite_id}",
+        "revokeInvite",
+        "Revoke an invite (owner)",
+        {200: Answer(answers.Revoked, "It lets nobody in; also when it was revoked before")},
+        parameters=(BUDGET, INVITE),
+        errors=(*OF_OWNER, Code.INVITE_NOT_EXISTS),
+    ),
+    Operation(
+        "PUT",
+        "/budgets/{budget_id}/link-sharing",
+        "shareLink",
+        "Whether the budget's bare id lets in (owner)",
+        {200: Answer(answers.LinkShared, "As it is now")},
+        "A new budget's does.",
+        parameters=(BUDGET,),
+        body=LinkSharing,
+        errors=OF_OWNER,
     ),
     Operation(
         "GET",
@@ -358,6 +421,52 @@ OPERATIONS: Sequence[Operation] = (
         {200: Answer(records.Expense, "The expense")},
         parameters=(BUDGET, EXPENSE),
         errors=(*OF_BUDGET, Code.EXPENSE_NOT_EXISTS),
+    ),
+    Operation(
+        "GET",
+        "/user",
+        "readUser",
+        "One's own profile",
+        {200: Answer(answers.OwnProfile, "The profile")},
+        errors=(Code.USER_NOT_FOUND,),
+    ),
+    Operation(
+        "PUT",
+        "/user",
+        "writeUser",
+        "Make or change one's own profile",
+        {200: Answer(answers.OwnProfile, "The profile as it is now")},
+        "An absent field is unchanged, null clears it.",
+        body=ProfileFields,
+        errors=(Code.EMAIL_TAKEN,),
+    ),
+    Operation(
+        "DELETE",
+        "/user",
+        "deleteUser",
+        "Close one's account",
+        {200: Answer(answers.Forgotten, "The profile is gone; also when there was none")},
+        "The user leaves every budget. What he owns passes to whoever joined it first, whom the "
+        "`participant.remove` event names as `owner`.",
+    ),
+    Operation(
+        "GET",
+        "/profiles/{user_id:opaque}",
+        "readProfile",
+        "What others may see of a user",
+        {200: Answer(answers.Profile, "The profile")},
+        parameters=(USER,),
+        errors=(Code.USER_NOT_FOUND,),
+    ),
+    Operation(
+        "GET",
+        "/errors",
+        "listErrors",
+        "Every code that a client may meet",
+        {200: Answer(answers.ErrorTable, "The table")},
+        token=False,
+        database=False,
+        headers={"Cache-Control": "`public, max-age=3600`"},
     ),
     Operation(
         "GET",

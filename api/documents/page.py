@@ -50,7 +50,7 @@ def _operation(method: str, path: str, operation: Json) -> Iterator[str]:
     yield f'<details id="{escape(operation["operationId"])}"><summary>'
     yield f"<b>{method} {escape(path)}</b><br>{_inline(operation['summary'])}</summary>"
     yield _prose(operation.get("description", ""))
-    if not operation["security"]:
+    if not any("token" in scheme for scheme in operation["security"]):
         yield "<p>No token needed.</p>"
     parameters = [parameter for parameter in operation["parameters"] if "name" in parameter]
     if parameters:

@@ -21,6 +21,7 @@ from api.documents.asyncapi import asyncapi
 from api.documents.examples import examples
 from api.documents.openapi import openapi
 from api.documents.page import page
+from api.edge import CONTENT_SECURITY_POLICY
 from api.http import respond_large
 
 STYLE = Path(__file__).with_name("page.css")
@@ -54,7 +55,8 @@ def routes(described: Sequence[Route]) -> list[Route]:
 
     async def docs(request: Request) -> Response:
         text, style = await anyio.to_thread.run_sync(read_page)
-        policy = f"default-src 'none'; style-src 'sha256-{style}'; base-uri 'none'"
+        # The edge's own, and the style.
+        policy = f"{CONTENT_SECURITY_POLICY.decode()}; style-src 'sha256-{style}'"
         return await respond_large(
             request, text, {"Content-Security-Policy": policy}, media_type="text/html"
         )

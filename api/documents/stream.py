@@ -116,6 +116,9 @@ class ParticipantRemoved(_OfParticipant):
     """Somebody left, or was removed: his subscriptions end with it."""
 
     eventType: Literal["participant.remove"]
+    owner: NotRequired[
+        Annotated[UserId, Field(description="Who owns the budget from now on, where it passes on")]
+    ]
 
 
 StreamEvent = TypeAliasType(

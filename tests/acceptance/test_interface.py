@@ -3,7 +3,7 @@ a real hub said."""
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,9 @@ from tests.documented import Documented, references, resolve
 from tests.fuzz import fuzz
 
 ROOT = Path(__file__).parents[2]
-IN_TROUBLE = {Code.RATE_LIMITED, Code.BUSY, Code.UNAVAILABLE, Code.INTERNAL_SERVER_ERROR}
+IN_TROUBLE = {Code.BUSY, Code.UNAVAILABLE, Code.INTERNAL_SERVER_ERROR}
+OF_GUARD = (Code.INCORRECT_API_KEY, Code.RATE_LIMITED)
+GOOD: Mapping[str, Json] = {"createInvite": {}, "shareLink": {"enabled": True}}  # bodies
 # Of documents and of a page an example would be the document itself.
 WITHOUT_EXAMPLE = {"readOpenApi", "readAsyncApi", "readDocs"}
 
@@ -86,6 +88,10 @@ async def test_every_route_is_documented_and_no_other(
         routes = served(app.routes)
     described = {(method, path) for method, path, _ in documented.operations.values()}
     assert described == {(method, wire_path(path)) for method, path in routes}
+
+
+def needs_token(operation: Json) -> bool:
+    return any("token" in scheme for scheme in operation["security"])
 
 
 def test_every_frame_is_documented_and_no_other(documented: Documented) -> None:
@@ -179,33 +185,45 @@ async def test_documented_errors_are_those_that_the_hub_gives(
 
         for name, (_, path, operation) in asked.operations.items():
             told = {code for code in Code if f"`{code.name}`" in str(operation["responses"])}
-            ids = {"categoryId": NOWHERE, "expenseId": NOWHERE, "userId": "nobody"}
+            ids = dict.fromkeys(("categoryId", "expenseId", "inviteId"), NOWHERE)
+            ids["userId"] = "nobody"
             ids = {key: id for key, id in ids.items() if f"{{{key}}}" in path}
             queries = {p["name"]: p for p in operation["parameters"] if p.get("in") == "query"}
-            if operation["security"]:
+            if needs_token(operation):
                 await refuse(nobody, Code.NOT_LOGGED_IN, name, **ids, budgetId=NOWHERE)
             if "requestBody" in operation:
+                known = {"budgetId": budget_id} if "{budgetId}" in path else {}
                 for content in (b"{", b"[]"):
-                    await refuse(stranger, Code.BAD_REQUEST, name, content=content)
-                await refuse(stranger, Code.PAYLOAD_TOO_LARGE, name, content=b"1" * 300_000)
-            for query in queries:
+                    await refuse(stranger, Code.BAD_REQUEST, name, **known, content=content)
+                large = {**known, "content": b"1" * 300_000}
+                await refuse(stranger, Code.PAYLOAD_TOO_LARGE, name, **large)
+            for query in queries.keys() - {"invite"}:  # anything may be one
                 known = {} if query == "budgetId" else {"budgetId": budget_id}
                 await refuse(owner, Code.BAD_REQUEST, name, **ids, **known, **{query: "-1"})
-            if "{budgetId}" in path:
-                await refuse(owner, Code.BAD_REQUEST, name, **ids, budgetId="1")
-            if Code.BUDGET_NOT_EXISTS in told:
-                await refuse(stranger, Code.BUDGET_NOT_EXISTS, name, **ids, budgetId=NOWHERE)
-            if Code.NOT_PARTICIPANT in told:
-                await refuse(former, Code.NOT_PARTICIPANT, name, **ids, budgetId=budget_id)
+            for key in ("budgetId", "categoryId", "expenseId", "inviteId"):
+                if f"{{{key}}}" in path:
+                    known = {"budgetId": budget_id, **ids, key: "1"}
+                    await refuse(owner, Code.BAD_REQUEST, name, **known)
+            good = {"json": GOOD[name]} if name in GOOD else {}
+            for code, rest, id in (
+                (Code.BUDGET_NOT_EXISTS, stranger, NOWHERE),
+                (Code.NOT_PARTICIPANT, former, budget_id),
+                (Code.NOT_OWNER, member, budget_id),
+            ):
+                if code in told:
+                    await refuse(rest, code, name, **ids, **good, budgetId=id)
             if Code.CURSOR_AHEAD in told:
                 await refuse(owner, Code.CURSOR_AHEAD, name, budgetId=budget_id, key=99)
             for code in (
                 Code.CATEGORY_NOT_EXISTS,
                 Code.EXPENSE_NOT_EXISTS,
                 Code.PARTICIPANT_NOT_EXISTS,
+                Code.INVITE_NOT_EXISTS,
             ):
                 if code in told:
                     await refuse(owner, code, name, **ids, budgetId=budget_id)
+            if Code.USER_NOT_FOUND in told:
+                await refuse(stranger, Code.USER_NOT_FOUND, name, **ids)
         for name in ("createBudget", "createBudgetLegacy"):
             untitled, other = {**create, "title": ""}, {**create, "title": "Other"}
             await refuse(owner, Code.INVALID_EVENT, name, json=untitled)
@@ -213,13 +231,23 @@ async def test_documented_errors_are_those_that_the_hub_gives(
             await refuse(owner, Code.BUDGET_EXISTS, name, json={**other, "eventId": new_id()})
         for name in ("joinBudget", "joinBudgetByLink"):
             await refuse(stranger, Code.PARTICIPANT_LIMIT_REACHED, name, budgetId=budget_id)
+        invite = (await owner.post(f"{budget}/invites", json={})).json()
+        revoked = await owner.delete(f"{budget}/invites/{invite['inviteId']}")
+        unshared = await owner.put(f"{budget}/link-sharing", json={"enabled": False})
+        assert (revoked.status_code, unshared.status_code) == (200, 200)
+        for name in ("joinBudget", "joinBudgetByLink"):
+            said = {"budgetId": budget_id, "invite": invite["token"]}
+            await refuse(stranger, Code.INVITE_NOT_VALID, name, **said)
         await refuse(owner, Code.OWNER_CANNOT_LEAVE, "leaveBudget", budgetId=budget_id)
         themselves = {"budgetId": budget_id, "userId": "owner"}
         await refuse(owner, Code.OWNER_CANNOT_LEAVE, "removeParticipant", **themselves)
-        await refuse(member, Code.NOT_OWNER, "removeParticipant", **themselves)
         account = {"email": "owner@example.org", "password": "correct horse"}
         assert (await nobody.post("/auth/register", json=account)).status_code == 201
         await refuse(nobody, Code.EMAIL_TAKEN, "register", json=account)
+        other = {**account, "email": "other@example.org"}
+        registered = (await nobody.post("/auth/register", json=other)).json()
+        signed_in = await stack.enter_async_context(node.rest(registered["token"]))
+        await refuse(signed_in, Code.EMAIL_TAKEN, "writeUser", json={"email": account["email"]})
         wrong = {**account, "password": "wrong"}
         await refuse(nobody, Code.BAD_CREDENTIALS, "login", json=wrong)
         await refuse(nobody, Code.NOT_LOGGED_IN, "refresh", json={"refreshToken": "x"})
@@ -227,16 +255,38 @@ async def test_documented_errors_are_those_that_the_hub_gives(
     documented_codes = {
         (name, code.name)
         for name, (_, _, operation) in asked.operations.items()
-        for code in set(Code) - IN_TROUBLE
+        for code in set(Code) - IN_TROUBLE - set(OF_GUARD)
         for response in operation["responses"].values()
         if f"`{code.name}`" in response["description"]
     }
     assert asked.met == documented_codes
 
 
+async def test_what_the_guard_answers_is_documented_for_all_that_it_guards(
+    documented: Documented, cluster: Cluster
+) -> None:
+    """First it wants a key, then it has had enough."""
+    asked = Documented(documented.openapi, documented.asyncapi)
+    guarded = {name for name, (_, _, op) in asked.operations.items() if op["security"]}
+    settings = {"API_KEYS": "one-key-of-a-client", "REQUESTS_PER_MIN_ADDRESS": str(len(guarded))}
+    node = await cluster.start(**settings)
+    async with node.rest() as rest:
+        for code in OF_GUARD:
+            for name, (method, path, _) in asked.operations.items():
+                response = await rest.request(method, path)
+                asked.check_answer(name, response)
+                told = response.json()
+                if name in guarded:
+                    assert told["error"]["message"] == code.name
+                    assert ("Retry-After" in response.headers) == (code is Code.RATE_LIMITED)
+                else:
+                    assert told["status"] in ("ok", "degraded")
+    assert asked.operations.keys() - guarded == {"isAlive", "isReady"}
+
+
 async def test_open_routes_need_no_token(documented: Documented, nobody: AsyncClient) -> None:
     for name, (method, path, operation) in documented.operations.items():
-        if not operation["security"] and method == "GET":
+        if not needs_token(operation) and method == "GET":
             response = await nobody.get(path)
             assert response.status_code == 200
             documented.check_answer(name, response)
