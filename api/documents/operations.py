@@ -352,7 +352,7 @@ OPERATIONS: Sequence[Operation] = (
         "createInvite",
         "Make an invite (owner)",
         {201: Answer(answers.Invited, "The invite, with its token")},
-        f"A budget has at most {INVITES_MAX} that have not run out, revoked ones included.",
+        f"A budget has at most {INVITES_MAX} that are neither run out nor revoked.",
         parameters=(BUDGET,),
         body=NewInvite,
         errors=OF_OWNER,

@@ -35,7 +35,7 @@ from tests.device import (
     open_device,
 )
 from tests.documented import Documented, references, resolve
-from tests.fuzz import fuzz
+from tests.fuzz import explore, fuzz
 
 ROOT = Path(__file__).parents[2]
 IN_TROUBLE = {Code.BUSY, Code.UNAVAILABLE, Code.INTERNAL_SERVER_ERROR}
@@ -345,10 +345,17 @@ async def fuzzed(documented: Documented, node: Node, token: str, requests_each: 
             expense_add(budget_id, recordId=expense_id, categoryId=category_id),
         ]
         assert (await rest.post("/events", json={"events": made})).status_code == 200
-    existing = {"budgetId": budget_id, "categoryId": category_id, "expenseId": expense_id}
-    return await asyncio.to_thread(
-        fuzz, documented, node.url, {"Authorization": f"Bearer {token}"}, existing, requests_each
-    )
+        me = (await rest.put("/user", json={"firstName": "Fuzz"})).json()["id"]
+        invite = (await rest.post(f"/budgets/{budget_id}/invites", json={})).json()
+    existing = {
+        "budgetId": budget_id,
+        "categoryId": category_id,
+        "expenseId": expense_id,
+        "inviteId": invite["inviteId"],
+        "userId": me,
+        "invite": invite["token"],
+    }
+    return await asyncio.to_thread(fuzz, documented, node.url, token, existing, requests_each)
 
 
 async def test_whatever_is_asked_the_answer_is_documented(
@@ -362,6 +369,25 @@ async def test_whatever_is_asked_at_length_the_answer_is_documented(
     documented: Documented, cluster: Cluster, node: Node
 ) -> None:
     assert await fuzzed(documented, node, cluster.token("fuzz-at-length"), 100) >= 1000
+
+
+async def explored(documented: Documented, cluster: Cluster, node: Node, requests_min: int) -> int:
+    """Two users, the first of whom asks more."""
+    tokens = [cluster.token(name) for name in ("explorer", "explorer", "explorer", "guest")]
+    return await asyncio.to_thread(explore, documented, node.url, tokens, requests_min)
+
+
+async def test_whatever_follows_from_answers_is_documented(
+    documented: Documented, cluster: Cluster, node: Node
+) -> None:
+    assert await explored(documented, cluster, node, 150) >= 15
+
+
+@pytest.mark.faults
+async def test_whatever_follows_from_answers_at_length_is_documented(
+    documented: Documented, cluster: Cluster, node: Node
+) -> None:
+    assert await explored(documented, cluster, node, 10_000) >= 3000
 
 
 # Last, since the heartbeat has come by then.
