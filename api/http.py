@@ -9,6 +9,7 @@ from typing import TypeVar
 import anyio.to_thread
 import orjson
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.alias_generators import to_camel
 from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -76,7 +77,7 @@ def bearer(authorization: str) -> str | None:
 
 def path_id(request: Request, name: str) -> str:
     """A UUID of the path, in lower case. Raises `HubError(BAD_REQUEST)`."""
-    return as_uuid(request.path_params[name], name)
+    return as_uuid(request.path_params[name], to_camel(name))
 
 
 def as_uuid(text: object, name: str) -> str:

@@ -3,8 +3,11 @@ a real hub said."""
 
 import asyncio
 import os
+import re
+from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from api.documents import examples
 from api.documents.asyncapi import CLOSE_CODES
 from api.documents.openapi import wire_path
 from api.documents.routes import served
+from api.edge import CONTENT_SECURITY_POLICY
 from api.settings import Settings
 from hub import frames
 from hub.errors import Code
@@ -88,6 +92,20 @@ async def test_every_route_is_documented_and_no_other(
         routes = served(app.routes)
     described = {(method, path) for method, path, _ in documented.operations.values()}
     assert described == {(method, wire_path(path)) for method, path in routes}
+
+
+def test_the_readme_tells_of_every_route(documented: Documented) -> None:
+    readme = (ROOT / "api" / "README.md").read_text()
+    section = readme.partition("## REST\n")[2].partition("\n## ")[0]
+    rows = [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| `")]
+    told = {
+        (method, re.sub(r":\w+", "{}", path))
+        for row in rows
+        for method, path in re.findall(r"`([A-Z]+) ([\w/:.-]+)", row)
+    }
+    assert told == {
+        (method, re.sub(r"{\w+}", "{}", path)) for method, path, _ in documented.operations.values()
+    }
 
 
 def needs_token(operation: Json) -> bool:
@@ -292,6 +310,37 @@ async def test_open_routes_need_no_token(documented: Documented, nobody: AsyncCl
             documented.check_answer(name, response)
 
 
+async def test_head_is_answered_like_get_and_leaves_the_connection_free(
+    documented: Documented, cluster: Cluster, node: Node
+) -> None:
+    token = cluster.token("head")
+    ids = {"budgetId": new_id(), "categoryId": new_id(), "expenseId": new_id(), "userId": "head"}
+    made = [
+        budget_create(ids["budgetId"]),
+        category_add(ids["budgetId"], recordId=ids["categoryId"]),
+        expense_add(ids["budgetId"], recordId=ids["expenseId"]),
+    ]
+    async with node.rest(token) as rest:
+        assert (await rest.post("/events", json={"events": made})).status_code == 200
+        await rest.put("/user", json={"firstName": "Head"})
+        for name, (method, path, _) in documented.operations.items():
+            if method != "GET":
+                continue
+            filled = path.format(**ids)
+            params = ids if name == "readEvents" else {}
+            head = await rest.head(filled, params=params)
+            assert head.content == b""
+            if name == "joinBudgetByLink":
+                assert head.status_code == 405
+                continue
+            assert head.status_code == 200, name
+            if name != "streamEvents":  # which has no end
+                get = await rest.get(filled, params=params)
+                documented.check_answer(name, get)
+                for header in ("Content-Type", "Content-Length", "ETag", "Cache-Control"):
+                    assert head.headers.get(header) == get.headers.get(header), name
+
+
 async def test_frames_that_are_none_are_answered_as_documented(
     documented: Documented, cluster: Cluster, node: Node
 ) -> None:
@@ -318,7 +367,11 @@ async def test_the_page_shows_everything_and_loads_nothing(
     response = await nobody.get("/docs")
     page = response.text
     assert response.headers["Content-Type"] == "text/html; charset=utf-8"
-    assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+    [policy] = response.headers.get_list("Content-Security-Policy")
+    style = page.partition("<style>")[2].partition("</style>")[0]
+    hashed = b64encode(sha256(style.encode()).digest()).decode()
+    assert policy == f"{CONTENT_SECURITY_POLICY.decode()}; style-src 'sha256-{hashed}'"
+    assert " style=" not in page
     for name in (*documented.operations, *documented.asyncapi["components"]["messages"]):
         assert f'id="{name}"' in page
     for shape in documented.openapi["components"]["schemas"]:
