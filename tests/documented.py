@@ -120,14 +120,14 @@ def _conform(value: object, schema: Json, document: Json, told: str) -> None:
     assert errors == [], f"{told}: {errors[:3]}"
 
 
-def references(document: Json) -> set[str]:
-    """Every `$ref` of the document."""
+def texts(document: Json, key: str) -> set[str]:
+    """Every text that stands under this key in the document."""
     found: set[str] = set()
 
     def walk(part: object) -> None:
         if isinstance(part, dict):
-            if isinstance(part.get("$ref"), str):
-                found.add(part["$ref"])
+            if isinstance(part.get(key), str):
+                found.add(part[key])
             for value in part.values():
                 walk(value)
         elif isinstance(part, list):

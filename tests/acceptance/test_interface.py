@@ -38,7 +38,7 @@ from tests.device import (
     new_id,
     open_device,
 )
-from tests.documented import Documented, references, resolve
+from tests.documented import Documented, resolve, texts
 from tests.fuzz import explore, fuzz
 
 ROOT = Path(__file__).parents[2]
@@ -153,10 +153,18 @@ def test_the_documents_are_valid(documented: Documented) -> None:
     errors = [error.message for error in Draft7Validator(schema).iter_errors(documented.asyncapi)]
     assert errors == []
     for document in (documented.openapi, documented.asyncapi):
-        for reference in references(document):
+        for reference in texts(document, "$ref"):
             assert resolve(document, reference) is not None, reference
         for shape in document["components"]["schemas"].values():
             Draft202012Validator.check_schema(shape)
+
+
+def test_patterns_mean_the_same_to_everybody(documented: Documented) -> None:
+    """What is white space, a letter or a digit differs between the hub's regular expressions and
+    those of JSON Schema, which are ECMAScript's."""
+    patterns = texts(documented.openapi, "pattern") | texts(documented.asyncapi, "pattern")
+    assert len(patterns) > 5
+    assert [pattern for pattern in patterns if re.search(r"\\[sSwWdDbB]", pattern)] == []
 
 
 def test_examples_stand_in_the_documents(documented: Documented) -> None:
@@ -440,7 +448,7 @@ async def test_whatever_follows_from_answers_is_documented(
 async def test_whatever_follows_from_answers_at_length_is_documented(
     documented: Documented, cluster: Cluster, node: Node
 ) -> None:
-    assert await explored(documented, cluster, node, 10_000) >= 3000
+    assert await explored(documented, cluster, node, 10_000) >= 1500
 
 
 # Last, since the heartbeat has come by then.
