@@ -31,8 +31,6 @@ def routes(
     new_id: Callable[[], str],
 ) -> list[Route]:
     async def join(request: Request) -> Response:
-        if request.method == "HEAD":  # comes with GET, and must not change anything
-            return error_response(request, Code.METHOD_NOT_ALLOWED)
         who = await principal(request, authenticator)
         budget_id = path_id(request, "budget_id")
         token = request.query_params.get("invite")
@@ -81,8 +79,11 @@ def routes(
         [verdict] = await hub.submit(actor, [event], "stop")
         return verdict.error
 
+    joining = Route("/budgets/{budget_id}/join", join, methods=["GET", "POST"])
+    assert joining.methods is not None
+    joining.methods.discard("HEAD")  # comes with GET, and must not change anything
     return [
-        Route("/budgets/{budget_id}/join", join, methods=["GET", "POST"]),
+        joining,
         Route("/budgets/{budget_id}/leave", leave, methods=["DELETE"]),
         Route("/budgets/{budget_id}/participants/{user_id:opaque}", read, methods=["GET"]),
         Route("/budgets/{budget_id}/participants/{user_id:opaque}", remove, methods=["DELETE"]),
