@@ -215,7 +215,7 @@ OPERATIONS: Sequence[Operation] = (
         parameters=(
             BUDGET,
             KEY,
-            Parameter("Last-Event-ID", "header", str, "The last `id` received; instead of `key`"),
+            Parameter("Last-Event-ID", "header", _KEY, "The last `id` received; instead of `key`"),
         ),
         errors=(*OF_BUDGET, Code.CURSOR_AHEAD),
         headers={"Cache-Control": "`no-store`"},
