@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install run test faults check bench lint format types imports lock clean
+.PHONY: help install run test faults examples check bench lint format types imports lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -27,6 +27,9 @@ test: install  ## the whole test suite, on real embedded services
 
 faults: install  ## the fault tests at length, seeded; STORM_SEED=n repeats a schedule
 	$(BIN)/pytest -m faults --timeout 1800 --log-cli-level INFO
+
+examples: install  ## take down the examples of the interface's documents from a real hub
+	RENEW_EXAMPLES=1 $(BIN)/pytest tests/acceptance/test_interface.py -k committed
 
 check: lint types imports test  ## everything CI runs
 

@@ -16,6 +16,7 @@ from api import budgets, errors, events, health, invites, members, users
 from api.auth import routes as auth_routes
 from api.auth.local import LocalIdentity
 from api.auth.tokens import Tokens
+from api.documents import routes as documents
 from api.edge import Edge, cors
 from api.guard import ApiKeys, Guard, LimitedByUser, PerMinute, RequestLimits
 from api.http import ERROR_HANDLERS
@@ -101,24 +102,25 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             [settings.auth_secret.encode()], Users(database), now=time.time, new_id=new_id
         )
         snapshots = Snapshots(database, REST_READS_MAX)
+        routes = [
+            *health.routes(database, bus),
+            *errors.routes(),
+            *auth_routes.routes(identity, limits),
+            *events.routes(hub, limited, now_ms=now_ms),
+            *budgets.routes(hub, snapshots, limited),
+            *members.routes(
+                hub,
+                snapshots,
+                limited,
+                participants_max=settings.max_participants,
+                now_ms=now_ms,
+                new_id=new_id,
+            ),
+            *invites.routes(Invites(database), limited, now_ms=now_ms, new_id=new_id),
+            *users.routes(hub, Profiles(database), limited, now_ms=now_ms, new_id=new_id),
+        ]
         rest = Starlette(
-            routes=[
-                *health.routes(database, bus),
-                *errors.routes(),
-                *auth_routes.routes(identity, limits),
-                *events.routes(hub, limited, now_ms=now_ms),
-                *budgets.routes(hub, snapshots, limited),
-                *members.routes(
-                    hub,
-                    snapshots,
-                    limited,
-                    participants_max=settings.max_participants,
-                    now_ms=now_ms,
-                    new_id=new_id,
-                ),
-                *invites.routes(Invites(database), limited, now_ms=now_ms, new_id=new_id),
-                *users.routes(hub, Profiles(database), limited, now_ms=now_ms, new_id=new_id),
-            ],
+            routes=[*routes, *documents.routes(routes)],
             middleware=[Middleware(Guard, keys, limits)],
             exception_handlers=ERROR_HANDLERS,
         )

@@ -75,7 +75,10 @@ def routes(hub: Hub, authenticator: Authenticator, *, now_ms: Callable[[], int])
             key = as_int(seen, "Last-Event-ID")
         events = EventStream(hub)
         await events.open(who.user_id, budget_id, key)
-        return EventStreamResponse(events, (who.expires_at_ms - now_ms()) / 1000)
+        ends_in_s = (who.expires_at_ms - now_ms()) / 1000
+        if request.method == "HEAD":  # comes with GET; nobody would hear the end of the answer
+            ends_in_s = 0
+        return EventStreamResponse(events, ends_in_s)
 
     return [
         Route("/events", submit, methods=["POST"]),

@@ -9,6 +9,8 @@ from typing import TypeVar
 import anyio.to_thread
 import orjson
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.alias_generators import to_camel
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -26,6 +28,15 @@ VARY = {"Vary": "Accept-Encoding"}
 
 _M = TypeVar("_M", bound=BaseModel)
 _UUID: TypeAdapter[str] = TypeAdapter(Uuid)
+
+
+class Opaque(StringConvertor):
+    """The rest of the path, whatever it is: user ids may hold slashes and line ends."""
+
+    regex = "(?s:.+)"
+
+
+register_url_convertor("opaque", Opaque())
 
 
 async def body(request: Request, model: type[_M]) -> _M:
@@ -66,7 +77,7 @@ def bearer(authorization: str) -> str | None:
 
 def path_id(request: Request, name: str) -> str:
     """A UUID of the path, in lower case. Raises `HubError(BAD_REQUEST)`."""
-    return as_uuid(request.path_params[name], name)
+    return as_uuid(request.path_params[name], to_camel(name))
 
 
 def as_uuid(text: object, name: str) -> str:
@@ -97,14 +108,19 @@ def respond(payload: Mapping[str, object] | bytes, status: int = 200) -> Respons
     return Response(text, status, media_type="application/json")
 
 
-async def respond_large(request: Request, text: bytes, headers: Mapping[str, str] = {}) -> Response:
-    """A JSON answer of any size, compressed if the client takes that: in a thread, because some
+async def respond_large(
+    request: Request,
+    text: bytes,
+    headers: Mapping[str, str] = {},
+    media_type: str = "application/json",
+) -> Response:
+    """An answer of any size, compressed if the client takes that: in a thread, because some
     megabytes take longer than the loop may be held."""
     compressed = {**headers, **VARY}
     if len(text) >= COMPRESSED_FROM_BYTES and _takes_gzip(request):
         text = await anyio.to_thread.run_sync(gzip.compress, text, COMPRESSION)
         compressed["Content-Encoding"] = "gzip"
-    return Response(text, headers=compressed, media_type="application/json")
+    return Response(text, headers=compressed, media_type=media_type)
 
 
 def _takes_gzip(request: Request) -> bool:

@@ -5,13 +5,14 @@ import secrets
 from collections.abc import Callable
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from api.http import body, path_id, principal, respond
+from hub.events import whole
 from hub.ports import Authenticator
 from hub.records import Invite
 from storage.invites import Invites
@@ -27,8 +28,10 @@ class _Body(BaseModel):
 
 
 class NewInvite(_Body):
-    expires_in_s: Annotated[int, Field(strict=True, ge=1, le=EXPIRES_IN_S_MAX)] = WEEK_S
-    max_uses: Annotated[int, Field(strict=True, ge=1, le=USES_MAX)] = 10
+    expires_in_s: Annotated[
+        int, Field(strict=True, ge=1, le=EXPIRES_IN_S_MAX), BeforeValidator(whole)
+    ] = WEEK_S
+    max_uses: Annotated[int, Field(strict=True, ge=1, le=USES_MAX), BeforeValidator(whole)] = 10
 
 
 class LinkSharing(_Body):

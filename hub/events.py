@@ -39,7 +39,7 @@ _MONEY = re.compile(r"[0-9]{1,10}(\.[0-9]{1,2})?")
 _CENT = Decimal("0.01")
 
 
-def _whole(value: object) -> object:
+def whole(value: object) -> object:
     """JSON has one kind of number: 5.0 is the integer 5 (strict mode below refuses the rest)."""
     if type(value) is float and value.is_integer():
         return int(value)
@@ -71,7 +71,7 @@ Uuid = Annotated[
 Whole = Annotated[
     int,
     Field(strict=True, ge=0, le=INTEGER_MAX),
-    BeforeValidator(_whole, json_schema_input_type=int),
+    BeforeValidator(whole, json_schema_input_type=Annotated[int, Field(ge=0, le=INTEGER_MAX)]),
 ]
 Money = Annotated[
     Decimal,
@@ -92,6 +92,7 @@ Currency = Annotated[
     str,
     StringConstraints(strict=True, pattern=r"^[A-Z]{3}$"),
     AfterValidator(_currency),
+    Field(json_schema_extra={"enum": sorted(CURRENCIES)}),
 ]
 
 # The default of an optional field that may be absent but not null. It is never read: only named

@@ -22,14 +22,23 @@ FROM budgets b
 LEFT JOIN participants p ON p.budget_id = b.id AND p.user_id = $2
 WHERE b.id = $1
 """
-# What ran out makes room.
+# What ran out makes room; so does what was revoked, once there is none left: until then it is known
+# as an invite that was good once.
 CREATE = """
 WITH cleared AS (
-    DELETE FROM invites WHERE budget_id = $1 AND expires_at <= $4
+    DELETE FROM invites
+    WHERE budget_id = $1 AND (
+        expires_at <= $4
+        OR revoked AND (
+            SELECT count(*) FROM invites WHERE budget_id = $1 AND expires_at > $4
+        ) >= $7
+    )
 )
 INSERT INTO invites (budget_id, id, token_hash, created_at, expires_at, max_uses)
 SELECT $1, $2, $3, $4, $5, $6
-WHERE (SELECT count(*) FROM invites WHERE budget_id = $1 AND expires_at > $4) < $7
+WHERE (
+    SELECT count(*) FROM invites WHERE budget_id = $1 AND expires_at > $4 AND NOT revoked
+) < $7
 RETURNING id
 """
 READ_ALL = """
@@ -51,7 +60,7 @@ class Invites:
         self._database = database
 
     async def create(self, owner: UserId, invite: Invite) -> None:
-        """Raises `HubError` where the budget has `INVITES_MAX` already."""
+        """Raises `HubError` where the budget has `INVITES_MAX` already that are not revoked."""
         row = await self._as_owner(
             owner,
             invite.budget_id,

@@ -1,8 +1,9 @@
 """`/auth/*`: registering, signing in and refreshing, for the local identity only (no token)."""
 
+import re
 from typing import Annotated, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 from starlette.requests import Request
 from starlette.responses import Response
@@ -40,11 +41,24 @@ def routes(identity: LocalIdentity, limits: RequestLimits) -> list[Route]:
     ]
 
 
-# Enough to catch a slip of the finger; whether the address exists only a letter could tell.
-_EMAIL = r"^[^@\s\x00]+@[^@\s\x00]+\.[^@\s\x00]+$"
+# Neither white space nor control characters, spelled out because `\s` means other characters to the
+# readers of the documents. Enough to catch a slip of the finger; whether the address exists only a
+# letter could tell.
+_PART = r"[^@\x00-\x20\x7f-\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+"
+_EMAIL = rf"^{_PART}@{_PART}\.{_PART}$"
+
+
+def _address(text: str) -> str:
+    if re.fullmatch(_EMAIL, text) is None:
+        raise ValueError("not an e-mail address")
+    return text
+
 
 Email: TypeAlias = Annotated[
-    str, StringConstraints(strict=True, strip_whitespace=True, max_length=320, pattern=_EMAIL)
+    str,
+    StringConstraints(strict=True, strip_whitespace=True, max_length=320),
+    AfterValidator(_address),
+    Field(json_schema_extra={"pattern": _EMAIL}),
 ]
 Name: TypeAlias = Annotated[
     str, StringConstraints(strict=True, min_length=1, max_length=200, pattern=r"^[^\x00]*$")

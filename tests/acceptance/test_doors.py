@@ -2,10 +2,12 @@
 
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 import pytest
 
+from storage.invites import INVITES_MAX
 from tests.cluster import Cluster, Node
 from tests.device import Json, budget_create, new_id
 
@@ -117,6 +119,29 @@ async def test_a_revoked_invite_and_one_of_another_budget_let_nobody_in(
     assert await ben.refused("POST", join) == "INVITE_NOT_VALID"
 
 
+async def test_revoked_invites_make_room_for_new_ones(people: list[Person], budget_id: str) -> None:
+    ann, ben, _, _ = people
+    path = f"/budgets/{budget_id}/invites"
+    made = [await ann.ask("POST", path, 201, json={}) for _ in range(INVITES_MAX)]
+    assert await ann.refused("POST", path, json={}) == "BAD_REQUEST"
+    await ann.ask("DELETE", f"{path}/{made[0]['inviteId']}")
+    new = await ann.ask("POST", path, 201, json={})
+    assert await ann.refused("POST", path, json={}) == "BAD_REQUEST"
+    listed = [invite["inviteId"] for invite in (await ann.ask("GET", path))["invites"]]
+    assert sorted(listed) == sorted(invite["inviteId"] for invite in [*made[1:], new])
+    await ben.ask("POST", f"/budgets/{budget_id}/join?invite={new['token']}")
+
+
+async def test_numbers_of_an_invite_may_be_written_as_json_allows(
+    people: list[Person], budget_id: str
+) -> None:
+    path = f"/budgets/{budget_id}/invites"
+    made = await people[0].ask("POST", path, 201, json={"maxUses": 2.0, "expiresInS": 60.0})
+    assert made["maxUses"] == 2
+    assert await people[0].refused("POST", path, json={"maxUses": 2.5}) == "BAD_REQUEST"
+    assert await people[0].refused("POST", path, json={"maxUses": True}) == "BAD_REQUEST"
+
+
 async def test_p9_who_was_removed_needs_an_invite_made_later(
     people: list[Person], budget_id: str
 ) -> None:
@@ -160,6 +185,16 @@ async def test_a_profile_shows_its_email_to_its_owner_only(people: list[Person])
     assert await ben.refused("GET", "/profiles/nobody") == "USER_NOT_FOUND"
     assert await ben.refused("GET", "/profiles/%00") == "USER_NOT_FOUND"
     assert await ann.refused("PUT", "/user", json={"email": "no e-mail"}) == "BAD_REQUEST"
+
+
+async def test_a_profile_is_found_by_whatever_its_user_is_called(
+    cluster: Cluster, node: Node, people: list[Person]
+) -> None:
+    user_id = f"a/b ?#\n{new_id()}"
+    async with node.rest(cluster.token(user_id)) as rest:
+        await Person(user_id, rest).ask("PUT", "/user", json={"firstName": "Odd"})
+    seen = await people[0].ask("GET", f"/profiles/{quote(user_id, safe='')}")
+    assert (seen["id"], seen["firstName"]) == (user_id, "Odd")
 
 
 async def test_a_closed_account_leaves_its_budgets_to_who_joined_first(

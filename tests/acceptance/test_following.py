@@ -123,6 +123,14 @@ async def test_a_stream_resumes_with_its_last_event_id(
         assert (data["fromSequence"], data["toSequence"]) == (3, 3)
 
 
+async def test_an_empty_last_event_id_is_as_none(
+    cluster: Cluster, nodes: list[Node], budget_id: str
+) -> None:
+    async with streaming(nodes[0], cluster.token("ann"), budget_id, last_id="") as stream:
+        _, data = await stream.next()
+        assert data["toSequence"] == 1
+
+
 async def test_p9_strangers_get_no_stream(
     cluster: Cluster, nodes: list[Node], budget_id: str
 ) -> None:

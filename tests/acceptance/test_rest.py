@@ -383,7 +383,8 @@ async def test_foreign_budget_is_an_unknown_one(rest: AsyncClient, stranger: Asy
 
 
 async def test_budget_id_that_is_none_is_400(rest: AsyncClient) -> None:
-    refused(await rest.get("/budgets/1"), 400, "BAD_REQUEST")
+    error = refused(await rest.get("/budgets/1"), 400, "BAD_REQUEST")
+    assert error["detail"] == "budgetId: not a UUID"
 
 
 # Errors, whatever the route

@@ -1,0 +1,13 @@
+"""The events that a client may send: the models that check them, as one type."""
+
+from typing import Annotated, Any, Union
+
+from pydantic import Field
+from typing_extensions import TypeAliasType
+
+from hub.events import CLIENT_EVENTS
+
+# mypy cannot know a union made of values.
+_Any: Any = Union[tuple(CLIENT_EVENTS.values())]  # noqa: UP007
+
+ClientEvent = TypeAliasType("ClientEvent", Annotated[_Any, Field(discriminator="event_type")])
