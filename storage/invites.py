@@ -22,14 +22,20 @@ FROM budgets b
 LEFT JOIN participants p ON p.budget_id = b.id AND p.user_id = $2
 WHERE b.id = $1
 """
-# What ran out makes room.
+# What ran out makes room, and what was revoked where it is needed: until then who comes with it is
+# told so.
 CREATE = """
 WITH cleared AS (
-    DELETE FROM invites WHERE budget_id = $1 AND expires_at <= $4
+    DELETE FROM invites WHERE budget_id = $1 AND (
+        expires_at <= $4
+        OR revoked AND (SELECT count(*) FROM invites WHERE budget_id = $1) >= $7
+    )
 )
 INSERT INTO invites (budget_id, id, token_hash, created_at, expires_at, max_uses)
 SELECT $1, $2, $3, $4, $5, $6
-WHERE (SELECT count(*) FROM invites WHERE budget_id = $1 AND expires_at > $4) < $7
+WHERE (
+    SELECT count(*) FROM invites WHERE budget_id = $1 AND expires_at > $4 AND NOT revoked
+) < $7
 RETURNING id
 """
 READ_ALL = """

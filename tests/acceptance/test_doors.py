@@ -6,6 +6,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from storage.invites import INVITES_MAX
 from tests.cluster import Cluster, Node
 from tests.device import Json, budget_create, new_id
 
@@ -115,6 +116,16 @@ async def test_a_revoked_invite_and_one_of_another_budget_let_nobody_in(
     )
     join = f"/budgets/{budget_id}/join?invite={made['token']}"
     assert await ben.refused("POST", join) == "INVITE_NOT_VALID"
+
+
+async def test_a_revoked_invite_makes_room(people: list[Person], budget_id: str) -> None:
+    ann, invites = people[0], f"/budgets/{budget_id}/invites"
+    for _ in range(INVITES_MAX):
+        made = await ann.ask("POST", invites, 201, json={})
+    assert await ann.refused("POST", invites, json={}) == "BAD_REQUEST"
+    await ann.ask("DELETE", f"{invites}/{made['inviteId']}")
+    await ann.ask("POST", invites, 201, json={})
+    assert len((await ann.ask("GET", invites))["invites"]) == INVITES_MAX
 
 
 async def test_p9_who_was_removed_needs_an_invite_made_later(
