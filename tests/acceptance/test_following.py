@@ -123,6 +123,18 @@ async def test_a_stream_resumes_with_its_last_event_id(
         assert (data["fromSequence"], data["toSequence"]) == (3, 3)
 
 
+async def test_a_head_of_a_stream_is_over_at_once(
+    cluster: Cluster, nodes: list[Node], budget_id: str
+) -> None:
+    path = f"/budgets/{budget_id}/stream"
+    async with nodes[0].rest(cluster.token("ann")) as rest:
+        head = await rest.head(path)
+        assert head.status_code == 200
+        assert head.headers["Content-Type"].startswith("text/event-stream")
+        assert (await rest.get(f"/budgets/{budget_id}")).status_code == 200  # on that connection
+        assert (await rest.head(f"{path}?key=2")).status_code == 409
+
+
 async def test_p9_strangers_get_no_stream(
     cluster: Cluster, nodes: list[Node], budget_id: str
 ) -> None:
