@@ -9,6 +9,7 @@ from typing import TypeVar
 import anyio.to_thread
 import orjson
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -26,6 +27,15 @@ VARY = {"Vary": "Accept-Encoding"}
 
 _M = TypeVar("_M", bound=BaseModel)
 _UUID: TypeAdapter[str] = TypeAdapter(Uuid)
+
+
+class Opaque(StringConvertor):
+    """The rest of the path, whatever it is: user ids may hold slashes and line ends."""
+
+    regex = "(?s:.+)"
+
+
+register_url_convertor("opaque", Opaque())
 
 
 async def body(request: Request, model: type[_M]) -> _M:

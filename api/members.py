@@ -7,7 +7,6 @@ the server makes them. All of them are idempotent: what is so already is a succe
 from collections.abc import Callable, Mapping
 
 import orjson
-from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -20,15 +19,6 @@ from hub.hub import Hub
 from hub.ports import Authenticator
 from hub.records import BudgetId, UserId
 from storage.snapshots import Snapshots
-
-
-class Opaque(StringConvertor):
-    """The rest of the path, whatever it is: user ids may hold slashes and line ends."""
-
-    regex = "(?s:.+)"
-
-
-register_url_convertor("opaque", Opaque())
 
 
 def routes(

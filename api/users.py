@@ -79,7 +79,7 @@ def routes(
         Route("/user", read, methods=["GET"]),
         Route("/user", write, methods=["PUT"]),
         Route("/user", delete, methods=["DELETE"]),
-        Route("/profiles/{user_id}", read_other, methods=["GET"]),
+        Route("/profiles/{user_id:opaque}", read_other, methods=["GET"]),
     ]
 
 

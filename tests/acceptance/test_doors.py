@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 import pytest
@@ -171,6 +172,16 @@ async def test_a_profile_shows_its_email_to_its_owner_only(people: list[Person])
     assert await ben.refused("GET", "/profiles/nobody") == "USER_NOT_FOUND"
     assert await ben.refused("GET", "/profiles/%00") == "USER_NOT_FOUND"
     assert await ann.refused("PUT", "/user", json={"email": "no e-mail"}) == "BAD_REQUEST"
+
+
+async def test_a_profile_of_whatever_user_id(
+    cluster: Cluster, node: Node, people: list[Person]
+) -> None:
+    user_id = f"auth/{new_id()}"
+    async with node.rest(cluster.token(user_id)) as rest:
+        made = await Person(user_id, rest).ask("PUT", "/user", json={"firstName": "Zoe"})
+    seen = await people[0].ask("GET", f"/profiles/{quote(user_id, safe='')}")
+    assert seen == {name: made[name] for name in ("id", "firstName", "lastName", "photo")}
 
 
 async def test_a_closed_account_leaves_its_budgets_to_who_joined_first(
