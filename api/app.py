@@ -122,6 +122,9 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             middleware=[Middleware(Guard, keys, limits)],
             exception_handlers=ERROR_HANDLERS,
         )
+        # A path is one of ours or is none. Starlette would send the client, and its token, to
+        # wherever `Host` says, and over plain HTTP behind a proxy.
+        rest.router.redirect_slashes = False
         socket = SyncSocket(
             hub,
             tokens,
