@@ -16,7 +16,7 @@ import orjson
 import pytest
 import redis.asyncio
 
-from api.app import REST_READS_MAX
+from api.app import OWNERS_MAX, REST_READS_MAX
 from api.server import GRACEFUL_S
 from hub.committer import APART_MAX, LANES
 from hub.hub import READERS_MAX
@@ -24,7 +24,7 @@ from tests.cluster import Cluster, Node, until
 from tests.device import Json, budget_create, expense_add, new_id
 from tests.event_stream import streaming
 
-CONNECTIONS_MAX = LANES + APART_MAX + READERS_MAX + REST_READS_MAX  # of a node
+CONNECTIONS_MAX = LANES + APART_MAX + READERS_MAX + REST_READS_MAX + OWNERS_MAX  # of a node
 BUSY_S = 2.0  # how long a machine that does other things too may take
 
 
