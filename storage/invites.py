@@ -32,9 +32,9 @@ WITH cleared AS (
         OR revoked AND (SELECT count(*) FROM invites WHERE budget_id = $1) >= $7
     )
 )
-INSERT INTO invites (budget_id, id, token_hash, created_at, expires_at, max_uses)
-SELECT $1, $2, $3, $4, $5, $6
-WHERE (
+INSERT INTO invites (budget_id, id, token_hash, created_at, expires_at, max_uses, created_sequence)
+SELECT id, $2, $3, $4, $5, $6, last_sequence
+FROM budgets WHERE id = $1 AND (
     SELECT count(*) FROM invites WHERE budget_id = $1 AND expires_at > $4 AND NOT revoked
 ) < $7
 RETURNING id
