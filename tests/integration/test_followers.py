@@ -17,7 +17,7 @@ from api.app import OWNERS_MAX, REST_READS_MAX, App, open_app
 from api.settings import Settings
 from api.wire import HIGH_WATER_BYTES
 from hub import sweeper
-from hub.events import parse_batch
+from hub.events import ParticipantAdd, ParticipantRemove, parse_batch
 from hub.frames import FRAME_BYTES_MAX
 from hub.hub import Hub
 from hub.ports import EventLog, Page
@@ -238,6 +238,28 @@ async def test_p9_a_slow_stream_ends_with_its_token_too(app: App, budget_id: str
         async with asyncio.timeout(TIMEOUT_S):
             await streaming
     assert request.sequences() in ([2], [2, 3])  # what was on its way
+
+
+async def test_p9_a_slow_stream_ends_with_the_removal_and_without_what_it_missed(
+    app: App, budget_id: str
+) -> None:
+    made = {"budgetId": budget_id, "when": 1, "userId": "ben"}
+    joins = ParticipantAdd(eventId=new_id(), participantsMax=10, **made)
+    removes = ParticipantRemove(eventId=new_id(), **made)
+    await app.hub.submit("ben", [joins], "stop")
+    request = Request(f"/budgets/{budget_id}/stream?key=2", token("ben"))
+    async with under_way(app, request) as streaming, asyncio.timeout(TIMEOUT_S):
+        await until(lambda: app.hub.followers(budget_id) == 1, TIMEOUT_S)
+        request.taking.clear()
+        await submit(app.hub, expense_add(budget_id))  # on its way
+        for _ in range(2):
+            await submit(app.hub, *(expense_add(budget_id, note="x" * 2000) for _ in range(100)))
+        await until(lambda: app.hub.followers(budget_id) == 0, TIMEOUT_S)
+        await app.hub.submit("ann", [removes], "stop")
+        request.taking.set()
+        await streaming
+    assert request.sequences() == [3]
+    assert request.body.endswith(b'data: {"type":"unsubscribed","code":"NOT_PARTICIPANT"}\n\n')
 
 
 async def test_a_silent_stream_is_kept_alive(
