@@ -35,6 +35,7 @@ from storage.snapshots import Snapshots
 from storage.users import Users
 
 REST_READS_MAX = 4  # connections beside those of the hub's own readers
+OWNERS_MAX = 2  # and beside both, for invites and link sharing
 
 
 class NotMigrated(Exception):
@@ -69,7 +70,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
     database = await Database.connect(
         settings.database_url,
         commits_max=LANES + APART_MAX,
-        reads_max=READERS_MAX + REST_READS_MAX,
+        reads_max=READERS_MAX + REST_READS_MAX + OWNERS_MAX,
     )
     try:
         async with database.reading() as connection:
@@ -116,7 +117,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
                 now_ms=now_ms,
                 new_id=new_id,
             ),
-            *invites.routes(Invites(database), limited, now_ms=now_ms, new_id=new_id),
+            *invites.routes(Invites(database, OWNERS_MAX), limited, now_ms=now_ms, new_id=new_id),
             *users.routes(hub, Profiles(database), limited, now_ms=now_ms, new_id=new_id),
         ]
         rest = Starlette(
@@ -124,6 +125,9 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             middleware=[Middleware(Guard, keys, limits)],
             exception_handlers=ERROR_HANDLERS,
         )
+        # A path is one of ours or is none. Starlette would send the client, and its token, to
+        # wherever `Host` says, and over plain HTTP behind a proxy.
+        rest.router.redirect_slashes = False
         socket = SyncSocket(
             hub,
             tokens,

@@ -59,7 +59,7 @@ class Edge:
         try:
             await self._app(scope, receive, send_all)
         except Exception as error:
-            if not complete:
+            if not complete or status < 500:
                 raise  # uvicorn logs it and ends the connection
             state["defect"] = error
         if status >= 400:

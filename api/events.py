@@ -75,9 +75,8 @@ def routes(hub: Hub, authenticator: Authenticator, *, now_ms: Callable[[], int])
             key = as_int(seen, "Last-Event-ID")
         events = EventStream(hub)
         await events.open(who.user_id, budget_id, key)
-        ends_in_s = (who.expires_at_ms - now_ms()) / 1000
-        if request.method == "HEAD":  # comes with GET; nobody would hear the end of the answer
-            ends_in_s = 0
+        # A HEAD, which comes with GET, is over at once: others wait for its connection.
+        ends_in_s = 0 if request.method == "HEAD" else (who.expires_at_ms - now_ms()) / 1000
         return EventStreamResponse(events, ends_in_s)
 
     return [

@@ -175,6 +175,8 @@ class EventStream:
         self._joined.set()
 
     def ended(self, code: Code) -> None:
+        if self.full and code is Code.NOT_PARTICIPANT:  # he gets no more of it, however slowly (P9)
+            self._queue.clear()
         text = orjson.dumps({"type": "unsubscribed", "code": code.name})
         self._send(b"event: unsubscribed\ndata: %b\n\n" % text)
         self.leave()

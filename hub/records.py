@@ -151,7 +151,8 @@ class Membership(NamedTuple):
 
 class Invite(NamedTuple):
     """A way into a budget for who has its token, which is stored as a hash. Times are epoch
-    milliseconds."""
+    milliseconds; `created_sequence` is how long the log was, by which the storage knows what came
+    before: the clocks of two nodes differ."""
 
     budget_id: BudgetId
     id: str
@@ -161,6 +162,7 @@ class Invite(NamedTuple):
     max_uses: int
     uses: int
     revoked: bool
+    created_sequence: int = 0
 
     def admits(self, now_ms: int) -> bool:
         return not self.revoked and self.uses < self.max_uses and now_ms < self.expires_at

@@ -464,7 +464,7 @@ def _add_participant(
     invite = None if event.invite is None else state.invites.get(event.invite)
     admitted = invite is not None and invite.admits(now_ms)
     if before is not None and before.removed_at is not None:
-        if invite is None or not admitted or invite.created_at <= before.removed_at:
+        if invite is None or not admitted or invite.created_sequence < before.last_sequence:
             return Code.NOT_PARTICIPANT
     elif not admitted and not state.link_sharing:
         if before is not None:

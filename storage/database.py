@@ -22,6 +22,7 @@ STATEMENT_TIMEOUT_S = 30
 LOCK_TIMEOUT_S = 5  # longer than that, so that a frozen hub costs a wait and not an error
 COMMAND_TIMEOUT_S = 10  # ours, for a server that has gone silent
 ACQUIRE_TIMEOUT_S = 5
+TURN_S = 5.0  # for others to finish
 
 SESSION = {
     "application_name": "budget-hub",
@@ -95,6 +96,20 @@ class Database:
         with translated():
             async with self._reads.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
                 yield connection
+
+
+@asynccontextmanager
+async def turn(gate: asyncio.Semaphore) -> AsyncIterator[None]:
+    """A turn among those that `gate` lets in at a time. Raises `Held` if none comes."""
+    try:
+        async with asyncio.timeout(TURN_S):
+            await gate.acquire()
+    except TimeoutError:
+        raise Held("too many of them at a time") from None
+    try:
+        yield
+    finally:
+        gate.release()
 
 
 async def _pool(url: str, size_max: int, session: dict[str, str]) -> "Pool":

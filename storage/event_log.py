@@ -64,7 +64,7 @@ FROM budgets b WHERE b.id = ANY($1::uuid[])
 """
 LOAD_INVITES = """
 SELECT i.budget_id::text, i.id::text, i.token_hash, i.created_at, i.expires_at, i.max_uses, i.uses,
-       i.revoked
+       i.revoked, i.created_sequence
 FROM unnest($1::uuid[], $2::bytea[]) AS wanted (budget_id, token_hash)
 JOIN invites i USING (budget_id, token_hash)
 """

@@ -4,12 +4,13 @@ They are no events: nobody's stream shows them. Their use is one, and counts ins
 lets the user in (`storage.event_log`).
 """
 
+import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hub.errors import Code, HubError
 from hub.records import BudgetId, Invite, UserId
-from storage.database import Database
+from storage.database import Database, turn
 
 if TYPE_CHECKING:
     import asyncpg
@@ -34,9 +35,9 @@ WITH cleared AS (
         ) >= $7
     )
 )
-INSERT INTO invites (budget_id, id, token_hash, created_at, expires_at, max_uses)
-SELECT $1, $2, $3, $4, $5, $6
-WHERE (
+INSERT INTO invites (budget_id, id, token_hash, created_at, expires_at, max_uses, created_sequence)
+SELECT id, $2, $3, $4, $5, $6, last_sequence
+FROM budgets WHERE id = $1 AND (
     SELECT count(*) FROM invites WHERE budget_id = $1 AND expires_at > $4 AND NOT revoked
 ) < $7
 RETURNING id
@@ -54,10 +55,14 @@ UPDATE budgets SET link_sharing = $2 WHERE id = $1
 
 
 class Invites:
-    """Every method is for the budget's owner: raises `HubError` for all others."""
+    """Every method is for the budget's owner: raises `HubError` for all others, and `Held`.
 
-    def __init__(self, database: Database) -> None:
+    At most `at_once` of them at a time: they wait for the budgets that commits hold, and the feeds
+    read over the same connections (P7)."""
+
+    def __init__(self, database: Database, at_once: int) -> None:
         self._database = database
+        self._gate = asyncio.Semaphore(at_once)
 
     async def create(self, owner: UserId, invite: Invite) -> None:
         """Raises `HubError` where the budget has `INVITES_MAX` already that are not revoked."""
@@ -101,7 +106,11 @@ class Invites:
     async def _as_owner(
         self, user_id: UserId, budget_id: BudgetId, statement: str, *arguments: object
     ) -> list["asyncpg.Record"]:
-        async with self._database.reading() as connection, connection.transaction():
+        async with (
+            turn(self._gate),
+            self._database.reading() as connection,
+            connection.transaction(),
+        ):
             stands = await connection.fetchrow(READ_OWNER, budget_id, user_id)
             if stands is None or stands[0] or stands[1] is None:
                 raise HubError(Code.BUDGET_NOT_EXISTS)

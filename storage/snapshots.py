@@ -10,16 +10,14 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hub.errors import Code, Held, HubError
+from hub.errors import Code, HubError
 from hub.records import BudgetId, UserId
-from storage.database import Database
+from storage.database import Database, turn
 
 if TYPE_CHECKING:
     import asyncpg
 
     from storage.database import Connection
-
-WAIT_S = 5.0  # for others to finish reading
 
 # Every statement answers first how the budget and the user ($1, $2) stand, then with its own
 # columns, which are null where the user may not have them.
@@ -298,16 +296,8 @@ class Snapshots:
 
     @asynccontextmanager
     async def _reading(self) -> AsyncIterator["Connection"]:
-        try:
-            async with asyncio.timeout(WAIT_S):
-                await self._gate.acquire()
-        except TimeoutError:
-            raise Held("too many reads of budgets at a time") from None
-        try:
-            async with self._database.reading() as connection:
-                yield connection
-        finally:
-            self._gate.release()
+        async with turn(self._gate), self._database.reading() as connection:
+            yield connection
 
 
 def _permitted(row: "asyncpg.Record | None") -> Sequence[Any]:

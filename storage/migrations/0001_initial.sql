@@ -75,6 +75,7 @@ CREATE TABLE invites (
     max_uses   integer NOT NULL CHECK (max_uses >= 1),
     uses       integer NOT NULL DEFAULT 0 CHECK (uses BETWEEN 0 AND max_uses),
     revoked    boolean NOT NULL DEFAULT false,
+    created_sequence bigint NOT NULL CHECK (created_sequence >= 1),  -- how long the log was
     PRIMARY KEY (budget_id, id),
     UNIQUE (budget_id, token_hash)
 );

@@ -16,7 +16,7 @@ import orjson
 import pytest
 import redis.asyncio
 
-from api.app import REST_READS_MAX
+from api.app import OWNERS_MAX, REST_READS_MAX
 from api.server import GRACEFUL_S
 from hub.committer import APART_MAX, LANES
 from hub.hub import READERS_MAX
@@ -24,7 +24,7 @@ from tests.cluster import Cluster, Node, until
 from tests.device import Json, budget_create, expense_add, new_id
 from tests.event_stream import streaming
 
-CONNECTIONS_MAX = LANES + APART_MAX + READERS_MAX + REST_READS_MAX  # of a node
+CONNECTIONS_MAX = LANES + APART_MAX + READERS_MAX + REST_READS_MAX + OWNERS_MAX  # of a node
 BUSY_S = 2.0  # how long a machine that does other things too may take
 
 
@@ -129,6 +129,18 @@ async def test_an_empty_last_event_id_is_as_none(
     async with streaming(nodes[0], cluster.token("ann"), budget_id, last_id="") as stream:
         _, data = await stream.next()
         assert data["toSequence"] == 1
+
+
+async def test_a_head_of_a_stream_is_over_at_once(
+    cluster: Cluster, nodes: list[Node], budget_id: str
+) -> None:
+    path = f"/budgets/{budget_id}/stream"
+    async with nodes[0].rest(cluster.token("ann")) as rest:
+        head = await rest.head(path)
+        assert head.status_code == 200
+        assert head.headers["Content-Type"].startswith("text/event-stream")
+        assert (await rest.get(f"/budgets/{budget_id}")).status_code == 200  # on that connection
+        assert (await rest.head(f"{path}?key=2")).status_code == 409
 
 
 async def test_p9_strangers_get_no_stream(

@@ -126,9 +126,8 @@ async def test_security_headers_on_every_answer(rest: AsyncClient) -> None:
         await rest.post("/events", content=b"{"),
         await rest.post("/events", content=b" " * (BODY_BYTES_MAX + 1)),
         await rest.get("/events", headers={"Authorization": ""}),
-        await rest.get("/events/", follow_redirects=False),
     ]
-    statuses = [200, 304, 200, 200, 404, 405, 400, 413, 401, 307]
+    statuses = [200, 304, 200, 200, 404, 405, 400, 413, 401]
     assert [answer.status_code for answer in answers] == statuses
     async with rest.stream("GET", f"/budgets/{budget_id}/stream") as stream:
         assert stream.headers["Content-Type"].startswith("text/event-stream")
@@ -141,7 +140,7 @@ async def test_security_headers_on_every_answer(rest: AsyncClient) -> None:
         assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
         assert answer.headers["Strict-Transport-Security"].startswith("max-age=")
     kept = [answer.headers["Cache-Control"] for answer in answers]
-    assert kept == ["private, no-cache"] * 2 + ["no-store"] * 9
+    assert kept == ["private, no-cache"] * 2 + ["no-store"] * 8
 
 
 async def test_the_socket_has_none_of_them(node: Node, cluster: Cluster) -> None:

@@ -432,7 +432,9 @@ async def test_body_over_256_kib_is_413(rest: AsyncClient, path: str) -> None:
     assert (await rest.get("/healthz")).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/nowhere", "/events/1", "/budgets/1/nothing", "/Events"])
+@pytest.mark.parametrize(
+    "path", ["/", "/nowhere", "/events/", "/events/1", "/budgets/1/nothing", "/Events"]
+)
 async def test_unknown_path_is_404(rest: AsyncClient, path: str) -> None:
     for method in ("GET", "POST", "DELETE"):
         refused(await rest.request(method, path), 404, "NOT_FOUND")

@@ -9,6 +9,7 @@ import pytest
 import uvicorn
 from httpx2 import ASGITransport, AsyncClient, RemoteProtocolError
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -50,6 +51,13 @@ async def break_off(request: Request) -> Response:
     return StreamingResponse(chunks())
 
 
+async def fail_afterwards(request: Request) -> Response:
+    def defect() -> None:
+        raise RuntimeError(SECRET)
+
+    return Response(b"", background=BackgroundTask(defect))
+
+
 async def own(request: Request) -> Response:
     policy = {"Content-Security-Policy": "default-src 'self'", "Cache-Control": "max-age=60"}
     return Response(b"", headers=policy)
@@ -60,6 +68,7 @@ APP = Starlette(
         Route("/fail/{how}", fail),
         Route("/read", read, methods=["POST"]),
         Route("/break", break_off),
+        Route("/afterwards", fail_afterwards),
         Route("/own", own),
     ],
     exception_handlers=ERROR_HANDLERS,
@@ -116,6 +125,11 @@ async def test_an_answer_that_breaks_off_ends_the_connection(
     with pytest.raises(RuntimeError):
         await client.get("/break")
     assert logged == []  # uvicorn logs what it is given
+
+
+async def test_a_defect_after_a_good_answer_is_not_swallowed(client: AsyncClient) -> None:
+    with pytest.raises(RuntimeError):  # uvicorn logs what it is given
+        await client.get("/afterwards")
 
 
 async def test_what_uvicorn_logs_has_the_request_id() -> None:

@@ -13,16 +13,16 @@ import pytest
 from starlette.types import Message
 
 from api import events as events_module, followers
-from api.app import REST_READS_MAX, App, open_app
+from api.app import OWNERS_MAX, REST_READS_MAX, App, open_app
 from api.settings import Settings
 from api.wire import HIGH_WATER_BYTES
 from hub import sweeper
-from hub.events import parse_batch
+from hub.events import ParticipantAdd, ParticipantRemove, parse_batch
 from hub.frames import FRAME_BYTES_MAX
 from hub.hub import Hub
 from hub.ports import EventLog, Page
 from hub.records import BudgetId, UserId
-from storage import snapshots
+from storage import database
 from tests.cluster import AUTH_SECRET, token, until
 from tests.device import Json, budget_create, expense_add, new_id
 
@@ -240,6 +240,28 @@ async def test_p9_a_slow_stream_ends_with_its_token_too(app: App, budget_id: str
     assert request.sequences() in ([2], [2, 3])  # what was on its way
 
 
+async def test_p9_a_slow_stream_ends_with_the_removal_and_without_what_it_missed(
+    app: App, budget_id: str
+) -> None:
+    made = {"budgetId": budget_id, "when": 1, "userId": "ben"}
+    joins = ParticipantAdd(eventId=new_id(), participantsMax=10, **made)
+    removes = ParticipantRemove(eventId=new_id(), **made)
+    await app.hub.submit("ben", [joins], "stop")
+    request = Request(f"/budgets/{budget_id}/stream?key=2", token("ben"))
+    async with under_way(app, request) as streaming, asyncio.timeout(TIMEOUT_S):
+        await until(lambda: app.hub.followers(budget_id) == 1, TIMEOUT_S)
+        request.taking.clear()
+        await submit(app.hub, expense_add(budget_id))  # on its way
+        for _ in range(2):
+            await submit(app.hub, *(expense_add(budget_id, note="x" * 2000) for _ in range(100)))
+        await until(lambda: app.hub.followers(budget_id) == 0, TIMEOUT_S)
+        await app.hub.submit("ann", [removes], "stop")
+        request.taking.set()
+        await streaming
+    assert request.sequences() == [3]
+    assert request.body.endswith(b'data: {"type":"unsubscribed","code":"NOT_PARTICIPANT"}\n\n')
+
+
 async def test_a_silent_stream_is_kept_alive(
     app: App, budget_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,20 +275,30 @@ async def test_a_silent_stream_is_kept_alive(
         await until(lambda: request.sequences() == [2], TIMEOUT_S)
 
 
-async def test_p7_reads_of_budgets_leave_the_feeds_their_connections(
-    app: App, budget_id: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("path", "table", "at_once"),
+    [("", "expenses", REST_READS_MAX), ("/invites", "invites", OWNERS_MAX)],
+)
+async def test_p7_what_waits_for_the_database_leaves_the_feeds_their_connections(
+    app: App,
+    budget_id: str,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    table: str,
+    at_once: int,
 ) -> None:
-    monkeypatch.setattr(snapshots, "WAIT_S", 0.5)
+    monkeypatch.setattr(database, "TURN_S", 0.5)
     sql = await asyncpg.connect(database_url)
-    requests = [Request(f"/budgets/{budget_id}") for _ in range(20)]
+    requests = [Request(f"/budgets/{budget_id}{path}") for _ in range(20)]
     try:
         async with AsyncExitStack() as stack, asyncio.timeout(TIMEOUT_S):
             holding = sql.transaction()
             await holding.start()
-            await sql.execute("LOCK TABLE expenses IN ACCESS EXCLUSIVE MODE")  # all snapshots hang
+            await sql.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")  # all of them hang
             reading = [await stack.enter_async_context(under_way(app, each)) for each in requests]
             waiting = list(reading)
-            while len(waiting) > REST_READS_MAX:  # the others are told to come again
+            while len(waiting) > at_once:  # the others are told to come again
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 waiting = [task for task in waiting if not task.done()]
             page = await app.hub.read(budget_id, "ann", 0, 100)
@@ -275,6 +307,7 @@ async def test_p7_reads_of_budgets_leave_the_feeds_their_connections(
             await asyncio.gather(*reading)
     finally:
         await sql.close()
-    assert sorted(request.status for request in requests) == [200] * REST_READS_MAX + [503] * 16
+    statuses = sorted(request.status for request in requests)
+    assert statuses == [200] * at_once + [503] * (20 - at_once)
     [busy] = {orjson.loads(r.body)["error"]["message"] for r in requests if r.status == 503}
     assert busy == "BUSY"

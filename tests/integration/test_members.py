@@ -15,12 +15,15 @@ import orjson
 import pytest
 
 from hub.errors import Disconnected
-from hub.records import BudgetId, UserId
+from hub.events import ParticipantAdd
+from hub.records import BudgetId, Invite, UserId
 from hub.verdicts import Verdict
 from storage.database import Database
+from storage.invites import Invites
 from storage.verify import verify
 from tests.model import JOINS, LEAVES, made
 from tests.racing import (
+    NOW_MS,
     Elsewhere,
     Halt,
     Node,
@@ -339,6 +342,29 @@ async def test_p9_nothing_of_the_removed_comes_after_his_removal(
         log = await agrees(elsewhere, database, budget_id)
         [removed_at] = [event["sequence"] for event in log if event["eventType"] == LEAVES]
         assert removed_at == len(log)
+
+
+@pytest.mark.parametrize("ahead_ms", [-60_000, 60_000])
+async def test_p9_who_was_removed_needs_an_invite_made_later_by_whatever_clock(
+    node: Node, database: Database, ahead_ms: int
+) -> None:
+    """The node that makes the invites has another one than the node that removes."""
+    budget_id = await a_budget(node, "ben")
+    invites = Invites(database, 1)
+    at_ms, end_ms = NOW_MS + ahead_ms, NOW_MS + 3_600_000
+
+    async def join(token: bytes) -> str:
+        fields = {"eventId": new_id(), "budgetId": budget_id, "when": 1, "userId": "ben"}
+        event = ParticipantAdd(**fields, participantsMax=LIMIT, invite=token)
+        return await outcome(node.committer.submit("ben", [event], "stop"))
+
+    for token in (b"before", b"after"):
+        invite = Invite(budget_id, new_id(), token, at_ms, end_ms, 1, uses=0, revoked=False)
+        await invites.create("ann", invite)
+        if token == b"before":
+            assert await outcome(removes(node, budget_id, "ann", "ben")) == "accepted"
+    assert await join(b"before") == "NOT_PARTICIPANT"
+    assert await join(b"after") == "accepted"
 
 
 async def test_who_joins_in_the_batch_that_creates_the_budget_is_counted_with_its_owner(

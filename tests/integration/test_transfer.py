@@ -171,8 +171,9 @@ async def test_a_file_holds_no_names_of_people_and_no_invites(database: Database
     async with database.reading() as connection:
         await connection.execute(
             """
-            INSERT INTO invites (budget_id, id, token_hash, created_at, expires_at, max_uses)
-            VALUES ($1, $1, 'token', 1, 2, 1)
+            INSERT INTO invites (budget_id, id, token_hash, created_at, expires_at, max_uses,
+                                 created_sequence)
+            VALUES ($1, $1, 'token', 1, 2, 1, 1)
             """,
             BUDGET,
         )
