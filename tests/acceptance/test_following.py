@@ -169,7 +169,7 @@ async def test_a_last_event_id_that_is_none_is_400(
 async def test_p9_a_stream_ends_with_its_token(
     cluster: Cluster, nodes: list[Node], budget_id: str
 ) -> None:
-    async with streaming(nodes[0], cluster.token("ann", ttl_s=2), budget_id) as stream:
+    async with streaming(nodes[0], cluster.token("ann", ttl_s=3), budget_id) as stream:
         await stream.next()
         assert await stream.ended()
 

@@ -203,7 +203,7 @@ async def test_other_path_is_404_and_no_socket(node: Node, token: str) -> None:
 
 
 async def test_renewal_in_band(node: Node, cluster: Cluster, user_id: str) -> None:
-    async with connect(node.url, cluster.token(user_id, ttl_s=2)) as device:
+    async with connect(node.url, cluster.token(user_id, ttl_s=3)) as device:
         [first] = device.of_type("auth")
         await device.send({"type": "auth", "token": cluster.token(user_id)})
         await device.wait_for(lambda: len(device.of_type("auth")) == 2)
@@ -229,7 +229,7 @@ async def test_renewal_that_does_not_renew_closes_4401(
 
 
 async def test_expired_token_closes_4401(node: Node, cluster: Cluster, user_id: str) -> None:
-    async with connect(node.url, cluster.token(user_id, ttl_s=2)) as device:
+    async with connect(node.url, cluster.token(user_id, ttl_s=3)) as device:
         [auth] = device.of_type("auth")
         await device.wait_for(lambda: bool(device.of_type("auth.expiring")))
         await device.ping()
@@ -241,12 +241,12 @@ async def test_expired_token_closes_4401(node: Node, cluster: Cluster, user_id: 
 async def test_expiry_is_announced_a_minute_before(
     node: Node, cluster: Cluster, user_id: str
 ) -> None:
-    async with connect(node.url, cluster.token(user_id, ttl_s=62)) as device:
+    async with connect(node.url, cluster.token(user_id, ttl_s=64)) as device:
         await device.ping()
         assert device.of_type("auth.expiring") == []
         await device.wait_for(lambda: bool(device.of_type("auth.expiring")))
         [auth] = device.of_type("auth")
-        assert 58_000 < auth["expiresAt"] - time.time() * 1000 <= 60_000
+        assert 50_000 < auth["expiresAt"] - time.time() * 1000 <= 60_000
 
 
 # Subscribing

@@ -226,8 +226,8 @@ async def test_p8_a_slow_stream_holds_little_and_converges(
 
 async def test_p9_a_slow_stream_ends_with_its_token_too(app: App, budget_id: str) -> None:
     now_s = asyncio.get_running_loop().time
-    request = Request(f"/budgets/{budget_id}/stream?key=1", token("ann", ttl_s=2))
-    ends_s = now_s() + 2
+    request = Request(f"/budgets/{budget_id}/stream?key=1", token("ann", ttl_s=3))
+    ends_s = now_s() + 3
     async with under_way(app, request) as streaming:
         await until(lambda: app.hub.followers(budget_id) == 1, TIMEOUT_S)
         request.taking.clear()
