@@ -17,6 +17,7 @@ SET email = CASE WHEN $2 THEN $3 ELSE u.email END,
     first_name = CASE WHEN $4 THEN $5 ELSE u.first_name END,
     last_name = CASE WHEN $6 THEN $7 ELSE u.last_name END,
     profile_version = u.profile_version + 1
+WHERE NOT ($2 AND $3 IS NULL AND u.password_hash IS NOT NULL)
 RETURNING id, email, first_name, last_name, photo
 """
 DELETE = "DELETE FROM users WHERE id = $1"
@@ -51,7 +52,8 @@ class Profiles:
     async def write(self, user_id: UserId, fields: Mapping[str, str | None]) -> Profile:
         """Make or change the profile; `fields` may name `email`, `first_name`, `last_name`.
 
-        Raises `HubError(EMAIL_TAKEN)` where the e-mail is another account's login."""
+        Raises `HubError(EMAIL_TAKEN)` where the e-mail is another account's login, and
+        `HubError(BAD_REQUEST)` where a login would be left without one."""
         flags: list[object] = []
         for name in ("email", "first_name", "last_name"):
             flags += [name in fields, fields.get(name)]
@@ -60,7 +62,8 @@ class Profiles:
                 row = await connection.fetchrow(WRITE, user_id, *flags)
         except LostRace:  # the index of logins
             raise HubError(Code.EMAIL_TAKEN) from None
-        assert row is not None
+        if row is None:
+            raise HubError(Code.BAD_REQUEST, "email: this account signs in by it")
         return Profile._make(row)
 
     async def delete(self, user_id: UserId) -> None:

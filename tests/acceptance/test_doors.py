@@ -187,6 +187,19 @@ async def test_a_profile_shows_its_email_to_its_owner_only(people: list[Person])
     assert await ann.refused("PUT", "/user", json={"email": "no e-mail"}) == "BAD_REQUEST"
 
 
+async def test_who_signs_in_by_an_email_cannot_be_without_one(node: Node) -> None:
+    login = {"email": f"{new_id()}@example.org", "password": "correct horse battery"}
+    async with node.rest() as nobody:
+        made = (await nobody.post("/auth/register", json=login)).json()
+        async with node.rest(made["token"]) as rest:
+            zoe = Person(made["userId"], rest)
+            assert await zoe.refused("PUT", "/user", json={"email": None}) == "BAD_REQUEST"
+            other = {**login, "email": f"{new_id()}@example.org"}
+            await zoe.ask("PUT", "/user", json={"email": other["email"], "firstName": "Zoe"})
+        assert (await nobody.post("/auth/login", json=login)).status_code == 401
+        assert (await nobody.post("/auth/login", json=other)).status_code == 200
+
+
 async def test_a_profile_is_found_by_whatever_its_user_is_called(
     cluster: Cluster, node: Node, people: list[Person]
 ) -> None:
