@@ -12,8 +12,15 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from hub import events, rules
 from hub.errors import Code
-from hub.events import BudgetCreate, Event, Submitted, content_hash, parse_event
-from hub.records import Membership, Record, digest_text
+from hub.events import (
+    BudgetCreate,
+    Event,
+    ParticipantAdd,
+    Submitted,
+    content_hash,
+    parse_event,
+)
+from hub.records import Invite, Membership, Record, digest_text
 from hub.rules import BudgetState, Change, decide, rejected
 from hub.verdicts import Verdict
 from tests.model import (
@@ -727,6 +734,53 @@ def house() -> BudgetState:
     removes(state, "ann", "max", now_ms=9)
     assert len(state.participants) == 3
     return state
+
+
+# How an invite and link sharing let in who is not there. `later` was made after max was removed.
+LATER = Invite(BUDGET, UNKNOWN, b"later", 1, NOW_MS + 1, 2, 1, False, 8)
+INVITES = {
+    "later": LATER,
+    "earlier": LATER._replace(token_hash=b"earlier", created_sequence=7),
+    "revoked": LATER._replace(token_hash=b"revoked", revoked=True),
+    "expired": LATER._replace(token_hash=b"expired", expires_at=NOW_MS),
+    "used up": LATER._replace(token_hash=b"used up", uses=2),
+}
+GOOD = {"later", "earlier"}
+
+
+@pytest.mark.parametrize("invite", [None, "unknown", *INVITES])
+@pytest.mark.parametrize("sharing", [True, False])
+@pytest.mark.parametrize("user", ["zoe", "eve", "max", "ben"])
+def test_p9_who_is_let_in_by_what(user: str, sharing: bool, invite: str | None) -> None:
+    state = house()
+    state.link_sharing = sharing
+    state.invites = {each.token_hash: each for each in INVITES.values()}
+    if user == "ben":  # takes part
+        why: Code | None = Code.ALREADY_PARTICIPANT
+    elif user == "max":  # was removed
+        why = None if invite == "later" else Code.NOT_PARTICIPANT
+    elif sharing or invite in GOOD:
+        why = None
+    elif user == "eve":  # left
+        why = Code.NOT_PARTICIPANT
+    else:
+        why = Code.INVITE_NOT_VALID if invite in INVITES else Code.BUDGET_NOT_EXISTS
+    event = ParticipantAdd(
+        eventId=FRESH,
+        budgetId=BUDGET,
+        when=WHEN,
+        userId=user,
+        participantsMax=10,
+        invite=None if invite is None else invite.encode(),
+    )
+    outcome = decide(state, user, event, NOW_MS)
+    if why is not None:
+        assert isinstance(outcome, Verdict)
+        assert outcome.error is why
+    else:
+        assert isinstance(outcome, Change)
+        uses = INVITES[invite].uses + 1 if invite in GOOD else None  # a bad one is not needed
+        assert (None if outcome.invite is None else outcome.invite.uses) == uses
 
 
 def test_joining_makes_a_participant() -> None:
