@@ -265,7 +265,7 @@ def _service_account(encoded: str) -> dict[str, str]:
     try:
         text = urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
         account = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError("is not JSON in URL-safe base64") from None
     wanted = ("project_id", "client_email", "private_key", "token_uri")
     if not isinstance(account, dict) or account.get("type") != "service_account":
