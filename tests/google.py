@@ -20,6 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from firebase_admin import _token_gen, _user_mgt
+from google.oauth2 import service_account
 
 PROJECT = "demo-budget-hub"
 ISSUER = f"https://securetoken.google.com/{PROJECT}"
@@ -152,6 +153,10 @@ def ask_at(url: str, patch: pytest.MonkeyPatch) -> None:
     """The SDK asks this server instead of the real ones."""
     patch.setattr(_token_gen, "ID_TOKEN_CERT_URI", f"{url}/keys")
     patch.setattr(_user_mgt.UserManager, "ID_TOOLKIT_URL", f"{url}/v1")
+    # Beside that it asks, in a thread of its own, in which regions its account may be used.
+    patch.setattr(
+        service_account.Credentials, "_is_regional_access_boundary_lookup_required", lambda _: False
+    )
 
 
 @contextmanager

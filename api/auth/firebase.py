@@ -1,6 +1,6 @@
 """Users who sign in with Firebase (AUTH_MODE=firebase): ID tokens, and whether they count still.
 
-firebase-admin verifies signature, project and times, blocking, so in a few threads. Beside it there
+firebase-admin verifies signature, project and times, blocking, so in a thread. Beside it there
 are Google's keys, fetched by one thread for all (`Keys`), and a check of the times of our own: with
 the emulator the library looks at no time and no signature.
 """
@@ -29,7 +29,8 @@ from hub.records import UserId
 from storage.profiles import Profile
 
 SKEW_S = 60  # how far Google's clock and ours may be apart; the most that the library takes
-VERIFYING_AT_ONCE = 2  # threads; they are busy with Python, so more would not be faster
+# Threads. They are busy with Python, so two are no faster than one, and hold up the loop far more.
+VERIFYING_AT_ONCE = 1
 HTTP_TIMEOUT_S = 5.0  # of one attempt to reach Google
 STANDING_WAIT_S = 2.0  # how long a new token waits for word about its user
 INTRODUCING_S = 2.0  # how long it waits for the profile to be written
