@@ -68,8 +68,8 @@ class Settings(BaseModel):
     auth_secret_previous: Annotated[
         str | None,
         Field(
-            description="What it signed counts still: the `AUTH_SECRET` before a change, for as"
-            " long as its refresh tokens are to count",
+            description="What it signed counts too: the `AUTH_SECRET` before a change of it, or"
+            " the one to come (see api/README.md)",
             repr=False,
         ),
     ] = None

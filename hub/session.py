@@ -241,7 +241,7 @@ class Session:
         elif type(frame) is frames.Ping:
             self._wire.write(frames.pong(frame.id, self._now_ms()))
         elif type(frame) is frames.Auth:
-            self._spawn(self._renew(frame.token))
+            self._spawn(self._renew(frame.token, frame.id))
 
     def _read_or_not(self) -> None:
         """Read from the peer exactly while there is room for what it says."""
@@ -312,12 +312,12 @@ class Session:
         if self._follow_at_once is not None and self._state is State.OPEN:
             self._follow(*self._follow_at_once, None)
 
-    async def _renew(self, token: str) -> None:
+    async def _renew(self, token: str, request_id: RequestId) -> None:
         try:
             principal = await self._authenticator.authenticate(token)
         except HubError as error:
             if error.code.retryable:  # what the session has counts still
-                self._wire.write(frames.error(None, error.code))
+                self._wire.write(frames.error(request_id, error.code))
             else:
                 self.close(Code.NOT_LOGGED_IN)
             return

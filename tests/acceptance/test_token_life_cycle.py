@@ -15,6 +15,7 @@ import jwt
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from api.auth.local import RefreshToken
 from api.auth.tokens import ISSUER, Keys, Tokens
 from storage.embedded import EmbeddedRedis
 from tests.cluster import AUTH_SECRET, Cluster, Node, checked, until
@@ -330,6 +331,23 @@ async def test_the_hubs_own_accounts_are_not_there(firebase: Identity, local: Id
             assert (await rest.post(path, json={})).status_code == 404
         async with local.node.rest() as rest:
             assert (await rest.post(path, json={})).status_code == 400
+
+
+async def test_a_login_from_before_the_change_of_the_secret_goes_on(local: Identity) -> None:
+    who = {"email": f"{new_id()}@example.org", "password": "correct horse battery"}
+    async with local.node.rest() as rest:
+        registered = (await rest.post("/auth/register", json=who)).json()
+        family_id, generation, _ = registered["refreshToken"].split(".")
+        before = RefreshToken(family_id, int(generation))
+        for secret, status in (("an-unknown-secret" * 2, 401), (OLD_SECRET, 200)):
+            text = before.text(Keys.derived(secret.encode()).refresh)
+            answer = await rest.post("/auth/refresh", json={"refreshToken": text})
+            assert answer.status_code == status
+        following = answer.json()
+    assert following["userId"] == registered["userId"]
+    current = Keys.derived(AUTH_SECRET.encode())
+    assert RefreshToken.read(following["refreshToken"], [current.refresh]) is not None
+    assert jwt.get_unverified_header(following["token"])["kid"] == current.kid
 
 
 @identities

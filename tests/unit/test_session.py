@@ -602,8 +602,9 @@ def test_p9_open_a_renewal_for_somebody_else_or_with_a_bad_token_closes_4401(
 def test_p10_open_a_renewal_that_cannot_be_verified_now_leaves_the_old_token(
     bench: Bench, peer: Peer
 ) -> None:
-    peer.send({"type": "auth", "token": "unknown"})
-    assert [error_of(frame) for frame in peer.read()] == ["UNAVAILABLE"]
+    peer.send({"type": "auth", "id": 7, "token": "unknown"})
+    [frame] = peer.read()
+    assert (error_of(frame), frame["id"]) == ("UNAVAILABLE", 7)
     assert peer.close_code is None
     bench.clock.advance(TOKEN_S)
     assert peer.close_code == 4401
