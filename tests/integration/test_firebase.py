@@ -278,20 +278,22 @@ def test_keys_are_kept_as_long_as_google_says(max_age: str, kept_s: float) -> No
 
 def test_keys_are_fetched_once_for_all_who_wait() -> None:
     at_once = 8
-    begun, may = threading.Event(), threading.Event()
+    all_ask = threading.Barrier(at_once)
     calls = []
 
     def fetch(url: str, **_: object) -> Any:
         calls.append(url)
-        begun.set()
-        assert may.wait(5)
+        time.sleep(0.05)  # time for the others to do what they must not
         return Answer()
 
     keys = Keys(fetch, now=Clock())
+
+    def ask() -> Any:
+        all_ask.wait(5)
+        return keys("url")
+
     with ThreadPoolExecutor(at_once) as threads:
-        asked = [threads.submit(keys, "url") for _ in range(at_once)]
-        assert begun.wait(5)
-        may.set()
+        asked = [threads.submit(ask) for _ in range(at_once)]
         assert {one.result(5).status for one in asked} == {200}
     assert calls == ["url"]
 
