@@ -10,6 +10,7 @@ import json
 import re
 import threading
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -21,6 +22,7 @@ from firebase_admin import auth, credentials
 from firebase_admin.exceptions import FirebaseError
 from google.auth.exceptions import GoogleAuthError, TransportError
 from google.auth.transport import Response
+from google.oauth2 import service_account
 
 from api.auth.revocation import NEVER_MS, USERS_PER_CALL_MAX, Unreachable
 from hub.errors import BadData, Code, Disconnected, Held, HubError, LostRace
@@ -38,6 +40,8 @@ KEYS_RETRY_S = 5.0  # after Google did not answer
 KEYS_STALE_S = 3600.0  # how long after their end known keys count while Google does not answer
 KEYS_AGE_S_MIN, KEYS_AGE_S_MAX = 60.0, 24 * 3600.0  # how long they are kept, whatever Google says
 NAME_MAX, EMAIL_MAX, PHOTO_MAX = 200, 320, 2048  # code points
+
+SCOPES = [f"https://www.googleapis.com/auth/{name}" for name in ("firebase", "identitytoolkit")]
 
 _MAX_AGE = re.compile(r"\bmax-age=([0-9]{1,9})\b")
 _PHOTO = re.compile(r"https://[!-~]+")
@@ -70,7 +74,9 @@ class Firebase:
 
         Where only the user's standing is out of reach the token counts: `Revocations` goes on
         asking."""
-        claims = await to_thread.run_sync(self._verified, token, limiter=self._verifying)
+        claims = await to_thread.run_sync(
+            self._verified, token, limiter=self._verifying, abandon_on_cancel=True
+        )
         who = principal_of(claims, self._now())
         valid_since_ms = await self._standing.of(who.user_id)
         if valid_since_ms is not None and who.issued_at_ms < valid_since_ms:
@@ -82,7 +88,9 @@ class Firebase:
         """See `Accounts`."""
         wanted = list(user_ids)
         try:
-            users = await to_thread.run_sync(self._users, wanted, limiter=self._asking)
+            users = await to_thread.run_sync(
+                self._users, wanted, limiter=self._asking, abandon_on_cancel=True
+            )
         except (FirebaseError, GoogleAuthError) as error:
             self._standing.reachable = False
             raise Unreachable(type(error).__name__) from error
@@ -217,19 +225,31 @@ class Keys:
         self._fresh_until_s = self._next_s = now_s + kept_s
 
 
+class Credentials(service_account.Credentials):
+    """A service account that does not wait for its access token for minutes: a thread in which that
+    happens holds up the end of the process."""
+
+    def refresh(self, request: Callable[..., Response]) -> None:
+        super().refresh(  # type: ignore[no-untyped-call]
+            partial(request, timeout=HTTP_TIMEOUT_S)
+        )
+
+
 def open_client(
     project_id: str,
-    service_account: Mapping[str, str] | None,
+    account: Mapping[str, str] | None,
     *,
     emulated: bool,
     keys: Callable[..., Response],
 ) -> auth.Client:
     """What speaks with Firebase. The library finds its emulator in the environment by itself, and
     then trusts every token: raises `ValueError` where that and `emulated` differ."""
-    if service_account is None:
-        credential: credentials.Base = credentials.ApplicationDefault()  # the emulator asks nobody
+    if account is None:
+        credential: object = credentials.ApplicationDefault()  # the emulator asks nobody
     else:
-        credential = credentials.Certificate(dict(service_account))
+        credential = Credentials.from_service_account_info(  # type: ignore[no-untyped-call]
+            dict(account), scopes=SCOPES
+        )
     options = {"projectId": project_id, "httpTimeout": HTTP_TIMEOUT_S}
     client = auth.Client(firebase_admin.App("budget-hub", credential, options))
     if client.emulated is not emulated:

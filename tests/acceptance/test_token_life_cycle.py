@@ -2,6 +2,7 @@
 
 The table: each state of a token, on each way, with both identities. Firebase's tokens are signed
 here (`tests/google.py`) and verified by the real SDK; the hub checks for revocations every second.
+In mid-stream a token can end, be revoked or lose its key, but not change its audience.
 """
 
 import asyncio
@@ -224,8 +225,8 @@ async def test_renewal_in_band(identity: Identity, state: str) -> None:
 @identities
 async def test_in_mid_stream_a_token_ends(identity: Identity) -> None:
     async with (
-        connect(identity.node.url, identity.ends_in(2)) as device,
-        connect(identity.node.url, identity.ends_in(2)) as renewed,
+        connect(identity.node.url, identity.ends_in(3)) as device,
+        connect(identity.node.url, identity.ends_in(3)) as renewed,
     ):
         await renewed.send({"type": "auth", "token": identity.fresh(USER)})
         await device.wait_for(lambda: bool(device.of_type("auth.expiring")))
@@ -307,6 +308,7 @@ async def test_p10_while_google_is_away_who_is_known_goes_on(
                 await other.ping()
         finally:
             google.down = set()
+        await asked_again(google)
         await device.ping()
 
 

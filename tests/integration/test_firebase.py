@@ -148,6 +148,14 @@ async def test_a_signed_token_with_a_wrong_claim_is_refused(
     await refused(firebase, google.signer.token("ada", **changed))
 
 
+async def test_a_clock_may_be_a_minute_off(firebase: Firebase, google: Google) -> None:
+    now_s = int(time.time())
+    for times in ({"iat": now_s + 50}, {"iat": now_s - 100, "exp": now_s - 50}):
+        assert (await firebase.authenticate(google.signer.token("ada", **times))).user_id == "ada"
+    for times in ({"iat": now_s + 70}, {"iat": now_s - 100, "exp": now_s - 61}):
+        await refused(firebase, google.signer.token("ada", **times))
+
+
 async def test_a_tampered_token_is_refused(firebase: Firebase, google: Google) -> None:
     header, claims, signature = google.signer.token("ada").split(".")
     other = google.signer.token("eve").split(".")[1]
@@ -215,6 +223,24 @@ async def test_verifying_leaves_the_loop_alone(
     assert not asking.done()
     google.answering.set()
     assert (await asking).user_id == "ada"
+
+
+async def test_p11_what_google_does_not_answer_holds_nobody_up(
+    firebase: Firebase, google: Google
+) -> None:
+    google.answering.clear()
+    for waiting in (
+        asyncio.create_task(firebase.authenticate(google.signer.token("ada"))),
+        asyncio.create_task(firebase.valid_since_ms(["ada"])),
+    ):
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+        waiting.cancel()
+        async with asyncio.timeout(1):
+            await asyncio.wait([waiting])
+        assert waiting.cancelled()
+    google.answering.set()
+    await firebase.authenticate(google.signer.token("ada"))  # after those in the same threads
 
 
 async def test_p10_without_keys_nobody_is_refused_for_good(
