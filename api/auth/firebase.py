@@ -41,7 +41,9 @@ KEYS_STALE_S = 3600.0  # how long after their end known keys count while Google 
 KEYS_AGE_S_MIN, KEYS_AGE_S_MAX = 60.0, 24 * 3600.0  # how long they are kept, whatever Google says
 NAME_MAX, EMAIL_MAX, PHOTO_MAX = 200, 320, 2048  # code points
 
-SCOPES = [f"https://www.googleapis.com/auth/{name}" for name in ("firebase", "identitytoolkit")]
+# Those of the library that accounts need; what the account may do, its roles say.
+_SCOPES = ("cloud-platform", "firebase", "identitytoolkit")
+SCOPES = [f"https://www.googleapis.com/auth/{name}" for name in _SCOPES]
 
 _MAX_AGE = re.compile(r"\bmax-age=([0-9]{1,9})\b")
 _PHOTO = re.compile(r"https://[!-~]+")
