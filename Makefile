@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install run test faults examples check bench lint format types imports lock clean
+.PHONY: help install run test test-firebase faults examples check bench lint format types imports \
+	lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 install: .venv/installed  ## build .venv from the hashed lock
 
@@ -24,6 +25,15 @@ run: install  ## serve on 127.0.0.1:8000 with an embedded Postgres and Redis
 
 test: install  ## the whole test suite, on real embedded services
 	$(BIN)/pytest
+
+test-firebase: install .firebase-tools/installed  ## the identity tests on Firebase's own emulator
+	$(BIN)/pytest -m firebase
+
+# Needs Node.js 20 or newer with npm; some 600 packages, five minutes.
+.firebase-tools/installed: Makefile
+	npm install --prefix .firebase-tools --no-save --no-audit --no-fund --loglevel error \
+		firebase-tools@15
+	@touch $@
 
 faults: install  ## the fault tests at length, seeded; STORM_SEED=n repeats a schedule
 	$(BIN)/pytest -m faults --timeout 1800 --log-cli-level INFO
@@ -58,4 +68,4 @@ bench: install  ## measure, and write loadtest/RESULTS.md (a quarter of an hour,
 	$(BIN)/python -m loadtest.bench.commit --flat --record
 
 clean:  ## remove .venv and caches; data in .data/ stays
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .firebase-tools .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -6,15 +6,19 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
+import structlog
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api import budgets, errors, events, health, invites, members, users
 from api.auth import routes as auth_routes
 from api.auth.local import LocalIdentity
+from api.auth.revocation import Accounts, Revocations
+from api.auth.token_cache import CachedTokens
 from api.auth.tokens import Tokens
 from api.documents import routes as documents
 from api.edge import Edge, cors
@@ -24,6 +28,7 @@ from api.settings import Settings
 from api.socket import SyncSocket
 from hub.committer import APART_MAX, LANES
 from hub.hub import READERS_MAX, Hub, Rates
+from hub.ports import Authenticator
 from storage.bus import RedisBus
 from storage.database import Database
 from storage.event_log import PostgresLog
@@ -36,6 +41,8 @@ from storage.users import Users
 
 REST_READS_MAX = 4  # connections beside those of the hub's own readers
 OWNERS_MAX = 2  # and beside both, for invites and link sharing
+
+_log = structlog.get_logger()
 
 
 class NotMigrated(Exception):
@@ -97,16 +104,14 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             ),
             trusted_proxies=settings.trusted_proxies,
         )
-        tokens = Tokens([settings.auth_secret.encode()], now=time.time)
+        identity = _identity(settings, database, limits)
+        tokens = CachedTokens(identity.authenticator, now_ms=now_ms)
         limited = LimitedByUser(tokens, limits)
-        identity = LocalIdentity(
-            [settings.auth_secret.encode()], Users(database), now=time.time, new_id=new_id
-        )
         snapshots = Snapshots(database, REST_READS_MAX)
         routes = [
             *health.routes(database, bus),
             *errors.routes(),
-            *auth_routes.routes(identity, limits),
+            *identity.routes,
             *events.routes(hub, limited, now_ms=now_ms),
             *budgets.routes(hub, snapshots, limited),
             *members.routes(
@@ -142,16 +147,54 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             tasks = [background.create_task(hub.sweeper.run())]
             if bus is not None:
                 tasks.append(background.create_task(bus.run(hub)))
+            if identity.accounts is not None:
+                revocations = Revocations(
+                    identity.accounts,
+                    tokens.cache,
+                    hub,
+                    now_ms=now_ms,
+                    within_s=settings.revocation_check_s,
+                )
+                tasks.append(background.create_task(revocations.run()))
             try:
                 edge = Edge(cors(rest, settings.origin_list()))
                 yield App(hub, socket, edge, rest.routes)
             finally:
                 await hub.close()
+                await tokens.close()
                 await counts.close()
                 for task in tasks:
                     task.cancel()
     finally:
         await database.close()
+
+
+class _Identity(NamedTuple):
+    """Who signs users in. `accounts` is None where a token counts until it expires."""
+
+    authenticator: Authenticator
+    accounts: Accounts | None
+    routes: Sequence[Route]
+
+
+def _identity(settings: Settings, database: Database, limits: RequestLimits) -> _Identity:
+    if settings.auth_mode == "firebase":
+        from api.auth import firebase  # here: it takes a second and 50 MB to import
+
+        emulated = settings.firebase_auth_emulator_host is not None
+        if emulated:
+            _log.warning("tokens of Firebase's emulator count: anybody can be anybody")
+        client = firebase.open_client(
+            settings.firebase_project(),
+            settings.firebase_service_account(),
+            emulated=emulated,
+            keys=firebase.google_keys(now=time.time),
+        )
+        identity = firebase.Firebase(client, Profiles(database).introduce, now=time.time)
+        return _Identity(identity, identity, [])
+    secrets = settings.auth_secrets()
+    local = LocalIdentity(secrets, Users(database), now=time.time, new_id=new_id)
+    return _Identity(Tokens(secrets, now=time.time), None, auth_routes.routes(local, limits))
 
 
 def now_ms() -> int:

@@ -178,6 +178,8 @@ def token(
     Signs with AUTH_SECRET, or, without it, with the secret of `budget-hub dev` in the data folder.
     """
     with _one_line_errors():
+        if os.environ.get("AUTH_MODE", "local") not in ("", "local"):
+            raise SettingsError("AUTH_MODE: tokens are made here with the local identity only")
         if not 1 <= len(user) <= 128:
             raise SettingsError("USER: 1 to 128 characters")
         secret = os.environ.get("AUTH_SECRET") or _dev_secret(data_dir, make=False)

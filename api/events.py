@@ -51,8 +51,8 @@ def routes(hub: Hub, authenticator: Authenticator, *, now_ms: Callable[[], int])
             for event in page.events
         ]
         if not events and wait_s and not page.deleted:
-            poll = Poll()
-            await poll.wait(hub, who.user_id, budget_id, key, wait_s, request)
+            poll = Poll(who)
+            await poll.wait(hub, budget_id, key, wait_s, request)
             head, events = max(head, poll.head), poll.events[:count]
         next_key = events[-1].sequence if events else key
         return respond(
@@ -73,8 +73,8 @@ def routes(hub: Hub, authenticator: Authenticator, *, now_ms: Callable[[], int])
         key = query_int(request, "key", 0)
         if seen := request.headers.get("last-event-id"):
             key = as_int(seen, "Last-Event-ID")
-        events = EventStream(hub)
-        await events.open(who.user_id, budget_id, key)
+        events = EventStream(hub, who)
+        await events.open(budget_id, key)
         # A HEAD, which comes with GET, is over at once: others wait for its connection.
         ends_in_s = 0 if request.method == "HEAD" else (who.expires_at_ms - now_ms()) / 1000
         return EventStreamResponse(events, ends_in_s)

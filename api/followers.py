@@ -21,7 +21,8 @@ from hub.errors import Code, HubError
 from hub.feed import Subscription
 from hub.frames import texts
 from hub.hub import Hub
-from hub.records import BudgetId, UserId
+from hub.ports import Principal
+from hub.records import BudgetId
 
 KEEP_ALIVE_S = 15.0  # between two comments on a silent stream; also finds peers that are gone
 
@@ -40,7 +41,8 @@ class Poll:
 
     attends = False
 
-    def __init__(self) -> None:
+    def __init__(self, principal: Principal) -> None:
+        self.principal = principal
         self.full = False
         self.events: list[RestEvent] = []
         self.head = -1  # once it has joined
@@ -50,7 +52,6 @@ class Poll:
     async def wait(
         self,
         hub: Hub,
-        user_id: UserId,
         budget_id: BudgetId,
         key: int,
         wait_s: float,
@@ -60,7 +61,7 @@ class Poll:
         the client of `request` is gone: else one that asks again and again would leave many behind.
 
         Raises `HubError` where the user may not read, or may no longer."""
-        subscription = hub.subscribe(user_id, budget_id, key, self)
+        subscription = hub.subscribe(self.principal.user_id, budget_id, key, self)
         hub.sessions.add(self)
         watching = asyncio.create_task(self._watch(request))
         try:
@@ -98,6 +99,9 @@ class Poll:
             self._refusal = code
         self._over.set()
 
+    def sign_out(self) -> None:
+        self.refused(Code.NOT_LOGGED_IN)
+
     def go_away(self, reconnect_after_ms: int) -> None:
         self._over.set()
 
@@ -111,7 +115,8 @@ class EventStream:
 
     attends = False
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, principal: Principal) -> None:
+        self.principal = principal
         self.full = False
         self._hub = hub
         self._subscription: Subscription | None = None
@@ -122,10 +127,10 @@ class EventStream:
         self._refusal: Code | None = None
         self._over = False
 
-    async def open(self, user_id: UserId, budget_id: BudgetId, key: int) -> None:
+    async def open(self, budget_id: BudgetId, key: int) -> None:
         """Subscribe; `close` ends it. Raises `HubError` where the user may not read."""
         self._hub.sessions.add(self)
-        self._subscription = self._hub.subscribe(user_id, budget_id, key, self)
+        self._subscription = self._hub.subscribe(self.principal.user_id, budget_id, key, self)
         try:
             await self._joined.wait()
         except asyncio.CancelledError:
@@ -179,6 +184,15 @@ class EventStream:
             self._queue.clear()
         text = orjson.dumps({"type": "unsubscribed", "code": code.name})
         self._send(b"event: unsubscribed\ndata: %b\n\n" % text)
+        self.leave()
+
+    def sign_out(self) -> None:
+        """It ends, as with the token's own end."""
+        if self._subscription is None or not self._joined.is_set():
+            self.refused(Code.NOT_LOGGED_IN)
+            return
+        self._subscription.end()
+        self._queue.clear()
         self.leave()
 
     def go_away(self, reconnect_after_ms: int) -> None:

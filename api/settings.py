@@ -1,10 +1,21 @@
 """Settings: read once from the environment, validated, frozen."""
 
+import json
 import re
+from base64 import urlsafe_b64decode
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 AUTH_SECRET_BYTES_MIN = 32
 API_KEY_LENGTH_MIN = 16
@@ -39,16 +50,61 @@ class Settings(BaseModel):
             repr=False,
         ),
     ] = None
+    production: Annotated[
+        bool, Field(description="Refuse what is for development only: Firebase's emulator")
+    ] = False
     auth_mode: Annotated[
-        Literal["local"], Field(description="Who signs users in: `local` is the hub itself")
+        Literal["local", "firebase"],
+        Field(description="Who signs users in: `local` is the hub itself, or `firebase`"),
     ] = "local"
     auth_secret: Annotated[
         str,
         Field(
-            description=f"Signs the local tokens; at least {AUTH_SECRET_BYTES_MIN} bytes",
+            description="Signs the local tokens, and keys the counts of rate limits; at least"
+            f" {AUTH_SECRET_BYTES_MIN} bytes",
             repr=False,
         ),
     ]
+    auth_secret_previous: Annotated[
+        str | None,
+        Field(
+            description="What it signed counts too: the `AUTH_SECRET` before a change of it, or"
+            " the one to come (see api/README.md)",
+            repr=False,
+        ),
+    ] = None
+    firebase_service_account_base64: Annotated[
+        str | None,
+        Field(
+            description="The service account's JSON file in URL-safe base64; required with"
+            " `AUTH_MODE=firebase` and no emulator",
+            repr=False,
+        ),
+    ] = None
+    firebase_project_id: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[a-z0-9][a-z0-9.:-]{0,127}$",
+            description="Whose tokens count; absent: the project of the service account",
+        ),
+    ] = None
+    firebase_auth_emulator_host: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[A-Za-z0-9.\[\]:-]+:[0-9]{1,5}$",
+            description="`host:port` of Firebase's emulator, which signs nothing: anybody can be"
+            " anybody",
+        ),
+    ] = None
+    revocation_check_s: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=3600,
+            description="Within how many seconds a user whom Firebase has disabled, deleted or"
+            " signed out is gone here too",
+        ),
+    ] = 60
     origins: Annotated[
         str,
         Field(
@@ -104,12 +160,36 @@ class Settings(BaseModel):
         Literal["debug", "info", "warning", "error"], Field(description="Least severe log line")
     ] = "info"
 
-    @field_validator("auth_secret")
+    @field_validator("auth_secret", "auth_secret_previous")
     @classmethod
-    def _long_enough(cls, secret: str) -> str:
-        if len(secret.encode()) < AUTH_SECRET_BYTES_MIN:
+    def _long_enough(cls, secret: str | None) -> str | None:
+        if secret is not None and len(secret.encode()) < AUTH_SECRET_BYTES_MIN:
             raise ValueError(f"must have at least {AUTH_SECRET_BYTES_MIN} bytes")
         return secret
+
+    @field_validator("firebase_service_account_base64")
+    @classmethod
+    def _a_service_account(cls, encoded: str | None) -> str | None:
+        if encoded is not None:
+            _service_account(encoded)
+        return encoded
+
+    @model_validator(mode="after")
+    def _identity_is_complete(self) -> "Settings":
+        if self.production and self.firebase_auth_emulator_host is not None:
+            raise ValueError(
+                "FIREBASE_AUTH_EMULATOR_HOST: refused together with PRODUCTION: the emulator's"
+                " tokens are not signed"
+            )
+        if self.auth_mode == "firebase":
+            if (
+                self.firebase_service_account_base64 is None
+                and self.firebase_auth_emulator_host is None
+            ):
+                raise ValueError("FIREBASE_SERVICE_ACCOUNT_BASE64: is missing")
+            if not self.firebase_project():
+                raise ValueError("FIREBASE_PROJECT_ID: is missing")
+        return self
 
     @field_validator("api_keys")
     @classmethod
@@ -132,8 +212,10 @@ class Settings(BaseModel):
             return cls.model_validate(given)
         except ValidationError as error:
             first = error.errors()[0]
-            name = str(first["loc"][0]).upper()
             said = first["msg"].removeprefix("Value error, ")
+            if not first["loc"]:  # of several settings together; begins with a name
+                raise SettingsError(said) from None
+            name = str(first["loc"][0]).upper()
             problem = "is missing" if first["type"] == "missing" else said
             raise SettingsError(f"{name}: {problem}") from None
 
@@ -148,6 +230,21 @@ class Settings(BaseModel):
             lines.append(f"| `{name.upper()}` | {default} | {field.description} |")
         return "\n".join(lines) + "\n"
 
+    def auth_secrets(self) -> list[bytes]:
+        """The first one signs, all of them verify."""
+        secrets = (self.auth_secret, self.auth_secret_previous)
+        return [secret.encode() for secret in secrets if secret is not None]
+
+    def firebase_service_account(self) -> dict[str, str] | None:
+        encoded = self.firebase_service_account_base64
+        return None if encoded is None else _service_account(encoded)
+
+    def firebase_project(self) -> str:
+        """The project whose tokens count; nothing where none is set."""
+        return self.firebase_project_id or (self.firebase_service_account() or {}).get(
+            "project_id", ""
+        )
+
     def origin_list(self) -> list[str]:
         return [origin for origin in self.origins.split(",") if origin]
 
@@ -161,3 +258,23 @@ class Settings(BaseModel):
             for name, value in self.model_dump().items()
             if value is not None
         }
+
+
+def _service_account(encoded: str) -> dict[str, str]:
+    """Raises `ValueError`, which never quotes it: a private key is in it."""
+    try:
+        text = urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
+        account = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError("is not JSON in URL-safe base64") from None
+    wanted = ("project_id", "client_email", "private_key", "token_uri")
+    if not isinstance(account, dict) or account.get("type") != "service_account":
+        raise ValueError("is not the JSON file of a service account")
+    for name in wanted:
+        if not isinstance(account.get(name), str) or not account[name]:
+            raise ValueError(f"has no {name}")
+    try:
+        load_pem_private_key(account["private_key"].encode(), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise ValueError("has no private_key that can be read") from None
+    return account

@@ -59,8 +59,8 @@ class Code(Enum):
 
     # Not now.
     RATE_LIMITED = _Error(429, 4429, True, "Too much at once: slow down.")
-    BUSY = _Error(503, None, True, "The hub has more work than it can queue: send it again.")
-    UNAVAILABLE = _Error(503, None, True, "The database is out of reach: send it again.")
+    BUSY = _Error(503, 1011, True, "The hub has more work than it can queue: send it again.")
+    UNAVAILABLE = _Error(503, 1011, True, "What this needs is out of reach: send it again.")
     INTERNAL_SERVER_ERROR = _Error(500, 1011, False, "The hub failed.")
 
     @property

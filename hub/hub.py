@@ -17,7 +17,7 @@ from hub.events import INTEGER_MAX, Submitted
 from hub.feed import Feed, Follower, Subscription, permitted
 from hub.frames import Frame, event_frames
 from hub.limits import Bucket, Rate
-from hub.ports import Bus, EventLog, Page
+from hub.ports import Bus, EventLog, Page, Principal
 from hub.presence import NodeId
 from hub.records import BudgetId, UserId
 from hub.rules import LogRow
@@ -61,8 +61,17 @@ class Rates:
         return bucket
 
 
-class Leaving(Protocol):
-    """What the hub asks of its sessions when it drains."""
+class Attached(Protocol):
+    """What the hub asks of whoever is connected: of sessions, waiting polls and streams."""
+
+    @property
+    def principal(self) -> Principal | None:
+        """Who is signed in; None while that is not known."""
+        ...
+
+    def sign_out(self) -> None:
+        """The principal's token counts no more."""
+        ...
 
     def go_away(self, reconnect_after_ms: int) -> None: ...
 
@@ -87,7 +96,7 @@ class Hub:
         self.log_id = log_id
         self._bus = bus
         self._jitter = jitter
-        self.sessions: set[Leaving] = set()
+        self.sessions: set[Attached] = set()
         self._feeds: dict[BudgetId, Feed] = {}
         self._stirred: set[Feed] = set()
         self.gate = asyncio.Semaphore(READERS_MAX)
@@ -161,6 +170,17 @@ class Hub:
                 self._bus.announce(feed.budget_id, feed.presence.here, asks=True)
                 self.stirred(feed)
         await self.sweeper.sweep()
+
+    def signed_in(self) -> set[UserId]:
+        """Everybody who is connected here."""
+        return {s.principal.user_id for s in self.sessions if s.principal is not None}
+
+    def sign_out(self, valid_since_ms: Mapping[UserId, int]) -> None:
+        """End whatever goes by a token that its user was issued before (epoch milliseconds)."""
+        for session in list(self.sessions):
+            who = session.principal
+            if who is not None and who.issued_at_ms < valid_since_ms.get(who.user_id, 0):
+                session.sign_out()
 
     async def drain(self) -> None:
         """Before the process ends: every session is told to go away, each to come back at a time of

@@ -175,10 +175,12 @@ class Wire(Protocol):
 
 
 class Principal(NamedTuple):
-    """A signed-in user. `expires_at_ms` (epoch milliseconds) is when the token stops counting."""
+    """A signed-in user, by one token. Times are epoch milliseconds; `expires_at_ms` is when the
+    token stops counting."""
 
     user_id: UserId
     expires_at_ms: int
+    issued_at_ms: int
 
 
 class Authenticator(Protocol):
@@ -187,6 +189,7 @@ class Authenticator(Protocol):
     async def authenticate(self, token: str) -> Principal:
         """The token's user. `token` may be any text a client can send.
 
-        Raises `HubError` (`NOT_LOGGED_IN`) for whatever is not a token of ours that counts now.
+        Raises `HubError`: `NOT_LOGGED_IN` for whatever is not a token of ours that counts now;
+        `UNAVAILABLE` or `BUSY` while that cannot be told, and the same token may be good later.
         """
         ...

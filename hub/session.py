@@ -4,9 +4,11 @@
 |----------------|------------------------|-------------------------------------------------------|
 | NEW            | `auth`                 | the frame comes: AUTHENTICATING; anything else, or    |
 |                |                        | nothing for `AUTH_S`: closed 4401                     |
-| AUTHENTICATING | nothing (not read)     | the token is good: OPEN; else closed 4401             |
-| OPEN           | every client frame     | the token ends (4401), a fatal frame (4400), a defect |
-|                |                        | of ours (1011), the hub drains: LEAVING               |
+| AUTHENTICATING | nothing (not read)     | the token is good: OPEN; else closed 4401; nobody can |
+|                |                        | tell within `AUTH_S`: closed 1011                     |
+| OPEN           | every client frame     | the token ends or is revoked (4401), a fatal frame    |
+|                |                        | (4400), a defect of ours (1011), the hub drains:      |
+|                |                        | LEAVING                                               |
 | LEAVING        | nothing (not read)     | the verdicts in flight are sent: closed 1012          |
 | CLOSED         | nothing                | reached from everywhere, also when the peer goes      |
 
@@ -71,13 +73,13 @@ class Session:
         "_bucket",
         "_connection_id",
         "_early",
-        "_expires_at_ms",
         "_follow_at_once",
         "_following",
         "_hub",
         "_in_flight",
         "_later",
         "_now_ms",
+        "_principal",
         "_reading",
         "_spawn",
         "_state",
@@ -109,7 +111,7 @@ class Session:
         self._later = later
         self._state = State.NEW
         self._user_id: UserId = ""
-        self._expires_at_ms = 0
+        self._principal: Principal | None = None
         self._warned = False  # of the token's end
         self._beat_at_ms = 0
         self._timer: Timer | None = None
@@ -137,9 +139,15 @@ class Session:
         if principal is not None:
             self._open(principal)
             return
-        self._timer = self._later(AUTH_S, self.close, Code.NOT_LOGGED_IN)
         if token is not None:
             self._authenticate(token)
+        else:
+            self._timer = self._later(AUTH_S, self.close, Code.NOT_LOGGED_IN)
+
+    @property
+    def principal(self) -> Principal | None:
+        """Who is signed in, by the latest token; None before that."""
+        return self._principal
 
     def received(self, text: bytes | str) -> None:
         """A message from the peer."""
@@ -194,6 +202,10 @@ class Session:
             self._wire.write(frames.goaway(reconnect_after_ms, "deploy"))
             self._read_or_not()
 
+    def sign_out(self) -> None:
+        """The token was revoked."""
+        self.close(Code.NOT_LOGGED_IN)
+
     def leave(self) -> None:
         """Close with 1012; what was written is sent before."""
         if self._state is not State.CLOSED:
@@ -229,7 +241,7 @@ class Session:
         elif type(frame) is frames.Ping:
             self._wire.write(frames.pong(frame.id, self._now_ms()))
         elif type(frame) is frames.Auth:
-            self._spawn(self._renew(frame.token))
+            self._spawn(self._renew(frame.token, frame.id))
 
     def _read_or_not(self) -> None:
         """Read from the peer exactly while there is room for what it says."""
@@ -266,14 +278,17 @@ class Session:
 
     def _authenticate(self, token: str) -> None:
         self._state = State.AUTHENTICATING
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._later(AUTH_S, self.close, Code.UNAVAILABLE)
         self._read_or_not()
         self._spawn(self._admit(token))
 
     async def _admit(self, token: str) -> None:
         try:
             principal = await self._authenticator.authenticate(token)
-        except HubError:
-            self.close(Code.NOT_LOGGED_IN)
+        except HubError as error:
+            self.close(error.code)
             return
         if self._state is State.AUTHENTICATING:
             self._open(principal)
@@ -297,18 +312,22 @@ class Session:
         if self._follow_at_once is not None and self._state is State.OPEN:
             self._follow(*self._follow_at_once, None)
 
-    async def _renew(self, token: str) -> None:
+    async def _renew(self, token: str, request_id: RequestId) -> None:
         try:
             principal = await self._authenticator.authenticate(token)
-        except HubError:
-            principal = None
-        if principal is None or principal.user_id != self._user_id:
+        except HubError as error:
+            if error.code.retryable:  # what the session has counts still
+                self._wire.write(frames.error(request_id, error.code))
+            else:
+                self.close(Code.NOT_LOGGED_IN)
+            return
+        if principal.user_id != self._user_id:
             self.close(Code.NOT_LOGGED_IN)
         elif self._state is State.OPEN:
             self._renewed(principal)
 
     def _renewed(self, principal: Principal) -> None:
-        self._expires_at_ms = principal.expires_at_ms
+        self._principal = principal
         self._warned = False
         self._wire.write(frames.auth(principal.expires_at_ms))
         self._tick()
@@ -318,20 +337,21 @@ class Session:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        now_ms = self._now_ms()
-        if now_ms >= self._expires_at_ms:
+        assert self._principal is not None
+        now_ms, expires_at_ms = self._now_ms(), self._principal.expires_at_ms
+        if now_ms >= expires_at_ms:
             self.close(Code.NOT_LOGGED_IN)
             return
-        expiring_ms = self._expires_at_ms - EXPIRING_S * 1000
+        expiring_ms = expires_at_ms - EXPIRING_S * 1000
         if not self._warned and now_ms >= expiring_ms:
             self._warned = True
-            self._wire.write(frames.auth_expiring(self._expires_at_ms))
+            self._wire.write(frames.auth_expiring(expires_at_ms))
         if now_ms >= self._beat_at_ms:
             self._beat_at_ms = now_ms + int(HEARTBEAT_S * 1000)
             if not self._wire.full:
                 heads = {id: f.subscription.feed.position for id, f in self._following.items()}
                 self._wire.write(frames.heads(heads))
-        due_ms = min(self._beat_at_ms, self._expires_at_ms if self._warned else expiring_ms)
+        due_ms = min(self._beat_at_ms, expires_at_ms if self._warned else expiring_ms)
         delay_s = max(due_ms - now_ms, 1) / 1000
         self._timer = self._later(delay_s, self._tick)
 

@@ -20,6 +20,10 @@ SET email = CASE WHEN $2 THEN $3 ELSE u.email END,
 WHERE NOT ($2 AND $3 IS NULL AND u.password_hash IS NOT NULL)
 RETURNING id, email, first_name, last_name, photo
 """
+INTRODUCE = """
+INSERT INTO users (id, email, first_name, last_name, photo) VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (id) DO NOTHING
+"""
 DELETE = "DELETE FROM users WHERE id = $1"
 READ_BUDGETS = """
 SELECT p.budget_id::text FROM participants p JOIN budgets b ON b.id = p.budget_id
@@ -65,6 +69,11 @@ class Profiles:
         if row is None:
             raise HubError(Code.BAD_REQUEST, "email: this account signs in by it")
         return Profile._make(row)
+
+    async def introduce(self, profile: Profile) -> None:
+        """Make the profile, unless there is one: what its user has edited stays."""
+        async with self._database.reading() as connection:
+            await connection.execute(INTRODUCE, *profile)
 
     async def delete(self, user_id: UserId) -> None:
         """Also its logins, where it signs in here. Nothing happens where there is none."""

@@ -79,7 +79,7 @@ class Tokens:
             raise HubError(Code.NOT_LOGGED_IN) from error
         if not claims["sub"] or not _counts(claims, self._now()):
             raise HubError(Code.NOT_LOGGED_IN)
-        return Principal(claims["sub"], claims["exp"] * 1000)
+        return Principal(claims["sub"], claims["exp"] * 1000, claims["iat"] * 1000)
 
 
 def _counts(claims: Mapping[str, Any], now_s: float) -> bool:

@@ -374,6 +374,14 @@ async def test_token_without_a_secret_or_user_is_refused(
         assert (await refuses(2, "token", user, environ=secret)).startswith("USER: ")
 
 
+async def test_token_is_for_the_local_identity_only(
+    refuses: Callable[..., Awaitable[str]], data_dir: Path
+) -> None:
+    environ = {"AUTH_SECRET": AUTH_SECRET, "AUTH_MODE": "firebase"}
+    line = await refuses(2, "token", "ada", environ=environ)
+    assert line.startswith("AUTH_MODE: ")
+
+
 def absent(path: Path) -> bool:
     return not path.exists()
 

@@ -71,7 +71,8 @@ async def test_a_fresh_token_names_its_user_and_its_end() -> None:
     authenticator: Authenticator = tokens_of()
     token, expires_at_ms = tokens_of().issue("ada")
     assert expires_at_ms == (int(NOW_S) + 900) * 1000
-    assert await authenticator.authenticate(token) == Principal("ada", expires_at_ms)
+    who = await authenticator.authenticate(token)
+    assert who == Principal("ada", expires_at_ms, issued_at_ms=int(NOW_S) * 1000)
     assert jwt.get_unverified_header(token)["kid"] == hashlib.sha256(SECRET).hexdigest()[:8]
 
 

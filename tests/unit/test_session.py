@@ -189,7 +189,8 @@ class Pause:
 
 
 class FakeAuthenticator:
-    """A token `ann` or `ann:30` is Ann's, for `TOKEN_S` or 30 seconds; a `bad` one is nobody's."""
+    """A token `ann` or `ann:30` is Ann's, for `TOKEN_S` or 30 seconds; a `bad` one is nobody's;
+    whose the `unknown` one is cannot be told now."""
 
     def __init__(self, clock: Clock) -> None:
         self.slow = False
@@ -200,8 +201,11 @@ class FakeAuthenticator:
             await Pause()
         if token == "bad":
             raise HubError(Code.NOT_LOGGED_IN)
+        if token == "unknown":
+            raise HubError(Code.UNAVAILABLE)
         user_id, _, seconds = token.partition(":")
-        return Principal(user_id, self._clock.now_ms + 1000 * int(seconds or TOKEN_S))
+        now_ms = self._clock.now_ms
+        return Principal(user_id, now_ms + 1000 * int(seconds or TOKEN_S), now_ms)
 
 
 class Bench:
@@ -389,6 +393,14 @@ def test_authenticating_a_bad_token_closes_4401(bench: Bench) -> None:
     assert_over(bench, peer)
 
 
+def test_authenticating_a_token_that_cannot_be_verified_now_closes_1011(bench: Bench) -> None:
+    peer = bench.connect()
+    peer.session.start(token="unknown")
+    assert [error_of(each) for each in peer.read()] == ["UNAVAILABLE"]
+    assert peer.close_code == 1011
+    assert_over(bench, peer)
+
+
 def test_authenticating_nothing_is_read_until_it_is_known_who_it_is(bench: Bench) -> None:
     bench.authenticator.slow = True
     peer = bench.connect()
@@ -427,12 +439,21 @@ def test_p9_authenticating_what_came_right_behind_the_token_is_nobodys(
     assert set(users) <= {"ann"}
 
 
-def test_authenticating_takes_no_longer_than_the_first_frame_may(bench: Bench) -> None:
+@pytest.mark.parametrize("where", ["frame", "subprotocol"])
+def test_authenticating_is_bounded_and_does_not_blame_the_token(bench: Bench, where: str) -> None:
+    """4401 would tell the client to get another one, and that might wait as long."""
     bench.authenticator.slow = True
     peer = bench.connect()
-    peer.session.start(token="ann")
+    if where == "frame":
+        peer.session.start()
+        bench.clock.advance(AUTH_S - 1)
+        peer.send({"type": "auth", "token": "ann"})
+        bench.clock.advance(AUTH_S - 1)
+        assert peer.close_code is None
+    else:
+        peer.session.start(token="ann")
     bench.clock.advance(AUTH_S)
-    assert peer.close_code == 4401
+    assert peer.close_code == 1011
     peer.read()
     bench.go_on()
     assert peer.read() == []
@@ -454,7 +475,7 @@ def test_authenticating_a_peer_that_goes_is_not_welcomed(bench: Bench) -> None:
 
 def test_open_the_welcome_says_who_and_within_which_limits(bench: Bench) -> None:
     peer = bench.connect()
-    peer.session.start(Principal("ann", NOW_MS + 1000 * TOKEN_S))
+    peer.session.start(Principal("ann", NOW_MS + 1000 * TOKEN_S, NOW_MS))
     assert peer.read() == [
         {
             "type": "welcome",
@@ -541,7 +562,7 @@ def test_open_a_token_that_ends_within_the_minute_is_told_at_once(bench: Bench) 
 
 def test_open_a_token_that_has_just_ended_follows_nothing(bench: Bench) -> None:
     peer = bench.connect()
-    peer.session.start(Principal("ann", NOW_MS), follow=(new_id(), 0))
+    peer.session.start(Principal("ann", NOW_MS, NOW_MS), follow=(new_id(), 0))
     assert peer.close_code == 4401
     assert_over(bench, peer)
 
@@ -573,6 +594,27 @@ def test_p9_open_a_renewal_for_somebody_else_or_with_a_bad_token_closes_4401(
 ) -> None:
     peer.send(subscribe_frame(new_id()))
     peer.send({"type": "auth", "token": token})
+    assert [error_of(frame) for frame in peer.read()] == ["NOT_LOGGED_IN"]
+    assert peer.close_code == 4401
+    assert_over(bench, peer)
+
+
+def test_p10_open_a_renewal_that_cannot_be_verified_now_leaves_the_old_token(
+    bench: Bench, peer: Peer
+) -> None:
+    peer.send({"type": "auth", "id": 7, "token": "unknown"})
+    [frame] = peer.read()
+    assert (error_of(frame), frame["id"]) == ("UNAVAILABLE", 7)
+    assert peer.close_code is None
+    bench.clock.advance(TOKEN_S)
+    assert peer.close_code == 4401
+
+
+def test_open_a_revoked_token_closes_4401(bench: Bench, peer: Peer) -> None:
+    assert peer.session.principal is not None
+    assert peer.session.principal.user_id == "ann"
+    peer.send(subscribe_frame(new_id()))
+    peer.session.sign_out()
     assert [error_of(frame) for frame in peer.read()] == ["NOT_LOGGED_IN"]
     assert peer.close_code == 4401
     assert_over(bench, peer)

@@ -1,0 +1,127 @@
+"""Verified tokens, remembered until they expire: a token is verified once, however often it comes.
+
+When a hub restarts, every device comes back at the same moment, some of them several times, all
+with tokens that were good a second ago. What is refused is not remembered: it may be good later.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from typing import NewType
+
+from api.auth.tokens import TOKEN_LENGTH_MAX
+from hub.errors import Code, HubError
+from hub.ports import Authenticator, Principal
+from hub.records import UserId
+
+TOKENS_MAX = 20_000  # remembered: some 8 MB
+VERIFYING_MAX = 5_000  # tokens that are being verified, or wait for it; then callers are put off
+
+TokenHash = NewType("TokenHash", bytes)
+
+
+def token_hash(token: str) -> TokenHash:
+    """What a token is remembered by, so that a dump of the memory shows none. ASCII only."""
+    return TokenHash(sha256(token.encode("ascii")).digest())
+
+
+class TokenCache:
+    """At most `size_max` tokens by their hash; when there are more, the ones not asked for longest
+    are forgotten. Times are epoch milliseconds."""
+
+    def __init__(self, size_max: int) -> None:
+        self._size_max = size_max
+        self._principals: OrderedDict[TokenHash, Principal] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._principals)
+
+    def get(self, key: TokenHash, now_ms: int) -> Principal | None:
+        """Whose token it is, if it counts still."""
+        principal = self._principals.get(key)
+        if principal is None:
+            return None
+        if now_ms >= principal.expires_at_ms:
+            del self._principals[key]
+            return None
+        self._principals.move_to_end(key)
+        return principal
+
+    def put(self, key: TokenHash, principal: Principal) -> None:
+        self._principals[key] = principal
+        self._principals.move_to_end(key)
+        if len(self._principals) > self._size_max:
+            self._principals.popitem(last=False)
+
+    def users(self, now_ms: int) -> set[UserId]:
+        """Everybody with a token that counts. Forgets those that expired."""
+        expired = [key for key, who in self._principals.items() if now_ms >= who.expires_at_ms]
+        for key in expired:
+            del self._principals[key]
+        return {who.user_id for who in self._principals.values()}
+
+    def revoke(self, valid_since_ms: Mapping[UserId, int]) -> None:
+        """Forget the tokens that their user was issued before."""
+        revoked = [
+            key
+            for key, who in self._principals.items()
+            if who.issued_at_ms < valid_since_ms.get(who.user_id, 0)
+        ]
+        for key in revoked:
+            del self._principals[key]
+
+
+class CachedTokens:
+    """An `Authenticator` that asks another one at most once at a time for each token."""
+
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        *,
+        now_ms: Callable[[], int],
+        tokens_max: int = TOKENS_MAX,
+        verifying_max: int = VERIFYING_MAX,
+    ) -> None:
+        self.cache = TokenCache(tokens_max)
+        self._authenticator = authenticator
+        self._now_ms = now_ms
+        self._verifying: dict[TokenHash, asyncio.Task[Principal | Code]] = {}
+        self._verifying_max = verifying_max
+
+    async def authenticate(self, token: str) -> Principal:
+        """The token's user. Raises `HubError`: `NOT_LOGGED_IN`, `UNAVAILABLE`, `BUSY`."""
+        # What is not ASCII is no token, and can hold what no encoder takes.
+        if len(token) > TOKEN_LENGTH_MAX or not token.isascii():
+            raise HubError(Code.NOT_LOGGED_IN)
+        key = token_hash(token)
+        known = self.cache.get(key, self._now_ms())
+        if known is not None:
+            return known
+        task = self._verifying.get(key)
+        if task is None:
+            if len(self._verifying) >= self._verifying_max:
+                raise HubError(Code.BUSY)
+            task = asyncio.create_task(self._verify(key, token))
+            self._verifying[key] = task
+        # A caller that is gone must not take the others' answer along.
+        outcome = await asyncio.shield(task)
+        if isinstance(outcome, Code):
+            raise HubError(outcome)
+        return outcome
+
+    async def close(self) -> None:
+        """Nobody waits any more."""
+        for task in list(self._verifying.values()):
+            task.cancel()
+        await asyncio.gather(*self._verifying.values(), return_exceptions=True)
+
+    async def _verify(self, key: TokenHash, token: str) -> Principal | Code:
+        try:
+            principal = await self._authenticator.authenticate(token)
+        except HubError as error:
+            return error.code  # an exception would be one object for all who wait
+        finally:
+            del self._verifying[key]
+        self.cache.put(key, principal)
+        return principal
