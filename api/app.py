@@ -6,13 +6,14 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api import budgets, errors, events, health, invites, members, users
+from api import budgets, errors, events, health, invites, members, photos as photo_routes, users
 from api.auth import routes as auth_routes
 from api.auth.local import LocalIdentity
 from api.auth.tokens import Tokens
@@ -28,6 +29,9 @@ from storage.database import Database
 from storage.event_log import PostgresLog
 from storage.invites import Invites
 from storage.migrate import pending
+from storage.photo_disk import PUBLIC_PATH, DiskPhotos
+from storage.photo_store import PhotoStore
+from storage.photos import Photos
 from storage.profiles import Profiles
 from storage.rate_limits import RateLimits
 from storage.snapshots import Snapshots
@@ -101,9 +105,11 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             [settings.auth_secret.encode()], Users(database), now=time.time, new_id=new_id
         )
         snapshots = Snapshots(database, REST_READS_MAX)
+        store = photo_store(settings)
+        photos = Photos(database, store, now=time.time, new_id=new_id)
         rest = Starlette(
             routes=[
-                *health.routes(database, bus),
+                *health.routes(database, bus, photos),
                 *errors.routes(),
                 *auth_routes.routes(identity, limits),
                 *events.routes(hub, limited, now_ms=now_ms),
@@ -118,6 +124,9 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
                 ),
                 *invites.routes(Invites(database), limited, now_ms=now_ms, new_id=new_id),
                 *users.routes(hub, Profiles(database), limited, now_ms=now_ms, new_id=new_id),
+                *photo_routes.routes(
+                    photos, store, limited, behind_proxy=settings.trusted_proxies > 0
+                ),
             ],
             middleware=[Middleware(Guard, keys, limits)],
             exception_handlers=ERROR_HANDLERS,
@@ -134,6 +143,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         # hub would go on and quietly break P7. The task group does that.
         async with asyncio.TaskGroup() as background:
             tasks = [background.create_task(hub.sweeper.run())]
+            tasks.append(background.create_task(photos.run()))
             if bus is not None:
                 tasks.append(background.create_task(bus.run(hub)))
             try:
@@ -142,10 +152,34 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             finally:
                 await hub.close()
                 await counts.close()
+                await store.close()
                 for task in tasks:
                     task.cancel()
     finally:
         await database.close()
+
+
+def photo_store(settings: Settings) -> PhotoStore:
+    """S3 where there is a bucket, else a folder."""
+    if settings.s3_bucket is None:
+        return DiskPhotos(
+            Path(settings.photo_dir),
+            [settings.auth_secret.encode()],
+            base_url=settings.cdn_base_url or PUBLIC_PATH,
+            now=time.time,
+        )
+    import boto3  # takes a while, and 30 MB
+
+    from storage.photo_s3 import S3Photos
+
+    assert settings.s3_region is not None and settings.cdn_base_url is not None
+    return S3Photos(
+        boto3.Session(),  # credentials as boto3 finds them: the environment, the machine's role
+        settings.s3_bucket,
+        settings.s3_region,
+        endpoint_url=settings.s3_endpoint_url,
+        cdn_base_url=settings.cdn_base_url,
+    )
 
 
 def now_ms() -> int:
