@@ -123,7 +123,9 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
                     new_id=new_id,
                 ),
                 *invites.routes(Invites(database), limited, now_ms=now_ms, new_id=new_id),
-                *users.routes(hub, Profiles(database), limited, now_ms=now_ms, new_id=new_id),
+                *users.routes(
+                    hub, Profiles(database), photos, limited, now_ms=now_ms, new_id=new_id
+                ),
                 *photo_routes.routes(
                     photos, store, limited, behind_proxy=settings.trusted_proxies > 0
                 ),

@@ -76,16 +76,17 @@ SELECT public_object, user_id FROM forgotten ON CONFLICT DO NOTHING
 """
 # Only what no profile names is deleted, whatever stands in the table.
 READ_LEFTOVERS = """
-SELECT l.object FROM photo_leftovers l
+SELECT l.user_id, l.object FROM photo_leftovers l
 WHERE NOT EXISTS (SELECT FROM users u WHERE u.id = l.user_id AND u.photo_key = l.object)
-ORDER BY l.object LIMIT $1
+ORDER BY l.user_id, l.object LIMIT $1
 """
 READ_LEFTOVERS_OF = """
 SELECT l.object FROM photo_leftovers l
-WHERE l.object = $1
+WHERE l.user_id = $1
   AND NOT EXISTS (SELECT FROM users u WHERE u.id = l.user_id AND u.photo_key = l.object)
+ORDER BY l.object LIMIT $2
 """
-DELETE_LEFTOVER = "DELETE FROM photo_leftovers WHERE object = $1"
+DELETE_LEFTOVER = "DELETE FROM photo_leftovers WHERE user_id = $1 AND object = $2"
 
 _T = TypeVar("_T")
 _log = structlog.get_logger()
@@ -158,8 +159,8 @@ class Photos:
         await self._publish(user_id, key, PhotoType(content_type), size_bytes)
         photo = self._store.address(user_id, key)
         async with self._database.reading() as connection, connection.transaction():
-            confirmed, left = await _confirm(connection, user_id, key, object, photo)
-        await self._clear(left)
+            confirmed = await _confirm(connection, user_id, key, object, photo)
+        await self.clear(user_id)
         if not confirmed:
             raise HubError(Code.PHOTO_NOT_FOUND)
         return photo
@@ -171,7 +172,17 @@ class Photos:
             if old is not None:
                 await connection.execute(SET_PHOTO, user_id, None, None)
                 await connection.execute(LEAVE, user_id, old)
-        await self._clear(old)
+        await self.clear(user_id)
+
+    async def clear(self, user_id: UserId) -> None:
+        """Delete what this user has left; what fails is left to `run`. Raises nothing."""
+        try:
+            async with self._database.reading() as connection:
+                rows = await connection.fetch(READ_LEFTOVERS_OF, user_id, DELETED_MAX)
+            for [object] in rows:
+                await self._delete(user_id, object)
+        except (StoreDown, Disconnected, Held, LostRace) as error:
+            _log.info("photo is deleted later", error=f"{type(error).__name__}: {error}")
 
     async def run(self) -> None:
         """Delete what is left over, and look after the store, until cancelled."""
@@ -192,8 +203,8 @@ class Photos:
         while True:
             async with self._database.reading() as connection:
                 rows = await connection.fetch(READ_LEFTOVERS, DELETED_MAX)
-            for [object] in rows:
-                await self._delete(object)
+            for user_id, object in rows:
+                await self._delete(user_id, object)
             if len(rows) < DELETED_MAX:
                 return
 
@@ -215,22 +226,10 @@ class Photos:
                 return
         raise HubError(Code.BUSY, "the upload keeps changing")
 
-    async def _clear(self, object: str | None) -> None:
-        """Delete what was just left; what fails is left to `run`."""
-        if object is None:
-            return
-        try:
-            async with self._database.reading() as connection:
-                left = await connection.fetchval(READ_LEFTOVERS_OF, object)
-            if left is not None:
-                await self._delete(object)
-        except (StoreDown, Disconnected, Held, LostRace) as error:
-            _log.info("photo is deleted later", error=f"{type(error).__name__}: {error}")
-
-    async def _delete(self, object: str) -> None:
+    async def _delete(self, user_id: UserId, object: str) -> None:
         await self._asked(self._store.delete(object))
         async with self._database.reading() as connection:
-            await connection.execute(DELETE_LEFTOVER, object)
+            await connection.execute(DELETE_LEFTOVER, user_id, object)
 
     async def _asked(self, asking: Awaitable[_T]) -> _T:
         try:
@@ -251,19 +250,17 @@ class Photos:
 
 async def _confirm(
     connection: "Connection", user_id: UserId, key: str, object: str, photo: str
-) -> tuple[bool, str | None]:
-    """Whether the key is confirmed, by this or before, and the object that nobody names now."""
+) -> bool:
+    """Whether the key is confirmed, by this or before."""
     if await connection.fetchval(CONFIRM, user_id, key, photo) is not None:
         await connection.execute(MAKE_PROFILE, user_id)
-        old: str | None = await connection.fetchval(LOCK_PROFILE, user_id)
+        old = await connection.fetchval(LOCK_PROFILE, user_id)
         await connection.execute(SET_PHOTO, user_id, photo, object)
         if old is not None:
             await connection.execute(LEAVE, user_id, old)
-        return True, old
+        return True
     # Another was first: with the same key, or by forgetting the upload. If the copy is not in use,
     # it was made for nothing.
-    known = await connection.fetchrow(READ, user_id, key) is not None
-    if await connection.fetchval(LOCK_PROFILE, user_id) == object:
-        return known, None
-    await connection.execute(LEAVE, user_id, object)
-    return known, object
+    if await connection.fetchval(LOCK_PROFILE, user_id) != object:
+        await connection.execute(LEAVE, user_id, object)
+    return await connection.fetchrow(READ, user_id, key) is not None

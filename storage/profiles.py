@@ -76,7 +76,7 @@ class Profiles:
         return Profile._make(row)
 
     async def delete(self, user_id: UserId) -> None:
-        """Also its logins, where it signs in here; its photo is left to `Photos.run`. Nothing
+        """Also its logins, where it signs in here; its photo is left to `Photos.clear`. Nothing
         happens where there is none."""
         async with self._database.reading() as connection, connection.transaction():
             await connection.execute(DELETE_UPLOADS, user_id)

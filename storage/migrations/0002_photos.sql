@@ -17,6 +17,7 @@ CREATE INDEX photo_uploads_by_age ON photo_uploads (created_at);
 -- Objects that no profile names any longer, until the store has deleted them. A key is confirmed
 -- once, so none of them is ever named again.
 CREATE TABLE photo_leftovers (
-    object  text PRIMARY KEY,
-    user_id text NOT NULL
+    user_id text NOT NULL,
+    object  text NOT NULL,
+    PRIMARY KEY (user_id, object)
 );

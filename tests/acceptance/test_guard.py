@@ -347,6 +347,9 @@ async def test_every_route_wants_a_key(
             if path in ("/healthz", "/readyz", "/metrics"):
                 assert (await rest.get(path)).status_code == 200
                 continue
+            if path.startswith("/photos/"):  # signed or public
+                assert (await rest.get(path)).json()["error"]["message"] != "INCORRECT_API_KEY"
+                continue
             for wrong in ({}, {"X-API-Key": ""}, {"X-API-Key": KEYS[0][:-1]}):
                 response = await rest.get(path, headers=wrong)
                 refused(response, 403, "INCORRECT_API_KEY")
