@@ -1,12 +1,14 @@
 # Needs Python 3.11 or newer with pip, and make. Everything else is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# Of checkov, whose hundred dependencies have no place among ours.
+SCANNER ?= $(HOME)/.cache/budget-hub/checkov
 
-.PHONY: help install run test faults check bench lint format types imports lock clean
+.PHONY: help install run test faults check bench lint format types imports lock scan-infra clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 install: .venv/installed  ## build .venv from the hashed lock
 
@@ -33,6 +35,7 @@ check: lint types imports test  ## everything CI runs
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@! command -v terraform >/dev/null || terraform fmt -check -recursive infra/terraform
 
 types: install
 	$(BIN)/mypy
@@ -53,6 +56,13 @@ bench: install  ## measure, and write loadtest/RESULTS.md (a quarter of an hour,
 	$(BIN)/python -m loadtest.bench.crossing --record
 	$(BIN)/python -m loadtest.bench.rest --record
 	$(BIN)/python -m loadtest.bench.commit --flat --record
+
+scan-infra: $(SCANNER)/bin/checkov  ## look for unsafe settings in infra/terraform
+	$< --directory infra/terraform --framework terraform --compact --quiet --skip-download
+
+$(SCANNER)/bin/checkov:
+	$(PYTHON) -m venv $(SCANNER)
+	$(SCANNER)/bin/pip install --quiet "checkov>=3.3,<4"
 
 clean:  ## remove .venv and caches; data in .data/ stays
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
