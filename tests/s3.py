@@ -1,14 +1,16 @@
 """An S3 API over HTTP for the tests: moto's server, and in front of it what moto does not do.
 
-`S3Front` answers as S3 does to a request whose signature is missing, wrong or too old, or which
-copies on a condition that does not hold, and forwards the rest. The signature (AWS Signature
-Version 4) is computed here from its specification, not by the library that made it. As a program
-(`python -m tests.s3`) this module is moto's server, until it is told to stop.
+`S3Front` answers as S3 does to a request whose signature is missing, wrong or too old, which the
+hub's policy does not allow, or which copies on a condition that does not hold; it forwards the
+rest. The signature (AWS Signature Version 4) is computed here from its specification, not by the
+library that made it. As a program (`python -m tests.s3`) this module is moto's server, until it is
+told to stop.
 """
 
 import asyncio
 import hashlib
 import hmac
+import re
 import signal
 import socket
 import sys
@@ -56,13 +58,50 @@ class Asked(NamedTuple):
     headers: Mapping[str, str]
 
 
+class Permission(NamedTuple):
+    """An action on what lies in a folder of the bucket; the bucket itself is no folder."""
+
+    action: str
+    folder: str
+
+
+def granted(policy: str) -> set[Permission]:
+    """What the statements of a policy document in Terraform's language allow."""
+    found = set()
+    for statement in policy.split("statement {")[1:]:
+        actions, resources = re.findall(
+            r"(?:actions|resources)\s*=\s*\[(.*?)\]", statement, re.DOTALL
+        )
+        folder = re.search(r"/(\w+)/\*", resources)
+        for action in re.findall(r'"(s3:\w+)"', actions):
+            found.add(Permission(action, folder[1] if folder else ""))
+    return found
+
+
+def needed_for(asked: Asked) -> set[Permission]:
+    """What IAM would ask for."""
+    _, _, object = asked.path.strip("/").partition("/")
+    if not object:
+        return {Permission("s3:ListBucket", "")}
+    actions = {"GET": "s3:GetObject", "HEAD": "s3:GetObject", "DELETE": "s3:DeleteObject"}
+    needed = {Permission(actions.get(asked.method, "s3:PutObject"), object.split("/")[0])}
+    if source := asked.headers.get("x-amz-copy-source"):
+        needed.add(Permission("s3:GetObject", source.strip("/").split("/")[1]))
+    return needed
+
+
+POLICY = granted((Path(__file__).parents[1] / "infra" / "terraform" / "hub.tf").read_text())
+
+
 class S3Front:
-    """`url` is the service's. Its clock is `ahead_s` seconds ahead of the real one."""
+    """`url` is the service's. Its clock is `ahead_s` seconds ahead of the real one. `used` are the
+    permissions that requests needed; they have those of `infra/terraform/hub.tf`, and no other."""
 
     def __init__(self, upstream: str) -> None:
         self.upstream = upstream
         self.url = ""
         self.ahead_s = 0.0
+        self.used: set[Permission] = set()
         self._holds: Callable[[Asked], bool] = lambda _: False
         self._released = asyncio.Event()
         self._client = httpx2.AsyncClient(base_url=upstream, trust_env=False, timeout=10)
@@ -78,6 +117,10 @@ class S3Front:
         body = await request.body()
         try:
             check(asked, body, datetime.now(UTC) + timedelta(seconds=self.ahead_s))
+            needed = needed_for(asked)
+            if not needed <= POLICY:
+                raise Refusal(f"not allowed: {needed - POLICY}")
+            self.used |= needed
         except Refusal as refusal:
             await _error(403, "AccessDenied", str(refusal))(scope, receive, send)
             return
