@@ -59,6 +59,10 @@ RETURNING key
 SET_PHOTO = """
 UPDATE users SET photo = $2, photo_key = $3, profile_version = profile_version + 1 WHERE id = $1
 """
+TAKE_AWAY = """
+UPDATE users SET photo = NULL, photo_key = NULL, profile_version = profile_version + 1
+WHERE id = $1 AND photo IS NOT NULL
+"""
 LEAVE = "INSERT INTO photo_leftovers (object, user_id) VALUES ($2, $1) ON CONFLICT DO NOTHING"
 FORGET = """
 WITH forgotten AS (
@@ -169,8 +173,8 @@ class Photos:
         """Take the user's photo away. Nothing happens where there is none."""
         async with self._database.reading() as connection, connection.transaction():
             old = await connection.fetchval(LOCK_PROFILE, user_id)
+            await connection.execute(TAKE_AWAY, user_id)
             if old is not None:
-                await connection.execute(SET_PHOTO, user_id, None, None)
                 await connection.execute(LEAVE, user_id, old)
         await self.clear(user_id)
 

@@ -67,7 +67,11 @@ async def limited(cluster: Cluster) -> Sequence[Node]:
 
 @pytest.fixture(scope="module")
 async def routes(cluster: Cluster) -> Sequence[Route]:
-    settings = Settings(database_url=cluster.database_url, auth_secret=AUTH_SECRET)
+    settings = Settings(
+        database_url=cluster.database_url,
+        auth_secret=AUTH_SECRET,
+        photo_dir=str(cluster.folder / "photos"),
+    )
     async with open_app(settings) as app:
         return [route for route in app.routes if isinstance(route, Route)]
 

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
+from api.settings import Settings, SettingsError
 from hub.photos import HEAD_BYTES, PhotoType, folder, public_object, sniffed, temp_object
 from tests.pictures import HEADS, TEXT
 
@@ -61,3 +62,33 @@ def test_users_do_not_share_a_folder(one: str, other: str) -> None:
 def test_no_plain_user_id_looks_like_a_hash() -> None:
     assert folder(folder("..")) != folder("..")
     assert folder("alice_2-B") == "alice_2-B"
+
+
+ENVIRON = {"DATABASE_URL": "postgresql://db/hub", "AUTH_SECRET": "s" * 32}
+S3 = {"S3_BUCKET": "photos", "S3_REGION": "eu-west-1", "CDN_BASE_URL": "https://cdn.example.org"}
+
+
+def test_settings_of_s3_come_together() -> None:
+    settings = Settings.from_env({**ENVIRON, **S3})
+    assert Settings.from_env(settings.to_env()) == settings  # what workers are given
+    for name in ("S3_REGION", "CDN_BASE_URL"):
+        with pytest.raises(SettingsError, match=f"^{name}: is needed with S3_BUCKET$"):
+            Settings.from_env({**ENVIRON, **S3, name: ""})
+    assert Settings.from_env(ENVIRON).s3_bucket is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("S3_BUCKET", "Photos"),
+        ("S3_BUCKET", "a/b"),
+        ("S3_REGION", "eu west"),
+        ("S3_ENDPOINT_URL", "https://user@minio"),
+        ("S3_ENDPOINT_URL", "minio:9000"),
+        ("CDN_BASE_URL", "cdn.example.org"),
+        ("CDN_BASE_URL", "https://cdn.example.org/?x"),
+    ],
+)
+def test_settings_of_s3_that_cannot_be(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{name}: "):
+        Settings.from_env({**ENVIRON, **S3, name: value})
