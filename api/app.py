@@ -5,7 +5,7 @@ import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -143,7 +143,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         )
         # A sweeper or bus that died of a defect must take the process with it: without them the
         # hub would go on and quietly break P7. The task group does that.
-        async with asyncio.TaskGroup() as background:
+        async with aclosing(store), asyncio.TaskGroup() as background:
             tasks = [background.create_task(hub.sweeper.run())]
             tasks.append(background.create_task(photos.run()))
             if bus is not None:
@@ -154,7 +154,6 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             finally:
                 await hub.close()
                 await counts.close()
-                await store.close()
                 for task in tasks:
                     task.cancel()
     finally:

@@ -157,10 +157,12 @@ class DiskPhotos:
         await self._call(lambda: self._path(object).unlink(missing_ok=True))
 
     async def check(self) -> None:
-        """Whether the folder can be written to."""
+        """Whether the folder can be written to, or made: there is none before the first photo."""
 
         def look() -> None:
-            if not os.access(self._incoming_folder(), os.W_OK):
+            path = self._folder.absolute()
+            there = next(each for each in (path, *path.parents) if each.exists())
+            if not there.is_dir() or not os.access(there, os.W_OK):
                 raise OSError(errno.EACCES, "not writable")
 
         await self._call(look)
@@ -178,7 +180,7 @@ class DiskPhotos:
 
         await self._call(sweep)
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Nothing is open."""
 
     async def public_file(self, user_folder: str, key: str) -> tuple[Path, bytes] | None:
@@ -219,13 +221,10 @@ class DiskPhotos:
 
     def _new(self) -> tuple[Path, BinaryIO]:
         """A file without its name yet."""
-        path = self._incoming_folder() / secrets.token_hex(16)
-        return path, path.open("xb")
-
-    def _incoming_folder(self) -> Path:
         folder = self._path("incoming")
         folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        path = folder / secrets.token_hex(16)
+        return path, path.open("xb")
 
     def _path(self, object: str) -> Path:
         return self._folder / object

@@ -146,7 +146,7 @@ class S3Photos:
     async def expire(self) -> None:
         """The bucket's own rule does that (`infra/terraform`)."""
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         await anyio.to_thread.run_sync(self._client.close)
 
     async def _call(self, call: Callable[[], _T]) -> _T:

@@ -290,7 +290,7 @@ async def on_s3(database: Database, front: S3Front, session: boto3.Session) -> A
         async with world.hub:
             yield world
         front.ahead_s = 0
-        await world.store.close()
+        await world.store.aclose()
 
 
 @pytest.fixture(scope="module")
@@ -854,6 +854,12 @@ async def test_disk_shows_nothing_outside_of_its_public_folder(disk: OnDisk, pat
     assert await disk.objects() == {temp_object("ann", key), "secret"}
 
 
+async def test_disk_makes_no_folder_before_the_first_photo(disk: OnDisk) -> None:
+    await disk.photos.sweep()
+    assert disk.photos.up
+    assert not disk.folder.exists()
+
+
 async def test_disk_forgets_what_was_not_confirmed_for_a_day(disk: OnDisk) -> None:
     used = await disk.confirmed(picture(mark=1))
     await disk.upload(picture(mark=2))
@@ -888,7 +894,7 @@ async def test_s3_silent_is_down_within_its_timeouts(
             await impatient.check()
     await s3.proxy.heal()
     await impatient.check()
-    await impatient.close()
+    await impatient.aclose()
 
 
 async def test_s3_calls_are_bounded_and_do_not_wait_for_ever(
@@ -917,7 +923,7 @@ async def test_s3_refuses_who_has_not_the_secret(s3: OnS3) -> None:
     assert await s3.put(url, content, "image/jpeg") == 403
     with pytest.raises(StoreDown, match="AccessDenied"):
         await stranger.uploaded("ann", new_id())
-    await stranger.close()
+    await stranger.aclose()
 
 
 async def test_s3_policy_of_the_hub_is_what_it_needs_and_no_more(s3: OnS3) -> None:
