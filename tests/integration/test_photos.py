@@ -550,6 +550,21 @@ async def test_urls_that_have_not_run_out_are_bounded(disk: OnDisk) -> None:
 # Again, at once, and in the face of failures
 
 
+async def test_a_photo_that_came_from_elsewhere_can_be_replaced_and_taken_away(
+    disk: OnDisk,
+) -> None:
+    """With a token of the identity, say: no object of ours stands for it."""
+    for user_id in ("ann", "ben"):
+        await disk.profiles.write(user_id, {})
+    async with disk.database.reading() as connection:
+        await connection.execute("UPDATE users SET photo = 'https://example.org/somebody.jpg'")
+    key = await disk.confirmed(picture())
+    assert key in str(await disk.photo())
+    assert (await disk.ask("DELETE", "/user/profile-photo", "ben")).status_code == 204
+    assert await disk.photo("ben") is None
+    assert await disk.public() == {public_object("ann", key)}
+
+
 async def test_a_repeat_changes_nothing(world: World) -> None:
     key = await world.upload(picture())
     refused(await world.confirm(new_id()), Code.PHOTO_NOT_FOUND)
@@ -787,6 +802,7 @@ async def test_a_photo_in_use_is_never_deleted(world: World) -> None:
             "INSERT INTO photo_leftovers (object, user_id) VALUES ($1, 'ann')",
             public_object("ann", key),
         )
+    await world.photos.clear("ann")
     await world.photos.sweep()
     assert await world.public() == {public_object("ann", key)}
 
@@ -843,15 +859,21 @@ async def test_disk_keeps_nothing_of_an_upload_that_ends_early(
 )
 async def test_disk_shows_nothing_outside_of_its_public_folder(disk: OnDisk, path: str) -> None:
     key = await disk.upload(picture())
-    (disk.folder / "secret").write_text("secret")
     (disk.folder / "public" / "user-photos").mkdir(parents=True)
+    for secret in ("secret", "public/secret", "public/user-photos/secret"):
+        (disk.folder / secret).write_text("secret")
+    before = await disk.objects()
     for each in (path, f"../../temp/ann/{key}", f"..%2f..%2ftemp%2fann/{key}", f"ann/{key}"):
         url = httpx2.URL(f"http://hub/photos/user-photos/{each}")
         answer = await disk.hub.get(url)
         assert answer.status_code == 404, each
         url = httpx2.URL(f"http://hub/photos/temp/{each}?size=4&expires=99999999999&signature=00")
         assert (await disk.hub.put(url, content=b"evil")).status_code in (403, 404, 405)
-    assert await disk.objects() == {temp_object("ann", key), "secret"}
+    assert await disk.objects() == before
+    assert isinstance(disk.store, DiskPhotos)
+    for folder in ("..", "../..", "ann/..", ".", "", "/", "../../temp/ann"):
+        for name in ("secret", key, f"../{key}", ".."):  # however a server takes paths apart
+            assert await disk.store.public_file(folder, name) is None
 
 
 async def test_disk_makes_no_folder_before_the_first_photo(disk: OnDisk) -> None:
