@@ -1,9 +1,11 @@
 # Needs Python 3.11 or newer with pip, and make. Everything else is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# Of checkov, whose hundred dependencies have no place among ours.
+SCANNER ?= $(HOME)/.cache/budget-hub/checkov
 
 .PHONY: help install run test test-firebase faults examples check bench lint format types imports \
-	lock clean
+	lock scan-infra clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -46,6 +48,7 @@ check: lint types imports test  ## everything CI runs
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@! command -v terraform >/dev/null || terraform fmt -check -recursive infra/terraform
 
 types: install
 	$(BIN)/mypy
@@ -66,6 +69,13 @@ bench: install  ## measure, and write loadtest/RESULTS.md (a quarter of an hour,
 	$(BIN)/python -m loadtest.bench.crossing --record
 	$(BIN)/python -m loadtest.bench.rest --record
 	$(BIN)/python -m loadtest.bench.commit --flat --record
+
+scan-infra: $(SCANNER)/bin/checkov  ## look for unsafe settings in infra/terraform
+	$< --directory infra/terraform --framework terraform --compact --quiet --skip-download
+
+$(SCANNER)/bin/checkov:
+	$(PYTHON) -m venv $(SCANNER)
+	$(SCANNER)/bin/pip install --quiet "checkov>=3.3,<4"
 
 clean:  ## remove .venv and caches; data in .data/ stays
 	rm -rf .venv .firebase-tools .mypy_cache .pytest_cache .ruff_cache .hypothesis

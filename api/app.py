@@ -5,7 +5,8 @@ import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import structlog
@@ -14,7 +15,7 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api import budgets, errors, events, health, invites, members, users
+from api import budgets, errors, events, health, invites, members, photos as photo_routes, users
 from api.auth import routes as auth_routes
 from api.auth.local import LocalIdentity
 from api.auth.revocation import Accounts, Revocations
@@ -34,6 +35,9 @@ from storage.database import Database
 from storage.event_log import PostgresLog
 from storage.invites import Invites
 from storage.migrate import pending
+from storage.photo_disk import PUBLIC_PATH, DiskPhotos
+from storage.photo_store import PhotoStore
+from storage.photos import Photos
 from storage.profiles import Profiles
 from storage.rate_limits import RateLimits
 from storage.snapshots import Snapshots
@@ -108,8 +112,10 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         tokens = CachedTokens(identity.authenticator, now_ms=now_ms)
         limited = LimitedByUser(tokens, limits)
         snapshots = Snapshots(database, REST_READS_MAX)
+        store = photo_store(settings)
+        photos = Photos(database, store, now=time.time, new_id=new_id)
         routes = [
-            *health.routes(database, bus),
+            *health.routes(database, bus, photos),
             *errors.routes(),
             *identity.routes,
             *events.routes(hub, limited, now_ms=now_ms),
@@ -123,7 +129,8 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
                 new_id=new_id,
             ),
             *invites.routes(Invites(database, OWNERS_MAX), limited, now_ms=now_ms, new_id=new_id),
-            *users.routes(hub, Profiles(database), limited, now_ms=now_ms, new_id=new_id),
+            *users.routes(hub, Profiles(database), photos, limited, now_ms=now_ms, new_id=new_id),
+            *photo_routes.routes(photos, store, limited, behind_proxy=settings.trusted_proxies > 0),
         ]
         rest = Starlette(
             routes=[*routes, *documents.routes(routes)],
@@ -143,8 +150,9 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         )
         # A sweeper or bus that died of a defect must take the process with it: without them the
         # hub would go on and quietly break P7. The task group does that.
-        async with asyncio.TaskGroup() as background:
+        async with aclosing(store), asyncio.TaskGroup() as background:
             tasks = [background.create_task(hub.sweeper.run())]
+            tasks.append(background.create_task(photos.run()))
             if bus is not None:
                 tasks.append(background.create_task(bus.run(hub)))
             if identity.accounts is not None:
@@ -195,6 +203,29 @@ def _identity(settings: Settings, database: Database, limits: RequestLimits) -> 
     secrets = settings.auth_secrets()
     local = LocalIdentity(secrets, Users(database), now=time.time, new_id=new_id)
     return _Identity(Tokens(secrets, now=time.time), None, auth_routes.routes(local, limits))
+
+
+def photo_store(settings: Settings) -> PhotoStore:
+    """S3 where there is a bucket, else a folder."""
+    if settings.s3_bucket is None:
+        return DiskPhotos(
+            Path(settings.photo_dir),
+            settings.auth_secrets(),
+            base_url=settings.cdn_base_url or PUBLIC_PATH,
+            now=time.time,
+        )
+    import boto3  # takes a while, and 30 MB
+
+    from storage.photo_s3 import S3Photos
+
+    assert settings.s3_region is not None and settings.cdn_base_url is not None
+    return S3Photos(
+        boto3.Session(),  # credentials as boto3 finds them: the environment, the machine's role
+        settings.s3_bucket,
+        settings.s3_region,
+        endpoint_url=settings.s3_endpoint_url,
+        cdn_base_url=settings.cdn_base_url,
+    )
 
 
 def now_ms() -> int:

@@ -87,6 +87,7 @@ def dev(
                 database_url=postgres.url,
                 redis_url=redis.url,
                 auth_secret=_dev_secret(data_dir),
+                photo_dir=str(data_dir / "photos"),
                 log_format="console",
                 log_level="warning",
             )

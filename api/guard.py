@@ -19,6 +19,8 @@ from hub.ports import Authenticator, Principal
 from storage.rate_limits import RateLimits
 
 EXEMPT = frozenset({"/healthz", "/readyz", "/metrics"})  # for probes, which know no key
+# Upload URLs are signed, photos public: as with S3, whoever has the address needs nothing else.
+KEYLESS = "/photos/"
 
 
 class ApiKeys:
@@ -102,7 +104,8 @@ class Guard:
         if scope["path"] not in EXEMPT:
             try:
                 await self._limits.from_address(scope)  # first: keys are not to be guessed either
-                self._keys.check(scope["headers"])
+                if not scope["path"].startswith(KEYLESS):
+                    self._keys.check(scope["headers"])
             except HubError as error:
                 response = await on_hub_error(Request(scope), error)
                 await response(scope, receive, send)

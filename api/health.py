@@ -8,9 +8,10 @@ from api.http import respond
 from hub.errors import Disconnected
 from storage.bus import RedisBus
 from storage.database import Database
+from storage.photos import Photos
 
 
-def routes(database: Database, bus: RedisBus | None) -> list[Route]:
+def routes(database: Database, bus: RedisBus | None, photos: Photos) -> list[Route]:
     async def alive(request: Request) -> Response:
         return respond({"status": "ok"})
 
@@ -20,7 +21,7 @@ def routes(database: Database, bus: RedisBus | None) -> list[Route]:
                 await connection.fetchval("SELECT 1")
         except Disconnected:
             return respond({"status": "unavailable", "postgres": False}, 503)
-        degraded = bus is not None and not bus.connected
+        degraded = (bus is not None and not bus.connected) or not photos.up
         return respond({"status": "degraded" if degraded else "ok", "postgres": True})
 
     return [Route("/healthz", alive), Route("/readyz", ready)]

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from hub import wire_json
-from hub.errors import BadData, Code, Disconnected, Held, HubError, LostRace
+from hub.errors import BadData, Code, Disconnected, Held, HubError, LostRace, StoreDown
 from hub.events import INTEGER_MAX, Uuid, describe
 from hub.ports import Authenticator, Principal
 
@@ -151,6 +151,11 @@ async def on_disconnected(request: Request, error: Exception) -> Response:
     return error_response(request, Code.UNAVAILABLE)
 
 
+async def on_store_down(request: Request, error: Exception) -> Response:
+    request.state.cause = f"photo store: {error}"
+    return error_response(request, Code.PHOTOS_UNAVAILABLE)
+
+
 async def on_held(request: Request, error: Exception) -> Response:
     return error_response(request, Code.BUSY)
 
@@ -187,6 +192,7 @@ ERROR_HANDLERS = {
     Disconnected: on_disconnected,
     Held: on_held,
     LostRace: on_held,
+    StoreDown: on_store_down,
     BadData: on_defect,
     ClientDisconnect: on_client_gone,
     HTTPException: on_http_exception,

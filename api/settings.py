@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -153,6 +154,44 @@ class Settings(BaseModel):
     max_participants: Annotated[
         int, Field(ge=1, description="Of one budget, its owner included")
     ] = 10
+    s3_bucket: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$",
+            description="Where photos are kept; absent: in `PHOTO_DIR`",
+        ),
+    ] = None
+    s3_region: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[a-z0-9-]{1,40}$",
+            validate_default=True,
+            description="Of the bucket; needed with it",
+        ),
+    ] = None
+    s3_endpoint_url: Annotated[
+        str | None,
+        Field(
+            pattern=r"^https?://[^\s/?#@]+/?$",
+            description="Of another service that speaks S3; absent: AWS",
+        ),
+    ] = None
+    cdn_base_url: Annotated[
+        str | None,
+        Field(
+            pattern=r"^https?://[^\s?#@]+$",
+            validate_default=True,
+            description="Where the bucket's `public/` is read; needed with it. Absent, photos are"
+            " served under `/photos` by the hub itself",
+        ),
+    ] = None
+    photo_dir: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="Folder of the photos without `S3_BUCKET`; all nodes have the same one",
+        ),
+    ] = ".data/photos"
     log_format: Annotated[
         Literal["json", "console"], Field(description="`json` for machines, `console` for people")
     ] = "json"
@@ -199,6 +238,13 @@ class Settings(BaseModel):
                 f"each key has {API_KEY_LENGTH_MIN} or more printable ASCII characters, no space"
             )
         return keys
+
+    @field_validator("s3_region", "cdn_base_url")
+    @classmethod
+    def _with_the_bucket(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("s3_bucket") is not None:
+            raise ValueError("is needed with S3_BUCKET")
+        return value
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "Settings":

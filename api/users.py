@@ -15,6 +15,7 @@ from hub.errors import Code, HubError
 from hub.events import ParticipantRemove
 from hub.hub import Hub
 from hub.ports import Authenticator
+from storage.photos import Photos
 from storage.profiles import Profile, Profiles
 
 USER_ID_MAX = 128  # characters
@@ -35,6 +36,7 @@ class ProfileFields(BaseModel):
 def routes(
     hub: Hub,
     profiles: Profiles,
+    photos: Photos,
     authenticator: Authenticator,
     *,
     now_ms: Callable[[], int],
@@ -66,6 +68,7 @@ def routes(
             if verdict.error is not None and verdict.error not in GONE:
                 return error_response(request, verdict.error, verdict.detail)
         await profiles.delete(who.user_id)
+        await photos.clear(who.user_id)
         return respond({"userId": who.user_id})
 
     async def read_other(request: Request) -> Response:

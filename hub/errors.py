@@ -25,6 +25,10 @@ class Code(Enum):
     BAD_FRAME = _Error(400, 4400, False, "This is not a frame of budget.sync.v1.")
     INVALID_EVENT = _Error(400, None, False, "The event is not of the documented shape.")
     PAYLOAD_TOO_LARGE = _Error(413, 1009, False, "A body or frame is at most 256 KiB.")
+    PHOTO_TOO_BIG = _Error(400, None, False, "A photo is at most 5 MiB.")
+    PHOTO_NOT_VALID = _Error(
+        400, None, False, "What was uploaded is not a photo of the size and type announced."
+    )
     NOT_FOUND = _Error(404, None, False, "There is no such path.")
     METHOD_NOT_ALLOWED = _Error(405, None, False, "The path does not know this method.")
 
@@ -37,6 +41,9 @@ class Code(Enum):
 
     ORIGIN_NOT_ALLOWED = _Error(403, None, False, "This web origin may not connect.")
     INCORRECT_API_KEY = _Error(403, None, False, "The x-api-key header is missing or wrong.")
+    UPLOAD_NOT_SIGNED = _Error(
+        403, None, False, "The upload URL has run out, or was not made for this upload."
+    )
 
     # What it names.
     BUDGET_NOT_EXISTS = _Error(404, None, False, "There is no such budget.")
@@ -44,6 +51,7 @@ class Code(Enum):
     EXPENSE_NOT_EXISTS = _Error(404, None, False, "The budget has no such expense.")
     USER_NOT_FOUND = _Error(404, None, False, "There is no such user.")
     PARTICIPANT_NOT_EXISTS = _Error(404, None, False, "The budget has no such participant.")
+    PHOTO_NOT_FOUND = _Error(404, None, False, "There is no such photo, or nothing was uploaded.")
     BUDGET_EXISTS = _Error(409, None, False, "This budget id is taken.")
     CATEGORY_EXISTS = _Error(409, None, False, "This category id is taken.")
     EXPENSE_EXISTS = _Error(409, None, False, "This expense id is taken.")
@@ -61,6 +69,9 @@ class Code(Enum):
     RATE_LIMITED = _Error(429, 4429, True, "Too much at once: slow down.")
     BUSY = _Error(503, 1011, True, "The hub has more work than it can queue: send it again.")
     UNAVAILABLE = _Error(503, 1011, True, "What this needs is out of reach: send it again.")
+    PHOTOS_UNAVAILABLE = _Error(
+        503, None, True, "The store of photos is out of reach: send it again."
+    )
     INTERNAL_SERVER_ERROR = _Error(500, 1011, False, "The hub failed.")
 
     @property
@@ -135,3 +146,7 @@ class BadData(Exception):
 
 class Disconnected(Exception):
     """The connection was lost or refused; if it was lost in COMMIT the outcome is unknown."""
+
+
+class StoreDown(Exception):
+    """The photo store did not do what was asked; the message, for the log, says why."""

@@ -24,7 +24,19 @@ INTRODUCE = """
 INSERT INTO users (id, email, first_name, last_name, photo) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (id) DO NOTHING
 """
-DELETE = "DELETE FROM users WHERE id = $1"
+# Photos, also those that were copied and never confirmed, are deleted once nobody names them. The
+# uploads first, as who confirms one locks them first.
+DELETE_UPLOADS = """
+WITH gone AS (DELETE FROM photo_uploads WHERE user_id = $1 RETURNING public_object)
+INSERT INTO photo_leftovers (object, user_id) SELECT public_object, $1 FROM gone
+ON CONFLICT DO NOTHING
+"""
+DELETE = """
+WITH gone AS (DELETE FROM users WHERE id = $1 RETURNING photo_key)
+INSERT INTO photo_leftovers (object, user_id) SELECT photo_key, $1 FROM gone
+WHERE photo_key IS NOT NULL
+ON CONFLICT DO NOTHING
+"""
 READ_BUDGETS = """
 SELECT p.budget_id::text FROM participants p JOIN budgets b ON b.id = p.budget_id
 WHERE p.user_id = $1 AND p.active AND NOT b.deleted
@@ -76,8 +88,10 @@ class Profiles:
             await connection.execute(INTRODUCE, *profile)
 
     async def delete(self, user_id: UserId) -> None:
-        """Also its logins, where it signs in here. Nothing happens where there is none."""
-        async with self._database.reading() as connection:
+        """Also its logins, where it signs in here; its photo is left to `Photos.clear`. Nothing
+        happens where there is none."""
+        async with self._database.reading() as connection, connection.transaction():
+            await connection.execute(DELETE_UPLOADS, user_id)
             await connection.execute(DELETE, user_id)
 
     async def budgets(self, user_id: UserId) -> list[BudgetId]:

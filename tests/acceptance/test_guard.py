@@ -67,7 +67,11 @@ async def limited(cluster: Cluster) -> Sequence[Node]:
 
 @pytest.fixture(scope="module")
 async def routes(cluster: Cluster) -> Sequence[Route]:
-    settings = Settings(database_url=cluster.database_url, auth_secret=AUTH_SECRET)
+    settings = Settings(
+        database_url=cluster.database_url,
+        auth_secret=AUTH_SECRET,
+        photo_dir=str(cluster.folder / "photos"),
+    )
     async with open_app(settings) as app:
         return [route for route in app.routes if isinstance(route, Route)]
 
@@ -342,6 +346,9 @@ async def test_every_route_wants_a_key(
         for path in {route.path for route in routes} | {"/nowhere"}:
             if path in ("/healthz", "/readyz", "/metrics"):
                 assert (await rest.get(path)).status_code == 200
+                continue
+            if path.startswith("/photos/"):  # signed or public
+                assert (await rest.get(path)).json()["error"]["message"] != "INCORRECT_API_KEY"
                 continue
             for wrong in ({}, {"X-API-Key": ""}, {"X-API-Key": KEYS[0][:-1]}):
                 response = await rest.get(path, headers=wrong)

@@ -1,0 +1,112 @@
+"""`/user/photo-…`: uploading a profile photo. `/photos/…`: the store of a hub without S3."""
+
+from urllib.parse import urljoin
+
+from pydantic import BaseModel, ConfigDict
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+
+from api.http import as_int, body, principal, respond
+from hub.errors import Code, HubError
+from hub.events import Uuid
+from hub.photos import PhotoType, sniffed
+from hub.ports import Authenticator
+from storage.photo_disk import PUBLIC_PATH, UPLOAD_PATH, DiskPhotos
+from storage.photo_store import PhotoStore
+from storage.photos import Photos
+
+CACHE_CONTROL = "public, max-age=31536000, immutable"  # an address is never used for another photo
+
+
+class Confirmation(BaseModel):
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+    key: Uuid
+
+
+def routes(
+    photos: Photos, store: PhotoStore, authenticator: Authenticator, *, behind_proxy: bool
+) -> list[Route]:
+    """With a disk store also the routes it is reached by. `behind_proxy`: believe what
+    `X-Forwarded-Proto` says of the address a client uses."""
+
+    async def begin(request: Request) -> Response:
+        who = await principal(request, authenticator)
+        content_type = _type(request.query_params.get("type", ""))
+        size_bytes = as_int(request.query_params.get("size", ""), "size", least=1)
+        upload = await photos.begin(who.user_id, content_type, size_bytes)
+        return respond(
+            {
+                "url": urljoin(_origin(request, behind_proxy), upload.url),
+                "expiresInSeconds": upload.expires_in_s,
+                "key": upload.key,
+                "headers": {"Content-Type": upload.content_type},
+            }
+        )
+
+    async def confirm(request: Request) -> Response:
+        who = await principal(request, authenticator)
+        asked = await body(request, Confirmation)
+        return respond({"photo": await photos.confirm(who.user_id, asked.key)}, 201)
+
+    async def remove(request: Request) -> Response:
+        who = await principal(request, authenticator)
+        await photos.remove(who.user_id)
+        return Response(status_code=204)
+
+    found = [
+        Route("/user/photo-upload-url", begin, methods=["GET"]),
+        Route("/user/confirm-photo-upload", confirm, methods=["POST"]),
+        Route("/user/photo-upload-confirm", confirm, methods=["PUT"]),  # as legacy clients do
+        Route("/user/profile-photo", remove, methods=["DELETE"]),
+    ]
+    if isinstance(store, DiskPhotos):
+        found += disk_routes(store)
+    return found
+
+
+def disk_routes(disk: DiskPhotos) -> list[Route]:
+    """What S3 and the CDN would do: no token, for upload URLs are signed and photos public."""
+
+    async def receive(request: Request) -> Response:
+        await disk.receive(
+            request.path_params["folder"],
+            request.path_params["key"],
+            content_type=request.headers.get("content-type", ""),
+            content_length=request.headers.get("content-length"),
+            size=request.query_params.get("size", ""),
+            expires=request.query_params.get("expires", ""),
+            signature=request.query_params.get("signature", ""),
+            body=request.stream(),
+        )
+        return Response(status_code=200)
+
+    async def read(request: Request) -> Response:
+        found = await disk.public_file(request.path_params["folder"], request.path_params["key"])
+        if found is None:
+            raise HubError(Code.PHOTO_NOT_FOUND)
+        path, head = found
+        return FileResponse(
+            path, media_type=sniffed(head), headers={"Cache-Control": CACHE_CONTROL}
+        )
+
+    return [
+        Route(f"{UPLOAD_PATH}/{{folder}}/{{key}}", receive, methods=["PUT"]),
+        Route(f"{PUBLIC_PATH}/user-photos/{{folder}}/{{key}}", read, methods=["GET"]),
+    ]
+
+
+def _type(text: str) -> PhotoType:
+    try:
+        return PhotoType(text)
+    except ValueError:
+        raise HubError(Code.BAD_REQUEST, f"type: one of {', '.join(PhotoType)}") from None
+
+
+def _origin(request: Request, behind_proxy: bool) -> str:
+    """The address by which the client has reached us; it is told to nobody else."""
+    url = request.base_url
+    proto = request.headers.get("x-forwarded-proto", "").rpartition(",")[2].strip()
+    if behind_proxy and proto in ("http", "https"):
+        url = url.replace(scheme=proto)
+    return str(url)

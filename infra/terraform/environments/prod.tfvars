@@ -1,0 +1,3 @@
+environment = "prod"
+region      = "eu-central-1"
+bucket_name = "budget-hub-photos-prod"
