@@ -21,6 +21,7 @@ from tests.documented import Documented
 WHEN = 1795000000000  # what clients write; the hub's own times are others
 HOME, HOLIDAY, NOWHERE, OTHER = (f"6414b6a3-9e0c-4a0e-8a3c-00000000000{n}" for n in range(4))
 CATEGORY, EXPENSE = (f"8136ad07-3c5e-4f12-a1a7-00000000000{n}" for n in range(2))
+PHOTO = b"\x89PNG\r\n\x1a\n"  # as much of one as the hub looks at
 REQUEST_ID = "an-example"
 PASSWORD = "correct horse battery"
 
@@ -128,6 +129,8 @@ class Recorder:
         text = re.sub(r"eyJ[\w-]+\.[\w-]+\.[\w-]+", "eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmVk", text)
         text = re.sub(r"(\.[0-9]+)\.[\w-]{43}\b", r"\1.bm90LWEtdG9rZW4", text)
         text = re.sub(r'("token": "|invite=)[\w-]{32}"', r'\1bm90LWFuLWludml0ZQ"', text)
+        text = re.sub(r"http://127\.0\.0\.1:[0-9]+/", "https://hub.example/", text)
+        text = re.sub(r"(expires|signature)=[\w-]+", r"\1=…", text)
         text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", id_, text)
         text = re.sub(r"\b1[0-9]{12}\b", time, text)
         text = re.sub(r'("(?:reconnect|retry)AfterMs": )[0-9]+', r"\g<1>1830", text)
@@ -153,6 +156,7 @@ async def converse(
         await _of_members(taken, alice, ben)
         await _of_doors(taken, alice, ben)
         await _of_profiles(taken, alice, ben)
+        await _of_photos(taken, alice)
         await _of_sockets(taken, cluster, node, token)
         await _of_deletion(taken, watch, alice, ben)
         await _of_closing(taken, alice, ben)
@@ -295,6 +299,20 @@ async def _of_profiles(taken: Recorder, alice: AsyncClient, ben: AsyncClient) ->
     await taken.call(ben, "not an e-mail", "PUT", "/user", 400, {"email": "ben"})
     await taken.call(ben, "somebody else's", "GET", f"/profiles/{me['id']}", 200)
     await taken.call(ben, "nobody", "GET", "/profiles/nobody", 404)
+
+
+async def _of_photos(taken: Recorder, alice: AsyncClient) -> None:
+    url = f"/user/photo-upload-url?type=image/png&size={len(PHOTO)}"
+    begun = await taken.call(alice, "a place for a photo", "GET", url, 200)
+    await taken.call(alice, "no photo", "GET", "/user/photo-upload-url?type=text/plain&size=1", 400)
+    confirm, legacy = "/user/confirm-photo-upload", "/user/photo-upload-confirm"
+    confirmation = {"key": begun["key"]}
+    await taken.call(alice, "before the upload", "POST", confirm, 404, confirmation)
+    put = await alice.put(begun["url"], content=PHOTO, headers=begun["headers"])
+    assert put.status_code == 200
+    await taken.call(alice, "uploaded and confirmed", "POST", confirm, 201, confirmation)
+    await taken.call(alice, "confirmed again", "PUT", legacy, 201, confirmation)
+    await taken.call(alice, "no photo any more", "DELETE", "/user/profile-photo", 204)
 
 
 async def _of_sockets(taken: Recorder, cluster: Cluster, node: Node, token: str) -> None:

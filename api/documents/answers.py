@@ -180,6 +180,21 @@ class OwnProfile(Profile):
     email: str | None
 
 
+class PhotoUpload(TypedDict):
+    """`headers` are to be sent with the upload; the URL counts for `expiresInSeconds`."""
+
+    url: str
+    expiresInSeconds: Annotated[int, Field(ge=1)]
+    key: Id
+    headers: dict[str, str]
+
+
+class Photo(TypedDict):
+    """The photo's address, which anybody may read."""
+
+    photo: str
+
+
 class Forgotten(TypedDict):
     userId: UserId
 
@@ -201,7 +216,8 @@ class Alive(TypedDict):
 
 
 class Ready(TypedDict):
-    """`degraded`: without the bus, which is slower and still correct."""
+    """`degraded`: without the bus, which is slower and still correct, or without the store of
+    photos."""
 
     status: Literal["ok", "degraded"]
     postgres: Literal[True]

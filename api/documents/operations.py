@@ -15,9 +15,11 @@ from api.auth.routes import LoginRequest, RefreshRequest, RegisterRequest
 from api.documents import answers, records, verdicts
 from api.guard import EXEMPT
 from api.invites import LinkSharing, NewInvite
+from api.photos import Confirmation
 from api.users import USER_ID_MAX, ProfileFields
 from hub.errors import Code
 from hub.events import INTEGER_MAX, Uuid
+from hub.photos import PHOTO_BYTES_MAX, PhotoType
 from storage.invites import INVITES_MAX
 
 SSE = "text/event-stream"
@@ -118,6 +120,20 @@ COUNT = Parameter(
     _COUNT,
     f"How many at most; more than {budgets.COUNT_MAX} is {budgets.COUNT_MAX}",
     budgets.COUNT_MAX,
+)
+PHOTO_TYPE = Parameter("type", "query", PhotoType, "What is to be uploaded", required=True)
+PHOTO_SIZE = Parameter(
+    "size",
+    "query",
+    Annotated[int, Field(ge=1, le=PHOTO_BYTES_MAX)],
+    "Its size in bytes",
+    required=True,
+)
+OF_PHOTO = (
+    Code.PHOTO_NOT_FOUND,
+    Code.PHOTO_NOT_VALID,
+    Code.PHOTO_TOO_BIG,
+    Code.PHOTOS_UNAVAILABLE,
 )
 
 OPERATIONS: Sequence[Operation] = (
@@ -448,6 +464,39 @@ OPERATIONS: Sequence[Operation] = (
         {200: Answer(answers.Forgotten, "The profile is gone; also when there was none")},
         "The user leaves every budget. What he owns passes to whoever joined it first, whom the "
         "`participant.remove` event names as `owner`.",
+    ),
+    Operation(
+        "GET",
+        "/user/photo-upload-url",
+        "beginPhoto",
+        "Where to PUT a photo",
+        {200: Answer(answers.PhotoUpload, "A signed URL, good for one upload")},
+        "PUT the photo to `url` with these `headers`, then confirm `key`.",
+        parameters=(PHOTO_TYPE, PHOTO_SIZE),
+        errors=(Code.BAD_REQUEST, Code.PHOTO_TOO_BIG),
+    ),
+    *(
+        Operation(
+            method,
+            path,
+            name,
+            "Make what was uploaded one's photo",
+            {201: Answer(answers.Photo, "It is; also when the key was confirmed before")},
+            "What was uploaded must have the size and be of the type that were announced." + more,
+            body=Confirmation,
+            errors=OF_PHOTO,
+        )
+        for method, path, name, more in (
+            ("POST", "/user/confirm-photo-upload", "confirmPhoto", ""),
+            ("PUT", "/user/photo-upload-confirm", "confirmPhotoLegacy", " As legacy clients ask."),
+        )
+    ),
+    Operation(
+        "DELETE",
+        "/user/profile-photo",
+        "deletePhoto",
+        "Have no photo",
+        {204: Answer(None, "There is none; also when there was none")},
     ),
     Operation(
         "GET",

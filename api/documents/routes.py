@@ -24,6 +24,7 @@ from api.documents.page import page
 from api.edge import CONTENT_SECURITY_POLICY
 from api.http import respond_large
 
+STORE_PATH = "/photos/"
 STYLE = Path(__file__).with_name("page.css")
 
 
@@ -70,11 +71,12 @@ def routes(described: Sequence[Route]) -> list[Route]:
 
 
 def served(routes: Sequence[BaseRoute]) -> set[tuple[str, str]]:
-    """Methods and paths. Starlette adds `HEAD` to every `GET`; that goes without saying."""
+    """Methods and paths. Starlette adds `HEAD` to every `GET`; that goes without saying. So does
+    the disk's store of photos: clients are told its addresses, as they would be told S3's."""
     return {
         (method, route.path)
         for route in routes
-        if isinstance(route, Route)
+        if isinstance(route, Route) and not route.path.startswith(STORE_PATH)
         for method in route.methods or ()
         if method != "HEAD"
     }
