@@ -62,7 +62,7 @@ class Poll:
 
         Raises `HubError` where the user may not read, or may no longer."""
         subscription = hub.subscribe(self.principal.user_id, budget_id, key, self)
-        hub.sessions.add(self)
+        hub.attach(self)
         watching = asyncio.create_task(self._watch(request))
         try:
             async with asyncio.timeout(wait_s):
@@ -129,7 +129,7 @@ class EventStream:
 
     async def open(self, budget_id: BudgetId, key: int) -> None:
         """Subscribe; `close` ends it. Raises `HubError` where the user may not read."""
-        self._hub.sessions.add(self)
+        self._hub.attach(self)
         self._subscription = self._hub.subscribe(self.principal.user_id, budget_id, key, self)
         try:
             await self._joined.wait()

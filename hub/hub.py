@@ -97,6 +97,7 @@ class Hub:
         self._bus = bus
         self._jitter = jitter
         self.sessions: set[Attached] = set()
+        self._ended = False  # every session was told to leave
         self._feeds: dict[BudgetId, Feed] = {}
         self._stirred: set[Feed] = set()
         self.gate = asyncio.Semaphore(READERS_MAX)
@@ -171,6 +172,13 @@ class Hub:
                 self.stirred(feed)
         await self.sweeper.sweep()
 
+    def attach(self, session: Attached) -> None:
+        """Whoever comes takes part in what befalls all; after a drain it has to leave at once, or
+        the process would wait for it."""
+        self.sessions.add(session)
+        if self._ended:
+            session.leave()
+
     def signed_in(self) -> set[UserId]:
         """Everybody who is connected here."""
         return {s.principal.user_id for s in self.sessions if s.principal is not None}
@@ -194,6 +202,7 @@ class Hub:
                 await self._committer.drain()
         except TimeoutError:
             _log.warning("drain ended before every event had its verdict")
+        self._ended = True
         for session in list(self.sessions):
             session.leave()
 

@@ -135,11 +135,12 @@ class Session:
         subprotocols offered; without both the first frame must authenticate. `follow` is a budget
         and a key to subscribe to as soon as the session is open."""
         self._follow_at_once = follow
-        self._hub.sessions.add(self)
+        self._hub.attach(self)
+        if self._state is State.CLOSED:
+            return
         if principal is not None:
             self._open(principal)
-            return
-        if token is not None:
+        elif token is not None:
             self._authenticate(token)
         else:
             self._timer = self._later(AUTH_S, self.close, Code.NOT_LOGGED_IN)

@@ -170,6 +170,19 @@ async def test_p8_a_poll_whose_client_has_gone_is_over(app: App, budget_id: str)
         assert app.hub.followers(budget_id) == 0
 
 
+@pytest.mark.parametrize("path", ["/events?budgetId={}&key=1&wait=60", "/budgets/{}/stream?key=1"])
+async def test_p11_who_asks_while_the_hub_ends_is_not_kept(
+    app: App, budget_id: str, path: str
+) -> None:
+    """Begun before the hub was told to end, and so far behind that nobody told it."""
+    await app.hub.drain()
+    request = Request(path.format(budget_id))
+    async with under_way(app, request) as asking, asyncio.timeout(TIMEOUT_S):
+        await asking
+    assert request.status == 200
+    assert not app.hub.sessions
+
+
 @pytest.mark.parametrize("when", ["before it begins", "while it waits", "while it is slow"])
 async def test_p8_a_stream_whose_client_has_gone_is_over(
     app: App, budget_id: str, when: str

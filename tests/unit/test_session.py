@@ -138,9 +138,15 @@ class FakeHub:
 
     def __init__(self) -> None:
         self.rates = Rates(100_000, 100_000)
+        self.ended = False
         self.sessions: set[Session] = set()
         self.posted: list[Posted] = []
         self.subscriptions: list[Subscription] = []
+
+    def attach(self, session: Session) -> None:
+        self.sessions.add(session)
+        if self.ended:
+            session.leave()
 
     def post(self, user_id: str, events: Sequence[Any], mode: str, answer: Answer) -> None:
         assert not answer.done()
@@ -959,6 +965,17 @@ def test_p11_leaving_verdicts_in_flight_are_sent_then_it_is_closed_1012(
     peer.session.leave()
     assert peer.close_code == 1012
     assert_over(bench, peer)
+
+
+def test_p11_who_comes_to_a_hub_that_has_ended_is_closed_1012(bench: Bench) -> None:
+    bench.hub.ended = True
+    who = Principal("ann", NOW_MS + 1000, NOW_MS)
+    for principal, token in ((who, None), (None, "ann"), (None, None)):
+        peer = bench.connect()
+        peer.session.start(principal, token=token)
+        assert peer.close_code == 1012
+        assert peer.read() == []
+        assert_over(bench, peer)
 
 
 def test_leaving_nothing_makes_it_read_again(bench: Bench, peer: Peer) -> None:
