@@ -127,8 +127,8 @@ def delivered_twice() -> None:
         deliver(self, frame)
         # However many events a frame has: one in so many is among them.
         if (frame.from_sequence - 1) // EVERY < frame.to_sequence // EVERY:
-            for subscription in self.live:
-                subscription.write(frame.data)
+            for write in self.live.values():
+                write(frame.data)
 
     _plant(Feed, "_deliver", doubled)
 

@@ -234,6 +234,8 @@ def hub_process(url: str, redis_url: str = "") -> Iterator[tuple[str, str]]:
         "PORT": "0",
         "LOG_LEVEL": "warning",
         "EVENTS_PER_S_USER": "1000000",  # all devices of the bench are one user's
+        "REQUESTS_PER_MIN_USER": "0",
+        "REQUESTS_PER_MIN_ADDRESS": "0",
     }
     command = [str(Path(sys.executable).with_name("budget-hub"))]
     token = subprocess.run(
