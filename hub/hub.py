@@ -16,7 +16,7 @@ from hub.committer import Answer, Committer, Mode
 from hub.events import INTEGER_MAX, Submitted
 from hub.feed import Feed, Follower, Subscription, permitted
 from hub.frames import Frame, event_frames
-from hub.limits import Bucket, Rate
+from hub.limits import Bucket, Rate, reconnect_spread_ms
 from hub.ports import Bus, EventLog, Page, Principal
 from hub.presence import NodeId
 from hub.records import BudgetId, UserId
@@ -27,8 +27,6 @@ from hub.verdicts import Verdict
 BURST_S = 10  # of the rate may be taken at once
 USERS_MAX = 10_000
 READERS_MAX = 4  # reads of the log at a time, whoever they are for
-RECONNECTS_PER_S = 500  # how fast the sessions of a drained hub come back to the others
-RECONNECT_MS_MIN = 1_000
 DRAIN_S = 8.0
 PRESENCE_S = 0.5  # how long changes of presence are gathered before they are told
 
@@ -194,7 +192,7 @@ class Hub:
         """Before the process ends: every session is told to go away, each to come back at a time of
         its own so that the other hubs are not stormed; what was submitted gets its verdict; then
         the sockets are closed."""
-        spread_ms = max(RECONNECT_MS_MIN, len(self.sessions) * 1000 / RECONNECTS_PER_S)
+        spread_ms = reconnect_spread_ms(len(self.sessions))
         for session in list(self.sessions):
             session.go_away(int(self._jitter() * spread_ms))
         try:

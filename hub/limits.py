@@ -1,6 +1,12 @@
-"""Rate limits: a token bucket. Time is an argument."""
+"""Rate limits: a token bucket, and how slowly the sessions of a drained hub come back to the others.
+Time is an argument."""
 
 from typing import NamedTuple
+
+RECONNECT_MS_MIN = 1_000
+GENTLE_PER_S = 100
+GENTLE_MS_MAX = 4_000
+RECONNECTS_PER_S = 500
 
 
 class Rate(NamedTuple):
@@ -36,3 +42,13 @@ class Bucket:
             return (cost - tokens) / per_s
         self.tokens = tokens - cost
         return 0.0
+
+
+def reconnect_spread_ms(sessions: int) -> float:
+    """Over how many milliseconds so many sessions are told to come back.
+
+    Each costs Postgres a read, and a commit of what its device had kept. A few hundred come so
+    slowly that Postgres hardly notices; more than that as fast as the others can take them, so that
+    nobody is away for long."""
+    gentle_ms = min(sessions * 1000 / GENTLE_PER_S, GENTLE_MS_MAX)
+    return max(RECONNECT_MS_MIN, gentle_ms, sessions * 1000 / RECONNECTS_PER_S)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hub.hub import RECONNECTS_PER_S
+from hub.limits import RECONNECTS_PER_S
 from storage.embedded import EmbeddedRedis
 from tests.cluster import Cluster, checked
 from tests.crowd import Crowd, Spectator, open_spectator
