@@ -1,5 +1,5 @@
-"""Rate limits: a token bucket, and how slowly the sessions of a drained hub come back to the others.
-Time is an argument."""
+"""Rate limits: a token bucket, and how slowly the sessions of a drained hub come back to the
+others. Time is an argument."""
 
 from typing import NamedTuple
 
