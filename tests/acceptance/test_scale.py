@@ -29,6 +29,7 @@ from tests.crowd import (
     resident_bytes,
 )
 from tests.device import Device, budget_create, connect, expense_add, new_id
+from tests.storm import NO_RATE_LIMITS
 
 BUSY_S = 3.0  # what a machine that also runs everything else may add
 NOISE_S = 0.05  # in a delay, on such a machine
@@ -77,7 +78,7 @@ async def test_p8_sockets_that_stop_reading(
     frames = megabytes * 1_000_000 // (EVENTS * EVENT_BYTES) - FILLING
     budget_id = new_id()
     try:
-        node = await cluster.start()
+        node = await cluster.start(**NO_RATE_LIMITS)
         with Crowd() as crowd:
             async with connect(node.url, token("ada")) as writer:
                 await writer.accepted(budget_create(budget_id))
