@@ -6,6 +6,7 @@ the addresses it asks are exchanged (`answering`, and `tests/firebase_hub.py` fo
 
 import base64
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from firebase_admin import _token_gen, _user_mgt
 from google.oauth2 import service_account
 
 PROJECT = "demo-budget-hub"
+FIREBASE_HUB = (sys.executable, "-m", "tests.firebase_hub")  # stands for `budget-hub`
 ISSUER = f"https://securetoken.google.com/{PROJECT}"
 _ANSWER_S = 5.0
 

@@ -2,14 +2,15 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import asyncpg
 import pytest
 
 from storage.embedded import EmbeddedPostgres, EmbeddedRedis
-from tests.cluster import Cluster, FragileRedis, Node, all_say, checked
+from tests.cluster import PROGRAM, Cluster, FragileRedis, Node, all_say, checked
 from tests.conftest import with_database
 from tests.proxy import Proxy
 
@@ -34,12 +35,21 @@ async def cluster_database_url(postgres: EmbeddedPostgres, template: str) -> Asy
 
 
 @pytest.fixture(scope="module")
+def program() -> Sequence[str | Path]:
+    """What is started as a node; a module may have another."""
+    return (PROGRAM,)
+
+
+@pytest.fixture(scope="module")
 async def cluster(
-    cluster_database_url: str, redis: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory
+    cluster_database_url: str,
+    redis: EmbeddedRedis,
+    program: Sequence[str | Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[Cluster]:
     """No node yet: `await cluster.start()`. At the end no node's log may hold a defect."""
     folder = tmp_path_factory.mktemp("cluster")
-    async with checked(Cluster(folder, cluster_database_url, redis.url)) as cluster:
+    async with checked(Cluster(folder, cluster_database_url, redis.url, program)) as cluster:
         yield cluster
 
 

@@ -7,18 +7,16 @@ in: 5,000 handshakes are seconds of work.
 
 import asyncio
 import logging
-import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator, Sequence
 from math import inf
 from pathlib import Path
 
 import pytest
 
 from hub.limits import RECONNECTS_PER_S
-from storage.embedded import EmbeddedRedis
-from tests.cluster import Cluster, checked
+from tests.cluster import Cluster
 from tests.crowd import Crowd, Spectator, open_spectator
-from tests.google import Google, encoded, running
+from tests.google import FIREBASE_HUB, Google, encoded, running
 
 LAG_P99_S_MAX = 0.05
 
@@ -32,13 +30,8 @@ def google() -> Iterator[Google]:
 
 
 @pytest.fixture(scope="module")
-async def cluster(
-    cluster_database_url: str, redis: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Cluster]:
-    folder = tmp_path_factory.mktemp("cluster")
-    program = (sys.executable, "-m", "tests.firebase_hub")
-    async with checked(Cluster(folder, cluster_database_url, redis.url, program)) as cluster:
-        yield cluster
+def program() -> Sequence[str]:
+    return FIREBASE_HUB
 
 
 @pytest.mark.parametrize(

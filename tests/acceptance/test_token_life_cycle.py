@@ -6,9 +6,8 @@ In mid-stream a token can end, be revoked or lose its key, but not change its au
 """
 
 import asyncio
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,11 +17,10 @@ from websockets.exceptions import InvalidStatus
 
 from api.auth.local import RefreshToken
 from api.auth.tokens import ISSUER, Keys, Tokens
-from storage.embedded import EmbeddedRedis
-from tests.cluster import AUTH_SECRET, Cluster, Node, checked, until
+from tests.cluster import AUTH_SECRET, Cluster, Node, until
 from tests.device import Ended, budget_create, connect, expense_add, new_id, open_device
 from tests.event_stream import streaming
-from tests.google import PROJECT, Google, Signer, encoded, running
+from tests.google import FIREBASE_HUB, PROJECT, Google, Signer, encoded, running
 
 SKEW_S = 60
 REVOCATION_CHECK_S = 1
@@ -58,13 +56,8 @@ def google() -> Iterator[Google]:
 
 
 @pytest.fixture(scope="module")
-async def cluster(
-    cluster_database_url: str, redis: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Cluster]:
-    folder = tmp_path_factory.mktemp("cluster")
-    program = (sys.executable, "-m", "tests.firebase_hub")
-    async with checked(Cluster(folder, cluster_database_url, redis.url, program)) as cluster:
-        yield cluster
+def program() -> Sequence[str]:
+    return FIREBASE_HUB
 
 
 @pytest.fixture(scope="module")
