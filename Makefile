@@ -25,8 +25,9 @@ install: .venv/installed  ## build .venv from the hashed lock
 run: install  ## serve on 127.0.0.1:8000 with an embedded Postgres and Redis
 	@$(BIN)/budget-hub dev
 
+# A module's tests stay together: they share its hubs. Each of the two has its own Postgres and Redis.
 test: install  ## the whole test suite, on real embedded services
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-firebase: install .firebase-tools/installed  ## the identity tests on Firebase's own emulator
 	$(BIN)/pytest -m firebase
