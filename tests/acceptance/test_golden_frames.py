@@ -30,7 +30,7 @@ from websockets.exceptions import InvalidStatus
 
 from tests.cluster import Cluster, Node, token
 from tests.compatible import missing
-from tests.device import PROTOCOL, Device, Ended, Json, open_device
+from tests.device import PROTOCOL, Device, Json, open_device
 
 FOLDER = Path(__file__).parents[1] / "golden"
 TRANSCRIPTS = sorted(FOLDER.glob("*/*/*.json"))
