@@ -3,6 +3,7 @@
 That they are built, come up and serve is shown by the workflow `ci`, where there is a Docker.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from api.settings import Settings
@@ -87,26 +89,30 @@ def test_a_hub_may_finish_its_drain() -> None:
     assert int(SERVICES["hub-1"]["stop_grace_period"].removesuffix("s")) > DRAIN_S
 
 
-def test_what_compose_sets_are_settings() -> None:
-    """A setting that was renamed would be left at its default without a word."""
+def test_every_setting_can_be_set_where_the_image_does_not() -> None:
+    """One that compose does not pass on would stay at its default without a word."""
     known = {name.upper() for name in Settings.model_fields}
-    given = SERVICES["hub-1"]["environment"].keys()
-    assert given - {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} <= known
-    in_image = re.findall(r"^    ([A-Z_]+)=|^ENV ([A-Z_]+)=", DOCKERFILE, re.MULTILINE)
-    names = {a or b for a, b in in_image} - {"PATH", "PYTHONDONTWRITEBYTECODE"}
-    assert names <= known
-    example = re.findall(r"^#?([A-Z_]+)=", (FOLDER / "env.example").read_text(), re.MULTILINE)
+    in_image = set(re.findall(r"^    ([A-Z_]+)=", DOCKERFILE, re.MULTILINE))
+    in_image -= {"PYTHONDONTWRITEBYTECODE"}
+    given = SERVICES["hub-1"]["environment"].keys() - {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    assert in_image == {"HOST", "PORT", "PRODUCTION", "PHOTO_DIR"}
+    # PRODUCTION refuses the emulator.
+    assert given == known - in_image - {"FIREBASE_AUTH_EMULATOR_HOST"}
+
+
+def test_the_example_of_settings_has_all_that_is_required() -> None:
     text = (FOLDER / "compose.yaml").read_text()
-    asked = set(re.findall(r"(?<!\$)\$\{([A-Z_]+)", text)) | {"COMPOSE_PROFILES"}
-    assert set(example) <= asked
+    example = set(re.findall(r"^([A-Z_]+)=", (FOLDER / "env.example").read_text(), re.MULTILINE))
     required = set(re.findall(r"\$\{([A-Z_]+):\?", text))
-    assert required <= set(example)
+    asked = set(re.findall(r"(?<!\$)\$\{([A-Z_]+)", text)) | {"COMPOSE_PROFILES"}
+    assert required == {"DATABASE_URL", "REDIS_URL", "AUTH_SECRET"}
+    assert required <= example <= asked
 
 
 def test_no_secret_has_a_default() -> None:
     text = (FOLDER / "compose.yaml").read_text()
     secrets = re.findall(r"\$\{(\w*(?:SECRET|PASSWORD|KEY|URL)\w*):(.)([^}]*)", text)
-    assert len(secrets) > 5
+    assert len(secrets) >= 5
     for name, kind, default in secrets:
         assert kind == "?" or default in ("", "-"), name
 
@@ -121,6 +127,46 @@ def test_the_proxy_asks_for_readiness_and_keeps_the_metrics_inside() -> None:
     assert int(timeouts["server"].removesuffix("s")) > 60
     assert "option forwardfor" in lines
     assert "${TRUSTED_PROXIES:-1}" in (FOLDER / "compose.yaml").read_text()
+
+
+@pytest.fixture
+def docker(tmp_path: Path) -> Path:
+    """A folder with a `docker` that writes down what it is told, and fails at the word `BROKEN`."""
+    program = tmp_path / "docker"
+    program.write_text(
+        '#!/bin/sh\necho "$*" >> "$0.log"\ncase "$*" in *"$BROKEN") exit 1;; esac\nexit 0\n'
+    )
+    program.chmod(0o755)
+    return tmp_path
+
+
+def deploy(docker: Path, what: str, broken: str = "nothing") -> tuple[int, list[str]]:
+    """The exit code, and what Docker was told."""
+    environ = {"PATH": f"{docker}{os.pathsep}{os.defpath}", "IMAGE": "hub@digest", "BROKEN": broken}
+    ended = subprocess.run(
+        ["bash", str(FOLDER / "deploy"), what], env=environ, capture_output=True, check=False
+    )
+    log = docker / "docker.log"
+    return ended.returncode, log.read_text().splitlines() if log.exists() else []
+
+
+def test_a_deploy_replaces_one_hub_after_the_other(docker: Path) -> None:
+    code, told = deploy(docker, "hubs")
+    assert code == 0
+    assert [line.split()[-1] for line in told] == ["hub-1", "hub-2", "proxy"]
+    assert all("--wait" in line.split() and "--no-deps" in line.split() for line in told)
+
+
+def test_a_hub_that_does_not_come_up_ends_the_deploy_there(docker: Path) -> None:
+    code, told = deploy(docker, "hubs", broken="hub-1")
+    assert code != 0
+    assert [line.split()[-1] for line in told] == ["hub-1"]
+
+
+def test_a_migration_that_fails_is_not_taken_for_done(docker: Path) -> None:
+    assert deploy(docker, "migrate")[0] == 0
+    assert deploy(docker, "migrate", broken="migrate")[0] != 0
+    assert deploy(docker, "something else")[0] == 2
 
 
 def pins(path: Path) -> dict[str, str]:
