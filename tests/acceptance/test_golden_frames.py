@@ -3,7 +3,8 @@
 A transcript in `tests/golden/<protocol>/<release>/` is a list of steps of devices by name:
 
 - `opens` a socket as `user`, by one `way` of signing in (or with a `token` that is none), with a
-  `query`; where it is `refused`, with that status of HTTP. `rest` is a call beside the sockets;
+  `query`; where it is `refused`, with that status of HTTP. `rest` is a call beside the sockets,
+  and `import` a budget that a hub of that release has exported: logs are kept for ever;
 - `sends` a frame, or a `text`; `"token": "<ann>"` in it stands for a token of that user;
 - `receives` a frame. `results` and `events` have no mutual order, so each is the next one of its
   type; how events are cut into frames is the hub's affair; of `presence` some frame has to be it;
@@ -28,7 +29,7 @@ import orjson
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from tests.cluster import Cluster, Node, token
+from tests.cluster import Cluster, Node, Process, token
 from tests.compatible import missing
 from tests.device import PROTOCOL, Device, Json, open_device
 
@@ -139,6 +140,9 @@ async def test_a_released_client_is_still_understood(
     readers: dict[str, Reader] = {}
     async with AsyncExitStack() as stack:
         for number, step in enumerate(steps):
+            if "import" in step:
+                await imported(cluster, path.parent / step["import"])
+                continue
             differences = [d async for d in take(stack, node, readers, step)]
             assert differences == [], f"step {number}: {step}"
         for name, reader in readers.items():
@@ -190,6 +194,15 @@ async def take(
                 yield f"closed with {found}"
         case _:
             raise AssertionError("no step of a transcript")
+
+
+async def imported(cluster: Cluster, path: Path) -> None:
+    environ = {"DATABASE_URL": cluster.database_url}
+    process = Process(cluster.folder, f"import-{path.stem}", ["import", path], environ)
+    try:
+        assert await process.ended() == 0, process.err
+    finally:
+        await process.close()
 
 
 async def opened(stack: AsyncExitStack, node: Node, how: Json) -> Device:
@@ -245,6 +258,7 @@ def test_every_release_has_transcripts_of_the_whole_protocol() -> None:
         steps = [s for path in release.glob("*.json") for s in orjson.loads(path.read_bytes())]
         assert {s["sends"]["type"] for s in steps if "sends" in s} == CLIENT_FRAMES
         assert {s["receives"]["type"] for s in steps if "receives" in s} >= SERVER_FRAMES
+        assert any("import" in step for step in steps)
         told = orjson.dumps(steps).decode()
         for kind in ("budget", "category", "expense"):
             for verb in ("create" if kind == "budget" else "add", "edit", "delete"):
