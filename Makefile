@@ -76,8 +76,9 @@ bench: install  ## measure, and write loadtest/RESULTS.md (a quarter of an hour,
 	$(BIN)/python -m loadtest.bench.rest --record
 	$(BIN)/python -m loadtest.bench.commit --flat --record
 
-scan-infra: $(SCANNER)/bin/checkov  ## look for unsafe settings in infra/terraform
-	$< --directory infra/terraform --framework terraform --compact --quiet --skip-download
+scan-infra: $(SCANNER)/bin/checkov  ## look for unsafe settings in Terraform, image and workflows
+	$< --directory . --framework terraform dockerfile github_actions --compact --quiet \
+		--skip-download $(addprefix --skip-path ,.venv .data .firebase-tools)
 
 $(SCANNER)/bin/checkov:
 	$(PYTHON) -m venv $(SCANNER)
