@@ -192,6 +192,15 @@ class Settings(BaseModel):
             description="Folder of the photos without `S3_BUCKET`; all nodes have the same one",
         ),
     ] = ".data/photos"
+    housekeeping_interval_s: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=24 * 3600,
+            description="How often what has had its time is deleted: invites, refresh tokens,"
+            " uploads, what closed accounts left",
+        ),
+    ] = 600
     log_format: Annotated[
         Literal["json", "console"], Field(description="`json` for machines, `console` for people")
     ] = "json"
