@@ -8,10 +8,12 @@ from typing import Any
 
 import asyncpg
 import pytest
+from typer.testing import CliRunner
 
+from api.cli import main
 from loadtest.replica import Replica
 from storage.embedded import EmbeddedPostgres
-from tests.cluster import Cluster, Node, Process
+from tests.cluster import Cluster, Node
 from tests.conftest import with_database
 from tests.device import Refused, budget_create, connect, expense_add, new_id
 
@@ -51,17 +53,11 @@ class Phone:
                     self.replica.apply(event.body)
 
 
-async def command(
-    cluster: Cluster, tmp_path: Path, database_url: str, *arguments: str
-) -> tuple[int, str]:
+async def command(database_url: str, *arguments: str) -> tuple[int, str]:
     """Its exit code, and what it said."""
     environ = {"DATABASE_URL": database_url}
-    process = Process(tmp_path, f"{arguments[0]}-{new_id()}", arguments, environ)
-    try:
-        code = await process.ended()
-        return code, process.out + process.err
-    finally:
-        await process.close()
+    done = await asyncio.to_thread(lambda: CliRunner().invoke(main, arguments, env=environ))
+    return done.exit_code, done.output
 
 
 async def postgres_program(name: str, *arguments: str) -> None:
@@ -97,17 +93,17 @@ async def test_a_restore_that_lost_events_and_the_devices_that_come_back(
         await admin.execute(f"CREATE DATABASE {name}")
         url = with_database(postgres.url, name)
         await postgres_program("pg_restore", "--exit-on-error", f"--dbname={url}", str(dump))
-        code, said = await command(cluster, tmp_path, url, "verify")
+        code, said = await command(url, "verify")
         assert code == 0, said
         assert "1 budgets, 5 events, 0 differences" in said
         early = await cluster.start(DATABASE_URL=url)  # somebody was too quick
-        code, said = await command(cluster, tmp_path, url, "new-log-id")
+        code, said = await command(url, "new-log-id")
         assert (code, said) == (
             1,
             "budget-hub: stop all hubs first: some are connected to the database\n",
         )
         await early.stop()
-        code, said = await command(cluster, tmp_path, url, "new-log-id")
+        code, said = await command(url, "new-log-id")
         assert code == 0, said
 
         node = await cluster.start(DATABASE_URL=url)
@@ -127,7 +123,7 @@ async def test_a_restore_that_lost_events_and_the_devices_that_come_back(
         assert "lost" not in str([phone.replica.records for phone in phones])
         assert [phone.snapshots for phone in phones] == [1, 1, 1, 0]  # once is enough
         await node.stop()
-        assert (await command(cluster, tmp_path, url, "verify"))[0] == 0
+        assert (await command(url, "verify"))[0] == 0
     finally:
         await admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         await admin.close()
