@@ -34,6 +34,7 @@ from hub.hub import READERS_MAX, Hub, Rates
 from hub.ports import Authenticator
 from storage.bus import RedisBus
 from storage.closures import Closures
+from storage.cluster_bus import ClusterBus
 from storage.database import Database
 from storage.event_log import PostgresLog
 from storage.housekeeping import Housekeeping
@@ -94,14 +95,16 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
                 raise NotMigrated(", ".join(migration.name for migration in lacking))
         log = PostgresLog(database)
         log_id = await log.log_id()
-        bus = None
-        if settings.redis_url is not None:
-            bus = RedisBus(settings.redis_url, log_id, uuid.uuid4().bytes, jitter=random.random)
+        bus = open_bus(settings, log_id)
         rates = Rates(settings.events_per_s_connection, settings.events_per_s_user)
         hub = Hub(log, log_id, bus, now_ms=now_ms, jitter=random.random, rates=rates)
         keys = ApiKeys(settings.api_key_list())
         counts = RateLimits(
-            settings.redis_url, log_id, settings.auth_secret.encode(), now=time.time
+            settings.redis_url,
+            log_id,
+            settings.auth_secret.encode(),
+            now=time.time,
+            cluster=settings.redis_cluster,
         )
         limits = RequestLimits(
             counts,
@@ -225,6 +228,15 @@ def _identity(settings: Settings, database: Database, limits: RequestLimits) -> 
     return _Identity(Tokens(secrets, now=time.time), None, auth_routes.routes(local, limits))
 
 
+def open_bus(settings: Settings, log_id: str) -> RedisBus | ClusterBus | None:
+    """None for a single node."""
+    if settings.redis_url is None:
+        return None
+    if settings.redis_cluster:
+        return ClusterBus(settings.redis_url, log_id, new_node_id=new_node_id, jitter=random.random)
+    return RedisBus(settings.redis_url, log_id, new_node_id(), jitter=random.random)
+
+
 def photo_store(settings: Settings) -> PhotoStore:
     """S3 where there is a bucket, else a folder."""
     if settings.s3_bucket is None:
@@ -250,6 +262,10 @@ def photo_store(settings: Settings) -> PhotoStore:
 
 def now_ms() -> int:
     return int(time.time() * 1000)
+
+
+def new_node_id() -> bytes:
+    return uuid.uuid4().bytes
 
 
 def new_id() -> str:

@@ -51,6 +51,14 @@ class Settings(BaseModel):
             repr=False,
         ),
     ] = None
+    redis_cluster: Annotated[
+        bool,
+        Field(
+            validate_default=True,
+            description="`REDIS_URL` leads to a node of a Redis Cluster (Redis or Valkey 7 or newer"
+            ": sharded pub/sub)",
+        ),
+    ] = False
     production: Annotated[
         bool, Field(description="Refuse what is for development only: Firebase's emulator")
     ] = False
@@ -247,6 +255,14 @@ class Settings(BaseModel):
                 f"each key has {API_KEY_LENGTH_MIN} or more printable ASCII characters, no space"
             )
         return keys
+
+    @field_validator("redis_cluster")
+    @classmethod
+    def _with_an_address(cls, cluster: bool, info: ValidationInfo) -> bool:
+        url = info.data.get("redis_url")
+        if cluster and "redis_url" in info.data and (url is None or url.startswith("unix:")):
+            raise ValueError("needs a REDIS_URL that begins with redis:// or rediss://")
+        return cluster
 
     @field_validator("s3_region", "cdn_base_url")
     @classmethod
