@@ -7,7 +7,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from signal import SIGKILL
+from signal import SIGCONT, SIGKILL, SIGSTOP
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -53,6 +53,13 @@ class Member:
     def kill(self) -> None:
         os.kill(self.server.pid, SIGKILL)
         self.server.stop()
+
+    def freeze(self) -> None:
+        """It is there and says nothing."""
+        os.kill(self.server.pid, SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self.server.pid, SIGCONT)
 
     def restart(self) -> None:
         """With what it knew of the cluster."""
