@@ -35,7 +35,7 @@ UNLOCK = "SELECT pg_advisory_unlock($1)"
 DELETE_INVITES = """
 DELETE FROM invites WHERE (budget_id, id) IN (
     SELECT budget_id, id FROM invites
-    WHERE expires_at < (extract(epoch FROM $1::timestamptz) * 1000)::bigint
+    WHERE expires_at < (extract(epoch FROM $1::timestamptz) * 1000)::bigint AND uses >= 0
     ORDER BY expires_at LIMIT $2
 )
 """
