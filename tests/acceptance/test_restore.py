@@ -2,7 +2,9 @@
 devices that come back to a log which has lost events."""
 
 import asyncio
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,15 @@ import pytest
 from typer.testing import CliRunner
 
 from api.cli import main
+from hub.verdicts import Verdict
 from loadtest.replica import Replica
+from storage.database import Database
 from storage.embedded import EmbeddedPostgres
-from tests.cluster import Cluster, Node
+from storage.migrate import migrate
+from tests.cluster import POLL_S, Cluster, Node
 from tests.conftest import with_database
-from tests.device import Refused, budget_create, connect, expense_add, new_id
+from tests.device import Json, Refused, budget_create, connect, expense_add, new_id
+from tests.history import submit
 
 
 class Phone:
@@ -51,6 +57,66 @@ class Phone:
             for event in device.streams[budget_id].events:
                 if event.body["sequence"] > self.replica.sequence:
                     self.replica.apply(event.body)
+
+
+@pytest.mark.timeout(120)
+async def test_a_moment_between_two_events_is_restored(tmp_path: Path) -> None:
+    """A base backup and the archive of the WAL since: everything until then, nothing after."""
+    kept = {
+        "archive_mode": "on",
+        "archive_command": "cp %p ../archive/%f",
+    }  # from the data's folder
+    # Its user may not enter the folders above, so all that it needs is beside its data.
+    before, after = tmp_path / "before" / "postgres", tmp_path / "after" / "postgres"
+    budget_id = new_id()
+    with EmbeddedPostgres.start(before.parent, durable=False, settings=kept) as postgres:
+        (before / "archive").mkdir()
+        give(before / "archive", like=before / "data")
+        await migrate(postgres.url)
+        await postgres_program(
+            "pg_basebackup", f"--pgdata={after / 'data'}", "--wal-method=none",
+            "--checkpoint=fast", f"--dbname={postgres.url}",
+        )  # fmt: skip
+        await write(postgres.url, budget_create(budget_id), expense_add(budget_id))
+        admin = await asyncpg.connect(postgres.url)
+        moment = await admin.fetchval("SELECT clock_timestamp()")
+        await write(postgres.url, expense_add(budget_id, note="an accident"))
+        last = await admin.fetchval("SELECT pg_walfile_name(pg_switch_wal())")
+        async with asyncio.timeout(20):
+            while not (before / "archive" / last).exists():  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(POLL_S)
+        await admin.close()
+
+    shutil.copytree(before / "archive", after / "archive")
+    shutil.copy(before / "password", after)
+    (after / "data" / "recovery.signal").touch()
+    for path in (after, *after.rglob("*")):
+        give(path, like=before / "data")
+    recovery = {
+        "restore_command": "cp ../archive/%f %p",
+        "recovery_target_time": str(moment),
+        "recovery_target_action": "promote",
+    }
+    with EmbeddedPostgres.start(after.parent, durable=False, settings=recovery) as restored:
+        code, said = await command(restored.url, "verify")
+        assert (code, "1 budgets, 2 events, 0 differences" in said) == (0, True), said
+        [verdict] = await write(restored.url, expense_add(budget_id, note="goes on"))
+        assert (verdict.status, verdict.sequence) == ("accepted", 3)
+
+
+def give(path: Path, *, like: Path) -> None:
+    """Give it to whom the other belongs: root runs Postgres as an ordinary user."""
+    os.chown(path, like.stat().st_uid, like.stat().st_gid)
+
+
+async def write(database_url: str, *events: Json) -> Sequence[Verdict]:
+    database = await Database.connect(database_url, commits_max=1, reads_max=1)
+    try:
+        verdicts = await submit(database, "ann", events)
+        assert {verdict.status for verdict in verdicts} == {"accepted"}
+        return verdicts
+    finally:
+        await database.close()
 
 
 async def command(database_url: str, *arguments: str) -> tuple[int, str]:
