@@ -1,5 +1,6 @@
 """Two hubs on a Redis Cluster of three nodes, of which one is killed and comes back."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 
@@ -26,7 +27,7 @@ async def test_p7_a_killed_node_of_the_cluster_delays_and_loses_nothing(
 ) -> None:
     """Each event is on the other hub within P7's two seconds, whichever shard is its budget's."""
     where = {"REDIS_URL": redis_cluster.url, "REDIS_CLUSTER": "true"}
-    nodes = [await cluster.start(**where) for _ in range(2)]
+    nodes = await asyncio.gather(*(cluster.start(**where) for _ in range(2)))
     token = cluster.token("ann")
     await all_say(nodes, token, "ok")
     lost = redis_cluster.primaries[0]

@@ -164,7 +164,7 @@ async def test_it_outlives_postgres(database: Database, database_url: str) -> No
 
 async def test_an_index_finds_what_goes(database: Database, database_url: str) -> None:
     """So that a large table costs no more than a small one."""
-    await fill(database, old=100, young=20_000)
+    await fill(database, old=100, young=5_000)
     now = await asyncpg.connect(database_url, server_settings=SESSION)
     try:
         await now.execute("ANALYZE")
