@@ -170,7 +170,7 @@ def import_(
         _out.print(f"imported budget {header.budget_id}, {header.head} events")
 
 
-@main.command()
+@main.command("new-log-id")
 def new_log_id() -> None:
     """Give the log a new identity, after a restore that lost events and before any hub starts.
 
