@@ -13,8 +13,6 @@ a second pass, from housekeeping; it also finishes what a failure interrupted.
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-import structlog
-
 from api.auth.closed_accounts import ClosedAccounts
 from hub.errors import Code, HubError
 from hub.events import ParticipantRemove
@@ -26,8 +24,6 @@ from storage.profiles import Profiles
 
 LATE_S = 10.0  # after its closing an account may still have done something; later it is a new one
 GONE = {Code.ALREADY_LEFT, Code.NOT_PARTICIPANT, Code.BUDGET_NOT_EXISTS}
-
-_log = structlog.get_logger()
 
 
 class Closing:
@@ -59,11 +55,18 @@ class Closing:
         await self._clear(closure)
 
     async def settle(self) -> None:
-        """The second pass, for everybody who needs it. Raises what `close` does."""
+        """The second pass, for everybody who needs it. Raises `Disconnected`, and the `HubError` of
+        one that has to be tried again, when all the others are done."""
         now = datetime.fromtimestamp(self._now_ms() / 1000, UTC)
+        failed: HubError | None = None
         for closure in await self._closures.unsettled(now - timedelta(seconds=2 * LATE_S)):
-            await self._clear(closure)
-            await self._closures.settle(closure)
+            try:
+                await self._clear(closure)
+                await self._closures.settle(closure)
+            except HubError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     async def _clear(self, closure: Closure) -> None:
         user_id = closure.user_id

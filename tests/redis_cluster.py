@@ -19,7 +19,7 @@ from storage.embedded import EmbeddedRedis
 from tests.cluster import POLL_S
 
 SLOTS = 16384
-NODE_TIMEOUT_MS = 1000
+NODE_TIMEOUT_MS = 1500
 FORMING_S = 30.0
 
 

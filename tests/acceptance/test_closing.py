@@ -1,7 +1,10 @@
-"""P9: who closes the account is gone from every node within two seconds."""
+"""P9: who closes the account is gone from every node within two seconds. And that housekeeping,
+which does the rest of it, is at work in every hub."""
 
 import asyncio
 import time
+
+import asyncpg
 
 from tests.cluster import P7_S, POLL_S, Cluster
 from tests.device import budget_create, connect, new_id
@@ -36,3 +39,19 @@ async def test_p9_a_closed_account_is_signed_out_on_every_node(cluster: Cluster)
             assert (await nobody.post(path, json=body)).status_code == 401
         again = (await nobody.post("/auth/register", json=login)).json()
         assert again["userId"] != ann["userId"]
+
+
+async def test_a_hub_keeps_house(cluster: Cluster) -> None:
+    node = await cluster.start(HOUSEKEEPING_INTERVAL_S="1")
+    login = {"email": f"{new_id()}@example.org", "password": "correct horse battery"}
+    async with node.rest() as nobody:
+        ann = (await nobody.post("/auth/register", json=login)).json()["userId"]
+    sql = await asyncpg.connect(cluster.database_url)
+    try:
+        await sql.execute("UPDATE refresh_families SET expires_at = now() - interval '2 days'")
+        count = "SELECT count(*) FROM refresh_families WHERE user_id = $1"
+        async with asyncio.timeout(10):
+            while await sql.fetchval(count, ann):  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(POLL_S)
+    finally:
+        await sql.close()

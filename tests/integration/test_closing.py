@@ -214,6 +214,27 @@ async def test_what_a_failure_interrupts_the_second_pass_finishes(
     assert await world.closures.unsettled(datetime(9999, 1, 1, tzinfo=UTC)) == []
 
 
+async def test_one_that_cannot_be_finished_holds_up_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for user_id in ("ann", "ben"):
+        await world.closing.close(world.signed_in(user_id))
+        await world.budget(user_id, "cid")  # on another node, at that moment
+    world.clock.ahead_s = 2 * LATE_S + 1
+    submit = world.hub.submit
+
+    def busy(actor: str, *how: Any) -> Any:
+        if actor == "ann":
+            raise HubError(Code.BUSY)
+        return submit(actor, *how)
+
+    monkeypatch.setattr(world.hub, "submit", busy)
+    with pytest.raises(HubError, match="BUSY"):
+        await world.closing.settle()
+    left = await world.closures.unsettled(datetime(9999, 1, 1, tzinfo=UTC))
+    assert [closure.user_id for closure in left] == ["ann"]
+
+
 async def test_what_another_node_let_it_do_meanwhile_goes_too(world: World) -> None:
     """And what a new account of the same id does later stays: Firebase knows the user still."""
     await world.closing.close(world.signed_in("ann"))
