@@ -259,9 +259,12 @@ class Settings(BaseModel):
     @field_validator("redis_cluster")
     @classmethod
     def _with_an_address(cls, cluster: bool, info: ValidationInfo) -> bool:
-        url = info.data.get("redis_url")
-        if cluster and "redis_url" in info.data and (url is None or url.startswith("unix:")):
-            raise ValueError("needs a REDIS_URL that begins with redis:// or rediss://")
+        if cluster and "redis_url" in info.data:
+            url = info.data["redis_url"]
+            if url is None or url.startswith("unix:"):
+                raise ValueError("needs a REDIS_URL that begins with redis:// or rediss://")
+            if re.fullmatch(r"[^/]+//[^/?]*(/0?)?(\?.*)?", url) is None:
+                raise ValueError("a cluster has no other database than 0, which REDIS_URL names")
         return cluster
 
     @field_validator("s3_region", "cdn_base_url")

@@ -159,7 +159,7 @@ class ClusterBus:
             # All nodes that see the cluster alike choose the same bucket for their heartbeats.
             shard = Shard(f"{place.host}:{place.port}", min(place.buckets))
             self._links[place] = RedisBus(
-                _at(self._url, place.host, place.port),
+                address_of(self._url, place.host, place.port),
                 self._log_id,
                 self._new_node_id(),
                 jitter=self._jitter,
@@ -177,7 +177,7 @@ class ClusterBus:
         _log.info("bus linked", shards=len(places), new=len(new))
 
 
-def _at(url: str, host: str, port: int) -> str:
+def address_of(url: str, host: str, port: int) -> str:
     """The URL for another node of its cluster."""
     parts = urlsplit(url)
     credentials, at, _ = parts.netloc.rpartition("@")

@@ -16,12 +16,13 @@ from redis.crc import key_slot
 from redis.exceptions import MovedError
 from structlog.testing import capture_logs
 
+from api.settings import Settings, SettingsError
 from hub.frames import Frame
 from hub.presence import NodeId
 from hub.records import BudgetId, UserId
 from storage import bus as storage_bus, cluster_bus
 from storage.bus import BUCKETS, DEAF_S, HEARTBEAT_S, bucket_of
-from storage.cluster_bus import LOOK_S, ClusterBus
+from storage.cluster_bus import LOOK_S, ClusterBus, address_of
 from storage.rate_limits import RateLimits
 from tests.cluster import POLL_S, until
 from tests.redis_cluster import Member, RedisCluster
@@ -280,3 +281,27 @@ def test_buckets_are_of_equal_size(made: Callable[[int], BudgetId]) -> None:
     for number in range(20 * BUCKETS):
         counts[bucket_of(made(number))] += 1
     assert 2 < min(counts) <= max(counts) < 50
+
+
+ENVIRON = {"DATABASE_URL": "postgres://hub", "AUTH_SECRET": "s" * 32, "REDIS_CLUSTER": "true"}
+
+
+@pytest.mark.parametrize("url", ["", "unix:///run/redis.sock", "redis://:word@host:6379/1"])
+def test_a_cluster_needs_an_address_that_can_be_one(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"^REDIS_CLUSTER: ") as refused:
+        Settings.from_env({**ENVIRON, "REDIS_URL": url})
+    assert "word" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "found"),
+    [
+        ("redis://host", "10.0.0.2", "redis://10.0.0.2:7000"),
+        ("rediss://u:p%40@host:1/0?a=f", "b.c", "rediss://u:p%40@b.c:7000/0?a=f"),
+        ("redis://:pass@[::1]:6379", "fd00::2", "redis://:pass@[fd00::2]:7000"),
+    ],
+)
+def test_each_shard_is_reached_as_the_first_one(url: str, host: str, found: str) -> None:
+    """With the same credentials, and by TLS where that was."""
+    assert Settings.from_env({**ENVIRON, "REDIS_URL": url}).redis_cluster
+    assert address_of(url, host, 7000) == found
