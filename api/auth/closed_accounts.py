@@ -53,17 +53,18 @@ class ClosedAccounts:
 
     def learn(self, closures: Iterable[Closure]) -> None:
         """End every session that goes by a token of theirs."""
-        new: dict[UserId, int] = {}
+        closed_at_ms: dict[UserId, int] = {}
         for user_id, closed_at in closures:
-            closed_at_ms = int(closed_at.timestamp() * 1000)
-            if self._closed_at_ms.get(user_id, 0) < closed_at_ms:
-                new[user_id] = self._closed_at_ms[user_id] = closed_at_ms
+            closed_at_ms[user_id] = int(closed_at.timestamp() * 1000)
+            if self._closed_at_ms.get(user_id, 0) < closed_at_ms[user_id]:
+                self._closed_at_ms[user_id] = closed_at_ms[user_id]
                 self._closed_at_ms.move_to_end(user_id)
             self._seen_until = max(self._seen_until, closed_at)
         while len(self._closed_at_ms) > KNOWN_MAX:
             self._closed_at_ms.popitem(last=False)
-        if new:
-            self._hub.sign_out(new)
+        # Also of those that are known: a session may have been on its way in when they became so.
+        if closed_at_ms:
+            self._hub.sign_out(closed_at_ms)
 
     def refuses(self, who: Principal) -> bool:
         """Whether the token was issued before its account was closed."""

@@ -119,6 +119,21 @@ class World:
         return whole.getvalue().decode()
 
 
+class Late:
+    """A session that does nothing."""
+
+    def __init__(self, principal: Principal) -> None:
+        self.principal = principal
+        self.signed_out = 0
+
+    def sign_out(self) -> None:
+        self.signed_out += 1
+
+    def go_away(self, reconnect_after_ms: int) -> None: ...
+
+    def leave(self) -> None: ...
+
+
 @pytest.fixture
 async def world(database: Database, tmp_path: Path) -> AsyncIterator[World]:
     world = World(database, tmp_path / "photos")
@@ -167,6 +182,19 @@ async def test_other_nodes_learn_of_it_and_so_do_those_that_start_later(world: W
         await node.look()
         assert node.refuses(before)
         assert not node.refuses(world.signed_in("cid"))
+
+
+async def test_who_was_on_his_way_in_at_that_moment_is_signed_out(world: World) -> None:
+    """The token counted when it was looked at; the account was closed before the session began."""
+    late = Late(world.signed_in("ann"))
+    await world.closing.close(late.principal)
+    world.hub.attach(late)
+    await world.closed.look()
+    assert late.signed_out == 1
+    later = Late(world.signed_in("ann", ago_s=-60))
+    world.hub.attach(later)
+    await world.closed.look()
+    assert later.signed_out == 0
 
 
 async def test_more_are_learnt_of_than_one_answer_holds(
