@@ -29,6 +29,7 @@ from api.settings import Settings, SettingsError
 from hub.errors import BadData, Disconnected
 from storage.database import Database, translated
 from storage.embedded import EmbeddedError, EmbeddedPostgres, EmbeddedRedis
+from storage.log_identity import HubsRunning, renew_log_id
 from storage.migrate import migrate as apply_migrations, pending
 from storage.transfer import Header, Refused, export_budget, import_budget
 from storage.verify import NoSuchBudget, Progress as Verified, verify as verify_budgets
@@ -167,6 +168,18 @@ def import_(
     with _one_line_errors():
         header = asyncio.run(_import(file))
         _out.print(f"imported budget {header.budget_id}, {header.head} events")
+
+
+@main.command("new-log-id")
+def new_log_id() -> None:
+    """Give the log a new identity, after a restore that lost events and before any hub starts.
+
+    Every device then takes a snapshot when it comes back. Refused while hubs are connected.
+    """
+    with _one_line_errors():
+        url = _database_url()
+        asyncio.run(_reach(url))
+        _out.print(f"the log is now {asyncio.run(renew_log_id(url))}")
 
 
 @main.command()
@@ -322,6 +335,6 @@ def _one_line_errors() -> Iterator[None]:
     except Disconnected as error:
         _err.print(f"budget-hub: the database is out of reach: {error}")
         raise typer.Exit(1) from None
-    except (NotMigrated, server.WorkerFailed) as error:
+    except (HubsRunning, NotMigrated, server.WorkerFailed) as error:
         _err.print(f"budget-hub: {error}")
         raise typer.Exit(1) from None
