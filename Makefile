@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Of checkov, whose hundred dependencies have no place among ours.
 SCANNER ?= $(HOME)/.cache/budget-hub/checkov
 
-.PHONY: help install run test test-firebase faults examples check bench lint format types imports \
+.PHONY: help install run test test-firebase faults examples recordings check bench lint format types imports \
 	lock scan-infra clean
 .DEFAULT_GOAL := help
 
@@ -42,6 +42,9 @@ faults: install  ## the fault tests at length, seeded; STORM_SEED=n repeats a sc
 
 examples: install  ## take down the examples of the interface's documents from a real hub
 	RENEW_EXAMPLES=1 $(BIN)/pytest tests/acceptance/test_interface.py -k committed
+
+recordings: install  ## record anew what /metrics says in each trouble (five minutes, a quiet machine)
+	$(BIN)/python -m tests.troubles
 
 check: lint types imports test  ## everything CI runs
 

@@ -164,7 +164,6 @@ async def converse(
         await taken.call(nobody, "the table", "GET", "/errors", 200)
         await taken.call(nobody, "alive", "GET", "/healthz", 200)
         await taken.call(nobody, "ready", "GET", "/readyz", 200)
-        await taken.call(nobody, "metrics", "GET", "/metrics", 200)
         await waiting.wait_for(lambda: bool(waiting.of_type("heads")), 20)
         taken.show("where the budgets are", waiting.of_type("heads")[0])
         for frame in [*watch.frames, *waiting.frames]:
