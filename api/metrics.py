@@ -7,7 +7,7 @@ shows as itself, and one that is replaced begins anew, which Prometheus knows ho
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -28,7 +28,7 @@ from starlette.routing import Route
 from api.auth.token_cache import CachedTokens
 from api.edge import Edge
 from api.workers import Workers
-from hub.hub import Hub
+from hub.hub import Census, Hub
 from hub.measures import LAG_S, Histogram
 from storage.bus import RedisBus
 from storage.database import Database
@@ -56,6 +56,20 @@ class Sources:
     lag_s: Histogram = field(default_factory=lambda: Histogram(LAG_S))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Moment(Sources):
+    """What costs something to find out, found out once for all metrics."""
+
+    census: Census
+    process: Mapping[str, float]
+
+    @classmethod
+    def of(cls, sources: Sources) -> "Moment":
+        process = {family.name: family.samples[0].value for family in _PROCESS.collect()}
+        same = {each.name: getattr(sources, each.name) for each in fields(sources)}
+        return cls(**same, census=sources.hub.census(), process=process)
+
+
 class Metric(NamedTuple):
     """`name` is without prefix and `_total`. `tells` is what one learns from it."""
 
@@ -64,7 +78,7 @@ class Metric(NamedTuple):
     labels: tuple[str, ...]
     meaning: str
     tells: str
-    read: Callable[[Sources], Values]
+    read: Callable[[Moment], Values]
 
     @property
     def series(self) -> str:
@@ -87,18 +101,13 @@ def _by_two(counts: Mapping[tuple[str, str], float], *always: tuple[str, str]) -
     return labelled
 
 
-def _pools(take: Callable[[Any], float]) -> Callable[[Sources], Values]:
+def _pools(take: Callable[[Any], float]) -> Callable[[Moment], Values]:
     return lambda of: {(name,): take(use) for name, use in of.database.pools().items()}
 
 
-def _process(name: str) -> Callable[[Sources], Values]:
-    def read(_: Sources) -> Values:
-        for family in _PROCESS.collect():
-            if family.name == name:
-                return _one(family.samples[0].value)
-        return {}  # not on this system
-
-    return read
+def _process(name: str) -> Callable[[Moment], Values]:
+    # Not on every system.
+    return lambda of: _one(of.process[name]) if name in of.process else {}
 
 
 _PROCESS = ProcessCollector(registry=None)
@@ -158,7 +167,7 @@ METRICS: Sequence[Metric] = (
         "Who is connected: a `socket`, a long-`poll` that waits, a `stream` of Server-Sent Events",
         "Load, and whether clients could stay after a deploy",
         lambda of: _by(
-            {_ATTACHED.get(name, name): n for name, n in of.hub.census().attached.items()},
+            {_ATTACHED.get(name, name): n for name, n in of.census.attached.items()},
             *_ATTACHED.values(),
         ),
     ),
@@ -177,7 +186,7 @@ METRICS: Sequence[Metric] = (
         (),
         "Budgets that somebody follows here",
         "How many channels the bus has for this worker",
-        lambda of: _one(of.hub.census().feeds),
+        lambda of: _one(of.census.feeds),
     ),
     # Events in.
     Metric(
@@ -204,7 +213,7 @@ METRICS: Sequence[Metric] = (
         (),
         "Events in the queue before the committer",
         "Zero or little; at 20,000 the answer is `BUSY`",
-        lambda of: _one(of.hub.census().waiting_events),
+        lambda of: _one(of.census.waiting_events),
     ),
     Metric(
         "batch_events",
@@ -377,10 +386,11 @@ def routes(sources: Sources, workers: Workers) -> list[Route]:
 
 def reading(sources: Sources) -> Reading:
     """Everything this worker has to tell."""
+    moment = Moment.of(sources)
     return {
         metric.name: [(list(labels), _plain(value)) for labels, value in values.items()]
         for metric in METRICS
-        if (values := metric.read(sources))
+        if (values := metric.read(moment))
     }
 
 
@@ -433,13 +443,13 @@ def _plain(value: float | Histogram) -> Any:
     return value
 
 
-def _subscriptions(of: Sources) -> Values:
-    census = of.hub.census()
+def _subscriptions(of: Moment) -> Values:
+    census = of.census
     catching_up = census.followers - census.live - census.lagging
     return _by({"live": census.live, "lagging": census.lagging, "catching up": catching_up})
 
 
-def _refusals(of: Sources) -> Values:
+def _refusals(of: Moment) -> Values:
     rest, socket = of.edge.refusals, of.hub.measures.refusals
     return {
         **{("rest", code): n for code, n in rest.items()},
