@@ -233,7 +233,11 @@ _COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     "<": lambda left, right: left < right,
     "==": lambda left, right: left == right,
 }
-_AGGREGATES: Mapping[str, Callable[[Sequence[float]], float]] = {"sum": sum, "max": max}
+_AGGREGATES: Mapping[str, Callable[[Sequence[float]], float]] = {
+    "sum": sum,
+    "max": max,
+    "count": len,
+}
 
 
 def _increase(samples: Sequence[tuple[float, float]], at_s: float, range_s: float) -> float | None:

@@ -7,7 +7,9 @@ evaluate these recordings.
 """
 
 import asyncio
+import os
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -23,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import WebSocketException
 
 from storage.embedded import EmbeddedPostgres
-from tests.cluster import PROGRAM, Cluster, FragileRedis, Node
+from tests.cluster import PROGRAM, Cluster, FragileRedis, Node, family
 from tests.conftest import migrated
 from tests.device import Ended, Refused, budget_create, connect, expense_add, new_id
 from tests.google import FIREBASE_HUB, Google, Signer, encoded, running
@@ -234,6 +236,23 @@ async def node_killed(place: Place) -> AsyncIterator[Trouble]:
             yield Trouble(nodes, nodes[1].kill)
 
 
+@asynccontextmanager
+async def worker_hung(place: Place) -> AsyncIterator[Trouble]:
+    """One of two workers of the second hub stands still."""
+    async with pair(place) as (cluster, _):
+        nodes = [await cluster.start(WEB_CONCURRENCY="2") for _ in range(2)]
+        workers = [pid for (pid, _), name in family(nodes[1].pid).items() if "api.server" in name]
+
+        async def stop() -> None:
+            os.kill(workers[0], signal.SIGSTOP)
+
+        try:
+            async with traffic(cluster, nodes):
+                yield Trouble(nodes, stop)
+        finally:
+            os.kill(workers[0], signal.SIGCONT)
+
+
 TROUBLES: Mapping[str, Callable[[Place], AbstractAsyncContextManager[Trouble]]]
 
 
@@ -327,8 +346,8 @@ def fresh(signer: Signer) -> str:
 def scraped(text: str, instance: str) -> dict[Labels, float]:
     """The samples of one scrape, as Prometheus stores them."""
     samples = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
+    for told_of in text_string_to_metric_families(text):
+        for sample in told_of.samples:
             labels = {
                 "__name__": sample.name,
                 "job": JOB,
@@ -429,6 +448,7 @@ TROUBLES = {
     "tokens-refused": tokens_refused,
     "certificates-away": certificates_away,
     "node-killed": node_killed,
+    "worker-hung": worker_hung,
 }
 
 

@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from api.metrics import METRICS, table
-from tests.promql import Labels, firing, recorded, selected
+from tests.promql import Labels, Sample, firing, recorded, selected
 from tests.troubles import ALERTS, HEALTHY_S, INTERVAL_S, RECORDED, ROOT, TROUBLES
 
 DASHBOARD = ROOT / "infra" / "grafana" / "budget-hub.json"
@@ -35,9 +35,14 @@ RAISED = {
     "tokens-refused": {"BudgetHubTokensRefused"},
     "certificates-away": {"BudgetHubTokensUnverifiable"},
     "node-killed": {"BudgetHubDown"},
+    "worker-hung": {"BudgetHubWorkerSilent"},
 }
 # Where only one of the two hubs has the trouble.
-SECOND_ONLY = {"node-deaf": "BudgetHubNodeDeaf", "node-killed": "BudgetHubDown"}
+SECOND_ONLY = {
+    "node-deaf": "BudgetHubNodeDeaf",
+    "node-killed": "BudgetHubDown",
+    "worker-hung": "BudgetHubWorkerSilent",
+}
 
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="there is no promtool")
 
@@ -60,16 +65,25 @@ def alerts() -> list[Alert]:
 def fired(trouble: str, scraped_every_s: int) -> dict[str, set[Labels]]:
     """The alerts that fired at any time of the recording, and for which series."""
     everything, ends_s = recorded((RECORDED / f"{trouble}.yml").read_text())
-    recording = {
-        labels: [sample for sample in samples if sample.at_s % scraped_every_s == 0]
-        for labels, samples in everything.items()
-    }
+    times = [float(at_s) for at_s in range(0, int(ends_s) + 1, scraped_every_s)]
+    recording = {labels: [*seen(samples, times)] for labels, samples in everything.items()}
     raised: dict[str, set[Labels]] = {}
     for alert in alerts():
         for _, series in firing(alert.expression, alert.for_s, recording, ends_s, EVERY_S):
             if series:
                 raised.setdefault(alert.name, set()).update(series)
     return raised
+
+
+def seen(samples: Sequence[Sample], times: Sequence[float]) -> Iterator[Sample]:
+    """What a Prometheus sees that scrapes at these times only."""
+    values = {sample.at_s: sample.value for sample in samples}
+    before = None
+    for at_s in times:
+        value = values.get(at_s)
+        if value is not None or before is not None:
+            yield Sample(at_s, value)
+        before = value
 
 
 def test_there_is_a_recording_of_every_trouble() -> None:
