@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from api.metrics import METRICS, table
-from tests.promql import Labels, Sample, firing, recorded, selected
+from tests.promql import Labels, Recording, Sample, firing, recorded, selected
 from tests.troubles import ALERTS, HEALTHY_S, INTERVAL_S, RECORDED, ROOT, TROUBLES
 
 DASHBOARD = ROOT / "infra" / "grafana" / "budget-hub.json"
@@ -62,9 +62,14 @@ def alerts() -> list[Alert]:
 
 
 @cache
+def recording_of(trouble: str) -> tuple[Recording, float]:
+    return recorded((RECORDED / f"{trouble}.yml").read_text())
+
+
+@cache
 def fired(trouble: str, scraped_every_s: int) -> dict[str, set[Labels]]:
     """The alerts that fired at any time of the recording, and for which series."""
-    everything, ends_s = recorded((RECORDED / f"{trouble}.yml").read_text())
+    everything, ends_s = recording_of(trouble)
     times = [float(at_s) for at_s in range(0, int(ends_s) + 1, scraped_every_s)]
     recording = {labels: [*seen(samples, times)] for labels, samples in everything.items()}
     raised: dict[str, set[Labels]] = {}
@@ -104,7 +109,7 @@ def test_an_alert_names_the_hub_that_has_the_trouble(trouble: str, alert: str) -
 
 @pytest.mark.parametrize("trouble", RAISED)
 def test_no_alert_fires_before_the_trouble_begins(trouble: str) -> None:
-    recording, _ = recorded((RECORDED / f"{trouble}.yml").read_text())
+    recording, _ = recording_of(trouble)
     for alert in alerts():
         times = firing(alert.expression, alert.for_s, recording, HEALTHY_S, EVERY_S)
         assert not any(series for _, series in times), alert.name
@@ -117,7 +122,7 @@ def test_every_alert_is_raised_by_a_trouble(alert: Alert) -> None:
 
 @pytest.mark.parametrize("trouble", RAISED)
 def test_recordings_hold_what_the_alerts_read(trouble: str) -> None:
-    recording, _ = recorded((RECORDED / f"{trouble}.yml").read_text())
+    recording, _ = recording_of(trouble)
     there = {dict(labels)["__name__"] for labels in recording}
     assert there == {name for alert in alerts() for name, _ in selected(alert.expression)}
 
@@ -133,7 +138,7 @@ def test_promtool_sees_the_same_alerts_at_the_end_of_each_recording(
     trouble: str, tmp_path: Path
 ) -> None:
     raw = yaml.safe_load((RECORDED / f"{trouble}.yml").read_text())
-    recording, ends_s = recorded((RECORDED / f"{trouble}.yml").read_text())
+    recording, ends_s = recording_of(trouble)
     last_s = ends_s - ends_s % EVERY_S
     expected = [
         {"labels": series({**dict(labels), "alertname": alert.name}), "value": 1}
