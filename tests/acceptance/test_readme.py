@@ -97,7 +97,6 @@ def test_first_command_is_make_run() -> None:
 
 
 @needs_linux
-@pytest.mark.timeout(180)
 async def test_tour(clone: Path, environ: dict[str, str], hub: Process) -> None:
     url = await hub.serving()
     blocks = [block for block in Block.all()[1:] if block.commands]

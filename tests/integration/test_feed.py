@@ -388,7 +388,11 @@ async def test_p2_a_client_that_is_ahead_of_its_node_joins_when_the_node_is_ther
 
 
 @pytest.mark.parametrize(
-    ("submits", "seed"), [(150, 1), pytest.param(2000, SEED, marks=pytest.mark.faults)]
+    ("submits", "seed"),
+    [
+        pytest.param(150, 1, id="some"),
+        pytest.param(2000, SEED, id="many", marks=pytest.mark.faults),
+    ],
 )
 async def test_p2_p7_many_follow_while_two_nodes_commit_and_their_bus_does_what_it_likes(
     pair: tuple[Node, Node], submits: int, seed: int, monkeypatch: pytest.MonkeyPatch

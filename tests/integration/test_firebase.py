@@ -325,7 +325,9 @@ def test_keys_are_fetched_once_for_all_who_wait() -> None:
 
 
 @pytest.mark.parametrize(
-    "failure", [None, Answer(503), Answer(body=b"<html>"), Answer(body=b"[]")], ids=repr
+    "failure",
+    [None, Answer(503), Answer(body=b"<html>"), Answer(body=b"[]")],
+    ids=["no answer", "503", "a page", "a list"],
 )
 def test_known_keys_count_a_while_longer(failure: Answer | None) -> None:
     clock = Clock()

@@ -96,7 +96,6 @@ async def statistics(request: pytest.FixtureRequest, large_url: str) -> str:
     return state
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.usefixtures("statistics")
 async def test_hot_statements_use_their_indexes(large_url: str) -> None:
     large = await asyncpg.connect(large_url, server_settings=COMMIT_SESSION)
@@ -117,7 +116,6 @@ async def test_hot_statements_use_their_indexes(large_url: str) -> None:
     await large.close()
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("plans", ["force_generic_plan", "force_custom_plan"])
 async def test_reads_look_only_at_what_they_answer_with(
     large_url: str, statistics: str, plans: str
