@@ -15,7 +15,18 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api import budgets, errors, events, health, invites, members, photos as photo_routes, users
+from api import (
+    budgets,
+    errors,
+    events,
+    health,
+    invites,
+    loop_lag,
+    members,
+    metrics,
+    photos as photo_routes,
+    users,
+)
 from api.auth import routes as auth_routes
 from api.auth.closed_accounts import ClosedAccounts, OpenAccounts
 from api.auth.local import LocalIdentity
@@ -29,6 +40,7 @@ from api.guard import ApiKeys, Guard, LimitedByUser, PerMinute, RequestLimits
 from api.http import ERROR_HANDLERS
 from api.settings import Settings
 from api.socket import SyncSocket
+from api.workers import Workers
 from hub.committer import APART_MAX, LANES
 from hub.hub import READERS_MAX, Hub, Rates
 from hub.ports import Authenticator
@@ -79,9 +91,9 @@ class App:
 
 
 @asynccontextmanager
-async def open_app(settings: Settings) -> AsyncIterator[App]:
+async def open_app(settings: Settings, workers: Workers | None = None) -> AsyncIterator[App]:
     """Everything built and running, until the context is left: then what was submitted is finished
-    and all connections are closed.
+    and all connections are closed. `workers` are the other processes of this server.
 
     Raises `Disconnected` if Postgres is out of reach, `NotMigrated`."""
     database = await Database.connect(
@@ -135,8 +147,19 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             now=time.time,
             jitter=random.random,
         )
+        # The edge is around what it counts for, and so are its numbers' page and the documents.
+        rest = Starlette(
+            middleware=[Middleware(Guard, keys, limits)],
+            exception_handlers=ERROR_HANDLERS,
+        )
+        edge = Edge(cors(rest, settings.origin_list()))
+        sources = metrics.Sources(
+            hub, database, bus, photos, cached, edge, settings.web_concurrency
+        )
+        workers = workers or Workers()
         routes = [
             *health.routes(database, bus, photos),
+            *metrics.routes(sources, workers),
             *errors.routes(),
             *identity.routes,
             *events.routes(hub, limited, now_ms=now_ms),
@@ -153,11 +176,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             *users.routes(profiles, closing, limited, closed_too=LimitedByUser(cached, limits)),
             *photo_routes.routes(photos, store, limited, behind_proxy=settings.trusted_proxies > 0),
         ]
-        rest = Starlette(
-            routes=[*routes, *documents.routes(routes)],
-            middleware=[Middleware(Guard, keys, limits)],
-            exception_handlers=ERROR_HANDLERS,
-        )
+        rest.router.routes += [*routes, *documents.routes(routes)]
         # A path is one of ours or is none. Starlette would send the client, and its token, to
         # wherever `Host` says, and over plain HTTP behind a proxy.
         rest.router.redirect_slashes = False
@@ -176,6 +195,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             tasks.append(background.create_task(photos.run()))
             tasks.append(background.create_task(closed.run()))
             tasks.append(background.create_task(housekeeping.run()))
+            tasks.append(background.create_task(loop_lag.watch(sources.lag_s)))
             if bus is not None:
                 tasks.append(background.create_task(bus.run(hub)))
             if identity.accounts is not None:
@@ -188,9 +208,10 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
                 )
                 tasks.append(background.create_task(revocations.run()))
             try:
-                edge = Edge(cors(rest, settings.origin_list()))
+                await workers.open(lambda: metrics.told_as_json(sources))
                 yield App(hub, socket, edge, rest.routes)
             finally:
+                await workers.close()
                 await hub.close()
                 await cached.close()
                 await counts.close()

@@ -10,6 +10,7 @@ another primary, after a failover or when it grows, the links that are affected 
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -66,6 +67,8 @@ class ClusterBus:
         self._tasks: dict[Place, asyncio.Task[None]] = {}
         self._of_bucket: dict[int, RedisBus] = {}
         self._lost = False  # nobody tells who has what
+        self.losses: Counter[str] = Counter()  # as a bus counts them; of all shards
+        self.frames: Counter[str] = Counter()
 
     @property
     def connected(self) -> bool:
@@ -103,6 +106,8 @@ class ClusterBus:
         for frame in frames:
             if (link := self._link(frame.budget_id)) is not None:
                 link.publish([frame])
+            else:
+                self.frames["dropped"] += 1
 
     def announce(self, budget_id: BudgetId, here: Mapping[UserId, int], *, asks: bool) -> None:
         if (link := self._link(budget_id)) is not None:
@@ -158,20 +163,21 @@ class ClusterBus:
         for place in new:
             # All nodes that see the cluster alike choose the same bucket for their heartbeats.
             shard = Shard(f"{place.host}:{place.port}", min(place.buckets))
-            self._links[place] = RedisBus(
+            link = RedisBus(
                 address_of(self._url, place.host, place.port),
                 self._log_id,
                 self._new_node_id(),
                 jitter=self._jitter,
                 shard=shard,
             )
+            link.losses, link.frames = self.losses, self.frames
+            self._links[place] = link
         self._of_bucket = {
             bucket: link for place, link in self._links.items() for bucket in place.buckets
         }
         for budget_id in self._wanted:
-            link = self._link(budget_id)
-            if link is not None:
-                link.want(budget_id)
+            if (now := self._link(budget_id)) is not None:
+                now.want(budget_id)
         for place in new:
             self._tasks[place] = tasks.create_task(self._links[place].run(listener))
         _log.info("bus linked", shards=len(places), new=len(new))
