@@ -6,8 +6,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from loadtest.checker import Violation
 from storage.embedded import EmbeddedRedis
-from tests.checker import Violation
 from tests.cluster import Cluster
 from tests.planted import BUGS
 from tests.storm import Plan, storm
@@ -16,7 +16,7 @@ QUICK = Plan(seed=7, writers=10, calm=120, delivery_s=3)
 
 STORMS_MAX = 3
 
-# Which rules of `tests.checker` may be the first to notice.
+# Which rules of `loadtest.checker` may be the first to notice.
 NOTICED_BY = {
     "no_dedup": {"verdicts", "refused"},
     "sequence_skipped": {"dense"},
