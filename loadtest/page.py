@@ -122,7 +122,9 @@ def thin(points: Sequence[Point], join: Callable[[list[float]], float]) -> Seque
 
 def milliseconds(value: float | None) -> str:
     """Three digits are all that a latency is known by."""
-    return "-" if value is None else f"{value:.2f}" if value < 10 else f"{value:,.0f}"
+    if value is None:
+        return "-"
+    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def _mean(values: list[float]) -> float:
