@@ -64,11 +64,8 @@ lock:  ## renew requirements.lock after a change of dependencies (needs uv)
 	uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
 		--all-extras --group dev pyproject.toml -o requirements.lock
 
-bench: install  ## measure, and write loadtest/RESULTS.md (a quarter of an hour, on a quiet machine)
-	$(BIN)/python -m loadtest.bench.fanout --record
-	$(BIN)/python -m loadtest.bench.crossing --record
-	$(BIN)/python -m loadtest.bench.rest --record
-	$(BIN)/python -m loadtest.bench.commit --flat --record
+bench: install  ## measure, and write loadtest/RESULTS.md (half an hour, on a quiet machine)
+	$(BIN)/python -m loadtest.bench --record
 
 scan-infra: $(SCANNER)/bin/checkov  ## look for unsafe settings in infra/terraform
 	$< --directory infra/terraform --framework terraform --compact --quiet --skip-download
