@@ -189,6 +189,11 @@ class Generator:
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
 
+    def accompany(self, number: int, device: Device) -> None:
+        """Have one more device, which is not among those of the plan: it only follows."""
+        self.devices[number] = device
+        self._running.append(asyncio.create_task(device.run()))
+
     async def work(self, start_s: float) -> None:
         """Do what the scenario says from `start_s` on, for its duration; return when every event
         has its verdict, or no longer gets one."""
