@@ -20,10 +20,12 @@ from typing import Literal, NamedTuple, Self
 from uuid import UUID
 
 import asyncpg
+import orjson
 from websockets.exceptions import InvalidHandshake
 
+from loadtest.checker import Figures, Violation, check as check_history
+from loadtest.history import History
 from storage.embedded import EmbeddedPostgres
-from tests.checker import Figures, History, LogRow
 from tests.cluster import Cluster, Node, Process, token, until
 from tests.device import (
     Broken,
@@ -56,7 +58,7 @@ LOST = (Ended, InvalidHandshake, OSError, TimeoutError)
 
 READ_LOG = """
 SELECT budget_id::text, sequence, event_id::text, version, event FROM accepted_events
-ORDER BY budget_id, sequence
+WHERE budget_id = ANY($1::uuid[]) ORDER BY budget_id, sequence
 """
 READ_HEADS = "SELECT id::text, last_sequence FROM budgets"
 
@@ -223,7 +225,7 @@ class Writer:
                     try:
                         await self._write(device, enough)
                     finally:
-                        self._history.received(f"writer of {self._user_id}", device.frames)
+                        take(self._history, f"writer of {self._user_id}", device, self._user_id)
             except LOST as lost:
                 assert not isinstance(lost, Ended) or lost.code == CONNECTION_LOST, lost
                 self.reconnected += 1
@@ -239,7 +241,7 @@ class Writer:
             for frame in self._frames():
                 now_s = time.monotonic()
                 for event in frame:
-                    self._history.invoked(self._user_id, event, now_s)
+                    self._history.submitted(self._user_id, event, now_s)
                 posted.append((frame, await device.post(frame, mode)))
             for frame, request_id in posted:
                 verdicts = await self._verdicts(device, request_id)
@@ -362,7 +364,7 @@ class Observer:
                     try:
                         await self._follow(device)
                     finally:
-                        self._history.received(self._name, device.frames)
+                        take(self._history, self._name, device, self._user_id)
                         for budget_id, stream in device.streams.items():
                             self._cursors[budget_id] = stream.cursor
                         self._device = None
@@ -458,7 +460,7 @@ class _Storm:
             for task in watching:
                 task.cancel()
         figures = await check(self._history, self._cluster, self._fleet.nodes(), self._budgets)
-        assert self._history.refusals() == []
+        assert list(self._history.refusals()) == []
         await self._verify()
         took_s = time.monotonic() - began_s
         reconnected = sum(writer.reconnected for writer in self._writers)
@@ -522,13 +524,21 @@ async def check(
     nodes: Sequence[Node],
     budgets: Mapping[str, Sequence[str]],
 ) -> Figures:
-    """Hold the history against the whole log and each node's snapshots of the users' budgets."""
+    """Hold the history against the log and each node's snapshots of the users' budgets."""
     connection = await asyncpg.connect(cluster.database_url)
     try:
-        rows = await connection.fetch(READ_LOG)
+        ids = [budget_id for of_user in budgets.values() for budget_id in of_user]
+        rows = await connection.fetch(READ_LOG, ids)
     finally:
         await connection.close()
-    log = [LogRow(row[0], row[1], row[2], row[3], row[4].encode()) for row in rows]
+    logs: dict[str, list[Json]] = {}
+    for budget_id, *place, text in rows:
+        event = orjson.loads(text)
+        stored = [budget_id, *place]
+        named = [event.get(n) for n in ("budgetId", "sequence", "eventId", "version")]
+        if stored != named:
+            raise Violation("dense", f"the row {stored} holds another event: {event}")
+        logs.setdefault(budget_id, []).append(event)
     snapshots: dict[str, list[Json]] = {}
     for node in nodes:
         for user_id, budget_ids in budgets.items():
@@ -537,7 +547,21 @@ async def check(
                     response = await rest.get(f"/budgets/{budget_id}")
                     assert response.status_code == 200, response.text
                     snapshots.setdefault(budget_id, []).append(response.json())
-    return history.check(log, snapshots)
+    return check_history(history, logs, snapshots)
+
+
+def take(history: History, name: str, device: Device, user_id: str) -> None:
+    """Note everything that arrived on one connection of a device, which is closed."""
+    for frame in device.frames:
+        body = frame.body
+        match body["type"]:
+            case "results":
+                for verdict in body["results"]:
+                    history.answered(verdict, frame.at_s)
+            case "subscribed":
+                history.subscribed(name, body["budgetId"], body["key"], frame.at_s, user_id)
+            case "events":
+                history.saw(name, body["budgetId"], body["events"], frame.at_s)
 
 
 def _shared(budget_id: str, number: int) -> str:

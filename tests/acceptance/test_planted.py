@@ -6,15 +6,17 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from loadtest.checker import Violation
 from storage.embedded import EmbeddedRedis
-from tests.checker import Violation
 from tests.cluster import Cluster
 from tests.planted import BUGS
 from tests.storm import Plan, storm
 
 QUICK = Plan(seed=7, writers=10, calm=120, delivery_s=3)
 
-# Which rules of `tests.checker` may be the first to notice.
+STORMS_MAX = 3
+
+# Which rules of `loadtest.checker` may be the first to notice.
 NOTICED_BY = {
     "no_dedup": {"verdicts", "refused"},
     "sequence_skipped": {"dense"},
@@ -47,11 +49,21 @@ async def test_a_storm_finds_a_planted_bug(
         if bug == "none":  # the same storm leaves no trace
             await storm(plan, cluster)
         else:
-            with pytest.raises(Violation) as found:
-                await storm(plan, cluster)
-            assert found.value.rule in NOTICED_BY[bug], str(found.value)
+            found = await _violation(plan, cluster)
+            assert found.rule in NOTICED_BY[bug], str(found)
     finally:
         await cluster.close()
+
+
+async def _violation(plan: Plan, cluster: Cluster) -> Violation:
+    """Of the first storm that brings one. How processes interleave is chance, and some bugs show
+    only where something happens between two reads: one storm may miss them, not three."""
+    for seed in range(plan.seed, plan.seed + STORMS_MAX):
+        try:
+            await storm(plan._replace(seed=seed), cluster)
+        except Violation as violation:
+            return violation
+    raise AssertionError(f"{STORMS_MAX} storms noticed nothing")
 
 
 async def _execute(url: str, statement: str) -> None:

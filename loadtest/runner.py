@@ -1,0 +1,244 @@
+"""One run, from signing in to the proof: the parent of the generator processes."""
+
+import asyncio
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from secrets import token_urlsafe
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from rich.console import Console
+
+from loadtest.account import Account, LocalAccount, Session, SignedAccount, sign_in
+from loadtest.audit import Audit
+from loadtest.checker import Figures, Violation, check
+from loadtest.fleet import Fleet
+from loadtest.history import BadHistory, Recorder, read
+from loadtest.http_client import HttpClient
+from loadtest.plan import Login, Options, Plan
+from loadtest.scenarios import SCENARIOS
+from loadtest.stats import TOTALS, Sample, Series
+from loadtest.target import Target
+
+SOON_S = 0.3  # from the command to start to the start, so that all processes have got it
+CPU_SHARE_MAX = 0.85  # of one core; what is due waits for what is being done above that
+LAG_MS_MAX = 20.0  # p99, where it is also a large part of what was measured
+
+PROVEN, VIOLATED, REFUSED, INVALID = 0, 1, 2, 3
+
+
+class Outcome(NamedTuple):
+    report: Mapping[str, Any]  # report.json
+    exit_code: int
+    figures: Figures | None
+    violation: Violation | None
+
+
+async def run(
+    options: Options, folder: Path, console: Console, *, secret: str = "", show: bool = True
+) -> Outcome:
+    """Run the scenario, check it, and leave the history in `folder`.
+
+    With the hub's `secret` any number of users have tokens; without, `options.users` are
+    registered. Raises `Refused` or `Unreachable` where a target is no hub or does not let the run
+    be set up, and `GeneratorFailed`."""
+    await asyncio.to_thread(_clear, folder)
+    targets = [Target.parse(url) for url in options.targets]
+    for target in targets:
+        await _look(target)
+    run_id = str(uuid4())
+    users = await _users(options, targets[0], run_id, secret)
+    epoch_s = time.time() - time.monotonic()
+    plans = [
+        Plan(options, run_id, n, epoch_s, users[n], str(folder / f"history-{n}.jsonl"))
+        for n in range(options.processes)
+    ]
+    series = Series()
+    with Recorder(folder / "history-audit.jsonl") as recorder:
+        async with Fleet(plans, series.add) as fleet:
+            await fleet.all_say("founded")
+            fleet.tell("connect")
+            await fleet.all_say("connected")
+            started_at_ms, start_s = time.time() * 1000, time.monotonic() + SOON_S
+            fleet.tell("start", at=start_s)
+            await fleet.all_say("quiet")
+            lasted_s = time.monotonic() - start_s
+            audit = Audit(targets[0], _accounts(plans, targets[0]), recorder)
+            try:
+                fleet.tell("settle", heads=await audit.heads())
+                await fleet.all_say("settled")
+                await audit.logs()
+            finally:
+                audit.close()
+    figures, violation = await asyncio.to_thread(_prove, folder)
+    report = _report(options, series, figures, violation, started_at_ms, lasted_s)
+    return Outcome(report, _exit_code(report), figures, violation)
+
+
+def _clear(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("history-*.jsonl"):
+        old.unlink()
+
+
+async def _look(target: Target) -> None:
+    client = HttpClient(target)
+    try:
+        await client.call("GET", "/healthz")
+    finally:
+        client.close()
+
+
+async def _users(
+    options: Options, target: Target, run_id: str, secret: str
+) -> Sequence[Sequence[Login]]:
+    """The users of each process. One who is in several has a session in each."""
+    shared = options.budgets < options.processes
+    each = max(1, options.users if shared else options.users // options.processes)
+    if secret:
+        names = [f"{run_id[:8]}-{n}" for n in range(each * (1 if shared else options.processes))]
+        everybody = [Login(name, secret=secret) for name in names]
+        if shared:
+            return [everybody] * options.processes
+        return [everybody[n :: options.processes] for n in range(options.processes)]
+    users: list[list[Login]] = [[] for _ in range(options.processes)]
+    for number in range(each if shared else each * options.processes):
+        email = f"load-{run_id}-{number}@example.com"
+        password = token_urlsafe(16)
+        session = await sign_in(target, email, password, new=True)
+        if shared:
+            users[0].append(Login(session.user_id, tuple(session)))
+            for others in users[1:]:
+                again = await sign_in(target, email, password, new=False)
+                others.append(Login(again.user_id, tuple(again)))
+        else:
+            users[number % options.processes].append(Login(session.user_id, tuple(session)))
+    return users
+
+
+def _accounts(plans: Sequence[Plan], target: Target) -> Mapping[str, Account]:
+    """Of each budget, one who may read it."""
+    known: dict[str, Account] = {}
+    accounts: dict[str, Account] = {}
+    for plan in plans:
+        for number in plan.founded:
+            login = plan.login_of(number)
+            if login.user_id not in known:
+                known[login.user_id] = (
+                    SignedAccount(login.user_id, login.secret)
+                    if login.secret
+                    else LocalAccount(target, Session(*login.session))
+                )
+            accounts[plan.budget_id(number)] = known[login.user_id]
+    return accounts
+
+
+def _prove(folder: Path) -> tuple[Figures | None, Violation | None]:
+    try:
+        history = read(sorted(folder.glob("history-*.jsonl")))
+        return check(history, history.logs, history.snapshots), None
+    except BadHistory as error:
+        return None, Violation("history", str(error))
+    except Violation as violation:
+        return None, violation
+
+
+def _report(
+    options: Options,
+    series: Series,
+    figures: Figures | None,
+    violation: Violation | None,
+    started_at_ms: float,
+    lasted_s: float,
+) -> Mapping[str, Any]:
+    total = series.total()
+    at_work = [s.second for s in series.samples if s.second < options.duration_s]
+    work = series.total(at_work)
+    cpu = sum(s.cpu for s in series.samples if s.second in set(at_work)) / max(1, len(at_work))
+    lag_ms = work.lag.percentile(0.99) or 0.0
+    because = _invalid(options, cpu, lag_ms, work)
+    unknown = figures.unknown if figures else max(0, total.sent - total.accepted)
+    return {
+        "version": 1,
+        "scenario": options.scenario,
+        "seed": options.seed,
+        "options": options.to_json(),
+        "startedAt": started_at_ms,
+        "durationS": lasted_s,
+        "machine": machine(),
+        "commit": commit(),
+        "targets": list(options.targets),
+        "valid": not because,
+        "invalidBecause": because,
+        "generator": {"processes": options.processes, "cpuShare": cpu, "lagP99Ms": lag_ms},
+        "totals": {name: getattr(total, name) for name in TOTALS} | {"unknown": unknown},
+        "latency": {"ackMs": total.ack.summary(), "deliveryMs": total.delivery.summary()},
+        "histograms": {"ackMs": total.ack.buckets(), "deliveryMs": total.delivery.buckets()},
+        "series": [sample.entry() for sample in series.samples],
+        "proof": {
+            "passed": violation is None,
+            "checked": vars(figures) if figures else {},
+            "violation": None
+            if violation is None
+            else {"rule": violation.rule, "what": violation.what, "story": violation.story},
+        },
+        "resources": None,
+    }
+
+
+def _invalid(options: Options, cpu: float, lag_ms: float, work: Sample) -> list[str]:
+    """Why the figures say more about this script than about the hub."""
+    if not SCENARIOS[options.scenario].judged:
+        return []
+    because = []
+    if cpu > CPU_SHARE_MAX:
+        because.append(
+            f"the busiest generator process took {cpu:.0%} of a core: use more processes"
+        )
+    measured_ms = max(work.delivery.percentile(0.99) or 0.0, work.ack.percentile(0.99) or 0.0)
+    if lag_ms > LAG_MS_MAX and lag_ms > measured_ms / 2:
+        because.append(f"the generator was {lag_ms:.0f} ms late at p99: its machine was too busy")
+    return because
+
+
+def _exit_code(report: Mapping[str, Any]) -> int:
+    if not report["proof"]["passed"]:
+        return VIOLATED
+    return PROVEN if report["valid"] else INVALID
+
+
+def machine() -> dict[str, Any]:
+    cpu = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                cpu = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    return {
+        "cores": os.cpu_count() or 1,
+        "cpu": cpu,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def commit() -> str | None:
+    """Of this script's own checkout, where it is one."""
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
