@@ -15,10 +15,9 @@ import typer
 import uvloop
 from rich.console import Console
 
-from loadtest import compare, runner
+from loadtest import runner
 from loadtest.fleet import GeneratorFailed
 from loadtest.plan import Options
-from loadtest.report import BadReport, read
 from loadtest.scenarios import SCENARIOS, Scenario
 from loadtest.target import Refused, Target, Unreachable
 from loadtest.watch import watch
@@ -140,18 +139,6 @@ for _scenario in SCENARIOS.values():
     app.command(_scenario.name, help=f"{_scenario.about[0].upper()}{_scenario.about[1:]}.")(
         _command(_scenario)
     )
-
-
-@app.command("compare")
-def compare_command(
-    a: Annotated[Path, typer.Argument(help="report.json of a run, or the run's folder.")],
-    b: Annotated[Path, typer.Argument(help="Of another one.")],
-) -> None:
-    """Two runs beside each other, and which differences matter."""
-    try:
-        compare.show(read(a), read(b), Console())
-    except BadReport as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 @app.command("watch")

@@ -156,7 +156,7 @@ def main(
     found = rows(steady, ramp, cost)
     show(found, _console)
     if record:
-        write_section("fleet", found, NOTES, before, plots(steady, cost, loaded))
+        write_section("fleet", found, NOTES, before, plots(steady, ramp, cost, loaded))
     if any(not run.report["proof"]["passed"] for run in (steady, ramp, *cost, *loaded)):
         raise typer.Exit(VIOLATED)
 
@@ -181,6 +181,7 @@ def drive(fleet: Fleet, postgres_url: str, redis_url: str, folder: Path) -> Run:
             "--duration": fleet.duration_s,
             "--processes": 2,
             "--seed": SEED,
+            "--p99-ms": P99_MS,
             "--out": folder,
         }
         command = [sys.executable, "-m", "loadtest", fleet.scenario]
@@ -279,11 +280,12 @@ def rows(steady: Run, ramp: Run, cost: Sequence[Run]) -> list[Row]:
 
 
 def highest_rate(report: Report) -> float:
-    """What `ramp` found, in events a second."""
-    raise NotImplementedError
+    """What `ramp` found, in events a second; 0 if no rate was kept."""
+    ramp = report.get("ramp")
+    return (ramp["highestRate"] if ramp else None) or 0.0
 
 
-def plots(steady: Run, cost: Sequence[Run], loaded: Sequence[Run]) -> Mapping[str, str]:
+def plots(steady: Run, ramp: Run, cost: Sequence[Run], loaded: Sequence[Run]) -> Mapping[str, str]:
     """SVG by the file's name."""
     fair = [run for run in cost if run.valid]
     devices = plot.linear([0, *(run.fleet.devices for run in fair)])
@@ -296,7 +298,7 @@ def plots(steady: Run, cost: Sequence[Run], loaded: Sequence[Run]) -> Mapping[st
         "p50": [(run.fleet.rate_per_s, _delivery(run)["p50"]) for run in loaded if run.valid],
         "p99": [(run.fleet.rate_per_s, _delivery(run)["p99"]) for run in loaded if run.valid],
     }
-    of_steady = page.plots(steady.report)
+    of_steady, of_ramp = page.plots(steady.report), page.plots(ramp.report)
     return {
         "cpu-per-event": by_devices(
             "The hub's CPU time for an event, µs",
@@ -317,6 +319,7 @@ def plots(steady: Run, cost: Sequence[Run], loaded: Sequence[Run]) -> Mapping[st
             limits=[Limit(f"limit of p99: {P99_MS:g}", P99_MS)],
             dots=True,
         ),
+        **({"ramp": of_ramp["ramp"]} if "ramp" in of_ramp else {}),
         "steady-latency": of_steady["latency"],
         "steady-distribution": of_steady["distribution"],
         "steady-throughput": of_steady["throughput"],

@@ -135,6 +135,20 @@ def test_violation_is_told_also_where_the_generator_was_the_limit(tmp_path: Path
     assert verdict(read(tmp_path, valid=False, proof=proof)) == "VIOLATION"
 
 
+def test_page_of_a_ramp_shows_the_rate_it_found_and_every_step(tmp_path: Path) -> None:
+    steps = [
+        {"rate": 500.0, "p99Ms": 20.0, "kept": True},
+        {"rate": 1777.0, "p99Ms": None, "kept": False},
+        {"rate": 1234.0, "p99Ms": 90.0, "kept": True},
+    ]
+    ramp = {"p99Ms": 100.0, "highestRate": 1234.0, "steps": steps}
+    parsed = Parsed(page(read(tmp_path, ramp=ramp)))
+    assert "1,234" in parsed.text and "bound: 100" in parsed.texts
+    assert parsed.tags.count("svg") == 7
+    none = Parsed(page(read(tmp_path, ramp=ramp | {"highestRate": None, "steps": []})))
+    assert "none" in none.texts
+
+
 def test_run_that_measured_nothing_has_a_page(tmp_path: Path) -> None:
     nothing = dict.fromkeys(("p50", "p90", "p99", "p999", "max"))
     second = dict.fromkeys(reports.second(0)) | {"t": 0.0}
