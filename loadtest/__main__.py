@@ -15,10 +15,13 @@ import typer
 import uvloop
 from rich.console import Console
 
-from loadtest import runner
+from loadtest import compare, report, runner
+from loadtest.checker import Violation, check
 from loadtest.fleet import GeneratorFailed
+from loadtest.history import BadHistory, read
 from loadtest.plan import Options
 from loadtest.scenarios import SCENARIOS, Scenario
+from loadtest.summary import show
 from loadtest.target import Refused, Target, Unreachable
 from loadtest.watch import watch
 
@@ -125,13 +128,7 @@ def _run(options: Options, out: Path | None, secret: str) -> None:
     except (Refused, GeneratorFailed) as error:
         errors.print(f"failed: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
-    console = Console(highlight=False, soft_wrap=True, markup=False)
-    console.print(f"seed {options.seed}")
-    report = outcome.report
-    for name in ("totals", "latency", "generator", "proof", "valid", "invalidBecause"):
-        console.print(f"{name}: {report[name]}")
-    if outcome.violation is not None:
-        console.print(str(outcome.violation))
+    show(outcome.report, folder, Console())
     raise typer.Exit(outcome.exit_code)
 
 
@@ -160,13 +157,41 @@ def watch_command(
         raise typer.Exit(1) from error
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@app.command("compare")
+def compare_command(
+    a: Annotated[Path, typer.Argument(help="A report.json, or the folder of one.")],
+    b: Annotated[Path, typer.Argument(help="Another one.")],
+) -> None:
+    """Show two runs beside each other, and which differences matter."""
+    try:
+        compare.show(report.read(a), report.read(b), Console())
+    except report.BadReport as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@app.command("check")
+def check_command(
+    histories: Annotated[list[Path], typer.Argument(help="The history-*.jsonl of one run.")],
+) -> None:
+    """Judge the recorded history of a run again."""
+    try:
+        history = read(histories)
+        figures = check(history, history.logs, history.snapshots)
+    except (OSError, BadHistory) as error:
+        raise typer.BadParameter(str(error)) from error
+    except Violation as violation:
+        Console().print(str(violation), markup=False, soft_wrap=True)
+        raise typer.Exit(1) from violation
+    Console().print(f"{figures}", markup=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None, name: str = "loadtest") -> int:
     """Run the command line (`sys.argv` by default) and return the exit code."""
     try:
-        code = app(arguments, prog_name="loadtest", standalone_mode=False)
+        code = app(arguments, prog_name=name, standalone_mode=False)
     except typer.TyperException as error:
         line = " ".join(error.format_message().split())
-        Console(stderr=True).print(f"loadtest: {line}", markup=False, soft_wrap=True)
+        Console(stderr=True).print(f"{name}: {line}", markup=False, soft_wrap=True)
         return 2
     return code if isinstance(code, int) else 0
 

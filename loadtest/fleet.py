@@ -24,9 +24,9 @@ class Fleet:
     """Use as an asynchronous context manager: at the end every process is gone. `sampled` is
     called with each second of each process."""
 
-    def __init__(self, plans: Sequence[Plan], sampled: Callable[[Sample], object]) -> None:
+    def __init__(self, plans: Sequence[Plan]) -> None:
+        self.sampled: Callable[[Sample], object] = lambda sample: None
         self._plans = plans
-        self._sampled = sampled
         self._processes: list[Process] = []
         self._reading: list[asyncio.Task[None]] = []
         self._said: list[asyncio.Queue[Mapping[str, Any]]] = []
@@ -83,7 +83,7 @@ class Fleet:
         async for line in process.stdout:
             message = orjson.loads(line)
             if message["kind"] == "sample":
-                self._sampled(Sample.from_json(message["sample"]))
+                self.sampled(Sample.from_json(message["sample"]))
             else:
                 said.put_nowait(message)
         code = await process.wait()

@@ -9,7 +9,7 @@ stdin; each further line is a command. What it says on stdout is a line of JSON 
 | `connect`             | its devices connect, and have what is in the log    | `connected`     |
 | `start`, at a moment  | people do what the scenario says, for its duration; | `sample`, each  |
 |                       | then everybody goes online, and no more is done     | second; `quiet` |
-| `rate`                | from now on it is another one                       |                 |
+| `rate`, `finish`      | from now on it is another one; or nothing is done   |                 |
 | `settle`, with heads  | all devices come so far, tell what they have, leave | `settled`       |
 """
 
@@ -149,6 +149,7 @@ class Generator:
         self._accounts: dict[str, Account] = {}
         self._done: dict[int, int] = {}  # how much each device has done
         self._start_s = 0.0
+        self._until_s = plan.options.duration_s
         self._cpu_s = 0.0
         self._rate_per_s = plan.options.rate_per_s
         self._arrivals = Arrivals(
@@ -214,6 +215,10 @@ class Generator:
     def set_rate(self, rate_per_s: float) -> None:
         self._rate_per_s = rate_per_s
         self._arrivals.set_rate(rate_per_s, time.monotonic() - self._start_s)
+
+    def finish(self) -> None:
+        """Do no more from now on."""
+        self._until_s = min(self._until_s, time.monotonic() - self._start_s)
 
     async def settle(self, heads: Mapping[str, int]) -> None:
         """Let all devices come to their budgets' heads, say what they have, and leave."""
@@ -326,12 +331,12 @@ class Generator:
                 hour = DAY[min(int(now_s / duration_s * len(DAY)), len(DAY) - 1)]
                 self._arrivals.set_rate(self._rate_per_s * hour, now_s)
             due_s = self._arrivals.due_s()
-            if min(due_s, now_s) >= duration_s:
+            if now_s >= self._until_s:
                 return
             # Also when late: a generator that never pauses would not let its devices read. Not for
             # long: the rate may change.
-            await asyncio.sleep(min(max(0.0, due_s - now_s), 0.1))
-            if due_s <= time.monotonic() - self._start_s:
+            await asyncio.sleep(min(max(0.0, min(due_s, self._until_s) - now_s), 0.1))
+            if due_s < self._until_s and due_s <= time.monotonic() - self._start_s:
                 self._submit(self._arrivals.pop(), due_s)
 
     def _submit(self, number: int, due_s: float) -> None:
@@ -469,6 +474,8 @@ async def run(lines: asyncio.StreamReader, say: Callable[[Mapping[str, Any]], No
                     working.add_done_callback(lambda task: _worked(task, say, generator))
                 case "rate":
                     generator.set_rate(command["rate"])
+                case "finish":
+                    generator.finish()
                 case "settle":
                     await generator.settle(command["heads"])
                     await generator.close()

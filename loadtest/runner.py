@@ -19,7 +19,10 @@ from loadtest.checker import Figures, Violation, check
 from loadtest.fleet import Fleet
 from loadtest.history import BadHistory, Recorder, read
 from loadtest.http_client import HttpClient
+from loadtest.live import LiveView
 from loadtest.plan import Login, Options, Plan
+from loadtest.ramp import Ramp
+from loadtest.report import write
 from loadtest.scenarios import SCENARIOS
 from loadtest.stats import TOTALS, Sample, Series
 from loadtest.target import Target
@@ -27,6 +30,10 @@ from loadtest.target import Target
 SOON_S = 0.3  # from the command to start to the start, so that all processes have got it
 CPU_SHARE_MAX = 0.85  # of one core; what is due waits for what is being done above that
 LAG_MS_MAX = 20.0  # p99, where it is also a large part of what was measured
+RAMP_WARM_UP_S = 2
+RAMP_STEP_S = 6
+RAMP_TELL_S = 0.2  # until all processes have told of a second
+RAMP_SETTLED = 0.95  # of the events of a step
 
 PROVEN, VIOLATED, REFUSED, INVALID = 0, 1, 2, 3
 
@@ -38,9 +45,7 @@ class Outcome(NamedTuple):
     violation: Violation | None
 
 
-async def run(
-    options: Options, folder: Path, console: Console, *, secret: str = "", show: bool = True
-) -> Outcome:
+async def run(options: Options, folder: Path, console: Console, *, secret: str = "") -> Outcome:
     """Run the scenario, check it, and leave the history in `folder`.
 
     With the hub's `secret` any number of users have tokens; without, `options.users` are
@@ -58,14 +63,19 @@ async def run(
         for n in range(options.processes)
     ]
     series = Series()
+    ramp: Ramp | None = None
     with Recorder(folder / "history-audit.jsonl") as recorder:
-        async with Fleet(plans, series.add) as fleet:
+        async with Fleet(plans) as fleet:
             await fleet.all_say("founded")
             fleet.tell("connect")
             await fleet.all_say("connected")
             started_at_ms, start_s = time.time() * 1000, time.monotonic() + SOON_S
             fleet.tell("start", at=start_s)
-            await fleet.all_say("quiet")
+            with LiveView(console, options.scenario, options.duration_s) as live:
+                fleet.sampled = lambda sample: _sampled(sample, series, live, options.processes)
+                if SCENARIOS[options.scenario].ramp:
+                    ramp = await _search(options, series, fleet, start_s)
+                await fleet.all_say("quiet")
             lasted_s = time.monotonic() - start_s
             audit = Audit(targets[0], _accounts(plans, targets[0]), recorder)
             try:
@@ -76,6 +86,9 @@ async def run(
                 audit.close()
     figures, violation = await asyncio.to_thread(_prove, folder)
     report = _report(options, series, figures, violation, started_at_ms, lasted_s)
+    if ramp is not None:
+        report |= {"ramp": _ramp_report(options, ramp)}
+    await asyncio.to_thread(write, report, folder)
     return Outcome(report, _exit_code(report), figures, violation)
 
 
@@ -83,6 +96,47 @@ def _clear(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("history-*.jsonl"):
         old.unlink()
+
+
+def _sampled(sample: Sample, series: Series, live: LiveView, processes: int) -> None:
+    if series.add(sample) == processes:
+        live.update(series.at(sample.second).entry())
+
+
+async def _search(options: Options, series: Series, fleet: Fleet, start_s: float) -> Ramp:
+    """Change the rate, step by step, until it is found or the time is over."""
+    ramp = Ramp(options.rate_per_s)
+    second = RAMP_WARM_UP_S
+    while ramp.rate_per_s is not None and second + RAMP_STEP_S <= options.duration_s:
+        fleet.tell("rate", rate=ramp.rate_per_s)
+        last = second + RAMP_STEP_S
+        # The first second of a step still has what the step before left behind.
+        await asyncio.sleep(start_s + last + RAMP_TELL_S - time.monotonic())
+        measured = series.total(range(second + 1, last))
+        p99s_ms = [measured.ack.percentile(0.99), measured.delivery.percentile(0.99)]
+        p99_ms = max((ms for ms in p99s_ms if ms is not None), default=None)
+        wanted = ramp.rate_per_s * (RAMP_STEP_S - 1)
+        settled = measured.accepted + measured.conflicts
+        ramp.stepped(
+            p99_ms,
+            kept=p99_ms is not None
+            and p99_ms <= options.p99_ms
+            and settled >= RAMP_SETTLED * wanted - 3 * wanted**0.5,
+        )
+        second = last
+    fleet.tell("finish")
+    return ramp
+
+
+def _ramp_report(options: Options, ramp: Ramp) -> Mapping[str, Any]:
+    return {
+        "p99Ms": options.p99_ms,
+        "highestRate": ramp.highest,
+        "steps": [
+            {"rate": step.rate_per_s, "p99Ms": step.p99_ms, "kept": step.kept}
+            for step in ramp.steps
+        ],
+    }
 
 
 async def _look(target: Target) -> None:
@@ -154,7 +208,7 @@ def _report(
     violation: Violation | None,
     started_at_ms: float,
     lasted_s: float,
-) -> Mapping[str, Any]:
+) -> dict[str, Any]:
     total = series.total()
     at_work = [s.second for s in series.samples if s.second < options.duration_s]
     work = series.total(at_work)

@@ -167,6 +167,9 @@ class Series:
     def samples(self) -> Sequence[Sample]:
         return [self._seconds[second] for second in sorted(self._seconds)]
 
+    def at(self, second: int) -> Sample:
+        return self._seconds[second]
+
     def total(self, seconds: Iterable[int] | None = None) -> Sample:
         """All seconds, or these, as one."""
         total = Sample(0)
