@@ -133,7 +133,7 @@ def _run(options: Options, out: Path | None, secret: str) -> None:
 
 
 for _scenario in SCENARIOS.values():
-    app.command(_scenario.name, help=f"{_scenario.about[0].upper()}{_scenario.about[1:]}.")(
+    app.command(_scenario.name, help=f"{_scenario.about[0].upper()}{_scenario.about[1:]}")(
         _command(_scenario)
     )
 

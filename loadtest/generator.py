@@ -47,6 +47,7 @@ OPENING_AT_ONCE = 100  # connections
 CONNECT_S = 120.0  # for all of them, and the log
 QUIET_S = 30.0  # after the last event: all verdicts are there
 SETTLE_S = 20.0
+FOUND_AT_ONCE = 8  # requests
 FOUND_EVENTS = 25  # budgets created in one request
 LAG_EVERY_S = 0.02
 PAUSE_S = 0.05  # between two looks at what is awaited
@@ -165,10 +166,19 @@ class Generator:
             by_user.setdefault(self.plan.login_of(number).user_id, []).append(number)
         client = HttpClient(Target.parse(self.plan.options.targets[0]))
         try:
-            for numbers in by_user.values():
-                account = self._account(numbers[0])
-                for first in range(0, len(numbers), FOUND_EVENTS):
-                    await self._found(client, account, numbers[first : first + FOUND_EVENTS])
+            at_once = asyncio.Semaphore(FOUND_AT_ONCE)
+
+            async def found(numbers: Sequence[int]) -> None:
+                async with at_once:
+                    await self._found(client, self._account(numbers[0]), numbers)
+
+            await asyncio.gather(
+                *(
+                    found(numbers[first : first + FOUND_EVENTS])
+                    for numbers in by_user.values()
+                    for first in range(0, len(numbers), FOUND_EVENTS)
+                )
+            )
         finally:
             client.close()
 

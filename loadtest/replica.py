@@ -135,6 +135,7 @@ class Replica:
         if kind == "category":
             for expense_id in self.expenses_of(record["id"]):
                 self._take_out("expense", expense_id)
+            self._expenses.pop(record["id"], None)
         self._take_out(kind, record["id"])
 
     def _changed(self, kind: str, event: Mapping[str, Any]) -> Record:
@@ -152,9 +153,7 @@ class Replica:
 
     def _take_out(self, kind: str, record_id: str) -> None:
         record = self.records.pop((kind, record_id))
-        if kind == "category":
-            self._expenses.pop(record_id, None)
-        elif kind == "expense" and record["categoryId"] is not None:
+        if kind == "expense" and record["categoryId"] is not None:
             self._expenses.get(record["categoryId"], set()).discard(record_id)
         self.digest = (self.digest - fingerprint(kind, record)) % _DIGEST_MODULUS
 

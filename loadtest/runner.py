@@ -215,7 +215,8 @@ def _report(
     cpu = sum(s.cpu for s in series.samples if s.second in set(at_work)) / max(1, len(at_work))
     lag_ms = work.lag.percentile(0.99) or 0.0
     because = _invalid(options, cpu, lag_ms, work)
-    unknown = figures.unknown if figures else max(0, total.sent - total.accepted)
+    answered = total.accepted + total.conflicts + total.rejected + total.retryable
+    unknown = figures.unknown if figures else max(0, total.sent - answered)
     return {
         "version": 1,
         "scenario": options.scenario,

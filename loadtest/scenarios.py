@@ -39,7 +39,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     for scenario in (
         Scenario(
             "smoke",
-            "a few devices for a few seconds: does everything arrive, once, in order, everywhere?",
+            "does everything arrive, once, in order, everywhere? A few devices for a few seconds",
             devices=6,
             budgets=2,
             rate_per_s=50,

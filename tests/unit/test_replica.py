@@ -104,6 +104,15 @@ def test_an_expense_that_moved_into_the_category_goes_with_it() -> None:
     assert list(replica_after([*story()[:6], moved, gone]).records) == [("budget", BUDGET)]
 
 
+def test_the_expenses_of_an_edited_category_go_with_it_too() -> None:
+    renamed = {"id": CATEGORY, "version": 2, "name": "Meals", "allocate": "200.00"}
+    digest = BUDGET_2 + fingerprint("category", renamed) + EXPENSE_2 + OTHER_1
+    edited = event(7, "category.edit", CATEGORY, digest, version=2, name="Meals")
+    gone = event(8, "category.delete", CATEGORY, BUDGET_2 + OTHER_1, version=3)
+    replica = replica_after([*story()[:6], edited, gone])
+    assert list(replica.records) == [("expense", OTHER_EXPENSE), ("budget", BUDGET)]
+
+
 def test_deleting_the_budget_leaves_its_other_records() -> None:
     gone = event(3, "budget.delete", BUDGET, CATEGORY_1, version=2)
     replica = replica_after([*story()[:2], gone])
