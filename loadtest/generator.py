@@ -149,7 +149,7 @@ class Generator:
         self._decode = lru_cache(maxsize=2048)(orjson.loads)  # neighbours get the same frame
         self._accounts: dict[str, Account] = {}
         self._done: dict[int, int] = {}  # how much each device has done
-        self._start_s = 0.0
+        self._start_s = float("inf")  # a `rate` may come before `work` has begun
         self._until_s = plan.options.duration_s
         self._cpu_s = 0.0
         self._rate_per_s = plan.options.rate_per_s
@@ -229,7 +229,7 @@ class Generator:
 
     def set_rate(self, rate_per_s: float) -> None:
         self._rate_per_s = rate_per_s
-        self._arrivals.set_rate(rate_per_s, time.monotonic() - self._start_s)
+        self._arrivals.set_rate(rate_per_s, max(0.0, time.monotonic() - self._start_s))
 
     def finish(self) -> None:
         """Do no more from now on."""
