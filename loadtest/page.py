@@ -7,7 +7,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Literal
 
 from loadtest import plot
-from loadtest.plot import Point
+from loadtest.plot import Limit, Point
 
 if TYPE_CHECKING:  # the report writes this page
     from loadtest.report import Percentiles, Report, Second
@@ -81,7 +81,7 @@ def plots(report: "Report") -> dict[str, str]:
         }
     )
     generator = {"CPU, % of a core": thin([(s["t"], _percent(s)) for s in series], max)}
-    return {
+    return _ramp(report) | {
         "throughput": chart("Throughput, events a second", rates("accepted", "deliveries")),
         "latency": plot.lines(
             "Latency, ms", latency, time, plot.logarithmic(_values(latency)), x_name=TIME
@@ -108,6 +108,25 @@ def plots(report: "Report") -> dict[str, str]:
 
 
 TIME = "time from the start"
+
+
+def _ramp(report: "Report") -> dict[str, str]:
+    """What each rate came to, where the run tried several."""
+    ramp = report.get("ramp")
+    if not ramp:
+        return {}
+    steps = sorted(ramp["steps"], key=lambda step: step["rate"])
+    series: dict[str, Sequence[Point]] = {"p99": [(s["rate"], s["p99Ms"]) for s in steps]}
+    svg = plot.lines(
+        "The worse p99 of verdicts and deliveries, ms",
+        series,
+        plot.linear([s["rate"] for s in steps]),
+        plot.logarithmic([ramp["p99Ms"], *_values(series)]),
+        x_name="events a second",
+        limits=[Limit(f"bound: {ramp['p99Ms']:g}", ramp["p99Ms"])],
+        dots=True,
+    )
+    return {"ramp": svg}
 
 
 def thin(points: Sequence[Point], join: Callable[[list[float]], float]) -> Sequence[Point]:
@@ -173,7 +192,9 @@ def _tiles(report: "Report") -> Iterable[str]:
     seconds = max(report["durationS"], 1e-9)
     totals, latency = report["totals"], report["latency"]
     connected = [s["connected"] for s in report["series"] if s["connected"] is not None]
-    tiles = {
+    ramp = report.get("ramp")
+    found = {"highest rate kept, events a second": _rate(ramp["highestRate"])} if ramp else {}
+    tiles = found | {
         "devices at most": f"{max(connected, default=0):,}",
         "events a second": f"{totals['accepted'] / seconds:,.0f}",
         "deliveries a second": f"{totals['deliveries'] / seconds:,.0f}",
@@ -185,6 +206,10 @@ def _tiles(report: "Report") -> Iterable[str]:
     for name, value in tiles.items():
         yield f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
     yield "</dl>"
+
+
+def _rate(rate: float | None) -> str:
+    return "none" if rate is None else f"{rate:,.0f}"
 
 
 def _pair(percentiles: "Percentiles") -> str:

@@ -105,6 +105,22 @@ class Proof(TypedDict):
     violation: BrokenRule | None
 
 
+class RampStep(TypedDict):
+    """A rate, the worse p99 of verdicts and deliveries, and whether that was under the bound."""
+
+    rate: float
+    p99Ms: float | None
+    kept: bool
+
+
+class Ramp(TypedDict):
+    """Of the scenario `ramp`: the highest rate with p99 under the bound; None if none was."""
+
+    p99Ms: float
+    highestRate: float | None
+    steps: Sequence[RampStep]
+
+
 class Report(TypedDict):
     version: Literal[1]
     scenario: str
@@ -123,6 +139,7 @@ class Report(TypedDict):
     histograms: Histograms
     series: Sequence[Second]
     proof: Proof
+    ramp: NotRequired[Ramp | None]
     resources: NotRequired[Mapping[str, float | None] | None]
 
 

@@ -30,7 +30,7 @@ import uvicorn
 import uvloop
 from rich.console import Console
 
-from api import server
+from api import logs, server
 from api.app import open_app
 from api.auth.tokens import Tokens
 from api.settings import Settings
@@ -180,7 +180,8 @@ async def idle(program: Path, url: str, token: str, sockets: int) -> tuple[float
 async def hub_here(url: str) -> AsyncIterator[tuple[Hub, int, str]]:
     """A hub in this process: itself, its port, and a token of the bench's user."""
     secret = secrets.token_hex(32)
-    settings = Settings(database_url=url, auth_secret=secret, port=0)
+    settings = Settings(database_url=url, auth_secret=secret, port=0, log_level="warning")
+    logs.configure(settings)
     listening = server.bind("127.0.0.1", 0)
     async with open_app(settings) as app:
         config = uvicorn.Config(

@@ -18,7 +18,7 @@ from loadtest.bench.load import Load
 RESULTS = Path(__file__).parents[1] / "RESULTS.md"
 
 _ROW = re.compile(
-    r"^\| (?P<says>.+?) \| \*\*(?P<reached>[\d.]+)\*\* \| (?P<goal>.+?) \| ", re.MULTILINE
+    r"^\| (?P<says>.+?) \| \*\*(?P<reached>[\d.]+|inf)\*\* \| (?P<goal>.+?) \| ", re.MULTILINE
 )
 _SECTION = re.compile(r"<!-- (?P<name>\w+) -->\n(?P<body>.*?)<!-- /(?P=name) -->", re.DOTALL)
 

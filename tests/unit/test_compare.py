@@ -1,6 +1,7 @@
 """Two reports compared: what differs beyond the noise is said, and noise is not."""
 
 from io import StringIO
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 from pydantic import TypeAdapter
 from rich.console import Console
 
+from loadtest.__main__ import main
 from loadtest.compare import Difference, compare, show, unlike
-from loadtest.report import Report
+from loadtest.report import Report, write
 from tests import reports
 
 REPORT = TypeAdapter(Report)
@@ -137,3 +139,17 @@ def test_table_shows_ratios_and_names_what_matters() -> None:
     assert "b / a" in shown
     assert "worse" in shown
     assert "matters: ack p50 by second, ms, ack p99 by second, ms" in shown
+
+
+def test_command_compares_two_files_or_says_which_one_is_bad(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, found in (("a", reports.report()), ("b", reports.report(durationS=61.0))):
+        write(found, tmp_path / name)
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b" / "report.json")]) == 0
+    assert "matters: nothing" in capsys.readouterr().out
+
+    (tmp_path / "bad.json").write_text("[]")
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "bad.json")]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "bad.json: no report of this script" in said[0]
