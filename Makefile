@@ -37,8 +37,9 @@ test-firebase: install .firebase-tools/installed  ## the identity tests on Fireb
 		firebase-tools@15
 	@touch $@
 
-faults: install  ## the fault tests at length, seeded; STORM_SEED=n repeats a schedule
+faults: install  ## the fault tests at length, and 200 seeded fault runs (40 minutes in all)
 	$(BIN)/pytest -m faults --timeout 1800 --log-cli-level INFO
+	$(BIN)/python -m loadtest faults --runs 200 --record
 
 examples: install  ## take down the examples of the interface's documents from a real hub
 	RENEW_EXAMPLES=1 $(BIN)/pytest tests/acceptance/test_interface.py -k committed

@@ -6,8 +6,11 @@ bad arguments, or no hub at a target; 3: the run says nothing, the load script w
 
 import math
 import random
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +18,9 @@ import typer
 import uvloop
 from rich.console import Console
 
-from loadtest import compare, report, runner
+from loadtest import compare, faults, report, runner
 from loadtest.checker import Violation, check
+from loadtest.cluster import EmbeddedError
 from loadtest.fleet import GeneratorFailed
 from loadtest.history import BadHistory, read
 from loadtest.plan import Options
@@ -183,6 +187,53 @@ def check_command(
         Console().print(str(violation), markup=False, soft_wrap=True)
         raise typer.Exit(1) from violation
     Console().print(f"{figures}", markup=False, soft_wrap=True)
+
+
+@app.command("faults")
+def faults_command(
+    runs: Annotated[int, typer.Option(min=1, help="How many, four seconds each.")] = 20,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Repeat the schedule of others.", show_default="a new one"),
+    ] = None,
+    only: Annotated[
+        int | None, typer.Option(min=1, help="Of these runs the one of this number.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of what failed.", show_default="a new one, gone when nothing did"
+        ),
+    ] = None,
+    record: Annotated[bool, typer.Option(help="Write loadtest/FAULTS.md.")] = False,
+) -> None:
+    """Break a cluster on this machine while devices work, again and again."""
+    seed = random.randrange(2**32) if seed is None else seed
+    todo = [case for case in faults.cases(runs, seed) if only in (None, case.number)]
+    if not todo:
+        raise typer.BadParameter(f"there are {runs} runs", param_hint="--only")
+    if out is not None and out.exists() and any(out.iterdir()):
+        raise typer.BadParameter(f"{out} is not empty", param_hint="--out")
+    folder = Path(tempfile.mkdtemp(prefix="budget-hub-faults-")) if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console.print(f"seed {seed}")
+    try:
+        results, wrong = uvloop.run(faults.torment(todo, folder, console))
+    except (Refused, Unreachable, TimeoutError, EmbeddedError) as error:
+        console.print(f"failed: {error!r}; what there is is in {folder}")
+        raise typer.Exit(1) from error
+    violations = sum(result.violation is not None for result in results)
+    for line in wrong:
+        console.print(line)
+    if record:
+        faults.TABLE_PATH.write_text(faults.table(results, seed, f"{date.today()}"))
+    console.print(f"{len(results)} runs, {violations} violations")
+    if violations or wrong:
+        console.print(f"histories and logs are in {folder}")
+        raise typer.Exit(1)
+    if out is None:
+        shutil.rmtree(folder)
 
 
 def main(arguments: Sequence[str] | None = None, name: str = "loadtest") -> int:

@@ -21,7 +21,9 @@ from urllib.parse import urlsplit
 
 from loadtest.process import PROGRAM, Hub, Process
 from loadtest.proxy import Proxy
-from storage.embedded import EmbeddedPostgres, EmbeddedRedis
+from storage.embedded import EmbeddedError, EmbeddedPostgres, EmbeddedRedis
+
+__all__ = ["EmbeddedError"]  # for who starts a cluster
 
 NODES = 2
 COMMAND_TIMEOUT_S = 60.0
@@ -120,7 +122,7 @@ class Node:
     ) -> None:
         self._folder = folder
         self._number = number
-        self._program = program
+        self.program = program  # of the next hub
         self._port = _Port()
         self._environ = {**environ, "REDIS_URL": bus.url, "PORT": str(self._port.number)}
         self.bus = bus  # between it and Redis
@@ -133,7 +135,7 @@ class Node:
 
     async def start(self) -> None:
         name = f"node-{self._number}-{len(self.hubs)}"
-        self.hubs.append(Hub(self._folder, name, self._environ, self._program))
+        self.hubs.append(Hub(self._folder, name, self._environ, self.program))
         await self.hub.up()
 
     async def close(self) -> None:

@@ -43,6 +43,7 @@ SOON_S = 0.05
 HEALTHY_S = 60.0  # within which all is well again, on a busy machine
 ANSWER_S = 3.0  # for a node, before another one is asked
 TRY_AGAIN_S = 0.2
+TABLE_PATH = Path(__file__).with_name("FAULTS.md")
 GUEST = 1_000_000  # a device's number, beyond those of the plan
 
 
@@ -120,6 +121,21 @@ class Result(NamedTuple):
     violation: Violation | None
 
 
+async def torment(
+    todo: Sequence[Case], folder: Path, console: Console
+) -> tuple[list[Result], list[str]]:
+    """All the runs, on a cluster in `folder`; and, in words, what else was wrong with it.
+
+    Raises what `run_all` and `Cluster` raise."""
+    async with Cluster(folder / "cluster") as cluster:
+        results = await run_all(cluster, todo, folder, console)
+        verified = await cluster.run("verify")
+        wrong = [f"a hub logged: {line}" for line in cluster.complaints()]
+    if verified.exit_code != 0:
+        wrong.append(f"the tables are not what the log makes: {verified.out}{verified.err}")
+    return results, wrong
+
+
 async def run_all(
     cluster: Cluster, todo: Sequence[Case], folder: Path, console: Console
 ) -> list[Result]:
@@ -150,14 +166,16 @@ async def run(cluster: Cluster, case: Case, folder: Path) -> Result:
     run = _Run(cluster, case, folder)
     violation: Violation | None = None
     figures: Figures | None = None
+    thresholds = gc.get_threshold()
     try:
         await run.work()
         figures = await asyncio.to_thread(_judge, folder)
     except Violation as found:
         violation = found
     finally:
-        gc.unfreeze()  # a generator expects to be the only one in its process
-        gc.collect()
+        # A generator expects to be the only one that its process ever has.
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)
     return Result(case, time.monotonic() - began_s, run.reconnects, figures, violation)
 
 
@@ -331,7 +349,8 @@ async def _healthy(cluster: Cluster) -> None:
     """Wait until every node says that it has all it needs. Raises `TimeoutError`."""
     async with asyncio.timeout(HEALTHY_S):
         for url in cluster.targets:
-            while await _status(Target.parse(url)) != "ok":
+            target = Target.parse(url)
+            while await _status(target) != "ok":  # noqa: ASYNC110  the node has to be asked
                 await asyncio.sleep(SOON_S)
 
 
@@ -352,7 +371,7 @@ async def _status(target: Target) -> str:
 
 def table(results: Sequence[Result], seed: int, date: str) -> str:
     """What `FAULTS.md` says of these results, in Markdown."""
-    violations = [result for result in results if result.violation is not None]
+    violations = [(r.case, r.violation) for r in results if r.violation is not None]
     minutes = sum(result.took_s for result in results) / 60
     of = machine()
     system = f"{of['cores']} cores ({of['cpu']}), {of['system']}, Python {of['python']}"
@@ -375,20 +394,22 @@ def table(results: Sequence[Result], seed: int, date: str) -> str:
         [f"{devices} devices", *(str(loads[devices, rate]) for rate in RATES_PER_S)]
         for devices in DEVICES
     ]
-    parts = [
-        "# Fault runs",
+    told = (
         f"**{len(results)} runs, {len(violations)} violations** in {minutes:.0f} minutes, on"
         f" {date} at commit {commit()}, on one cluster of two hubs: {system}. Written by"
-        f" `{command}`.",
-        *(
-            f"{r.case}: **{r.violation.rule}**, {r.violation.what}"
-            for r in violations
-            if r.violation
-        ),
+        f" `{command}`."
+    )
+    explained = (
         f"In each run devices on two budgets, and a guest who is removed, work for {WORK_S:.0f} s"
         " while parts of the cluster break; when all is well again the checker reads the history."
         " *Sent again* are events whose verdict did not come, *duplicates* what the hub had"
-        " accepted before; *delivered* are events given to devices, each compared with the log.",
+        " accepted before; *delivered* are events given to devices, each compared with the log."
+    )
+    parts = [
+        "# Fault runs",
+        told,
+        *(f"{case}: **{found.rule}**, {found.what}" for case, found in violations),
+        explained,
         _markdown(heads, [*rows, _row("**all**", results)]),
         _markdown(("runs", *(f"{rate}/s" for rate in RATES_PER_S)), of_loads),
     ]

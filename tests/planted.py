@@ -121,6 +121,34 @@ def no_publish_no_sweep() -> None:
     _plant(Sweeper, "_notice", notice)
 
 
+def gap_fill_dropped() -> None:
+    """Every fifth frame does not reach the other nodes, and what is missing before the next one is
+    not read from the log."""
+    publish, offer = RedisBus.publish, Feed.offer
+    published = count(1)
+
+    def lossy(self: RedisBus, frames: Sequence[Frame]) -> None:
+        publish(self, [frame for frame in frames if next(published) % 5])
+
+    def careless(self: Feed, frame: Frame) -> None:
+        if self.track.known:
+            self.track.position = max(self.track.position, frame.from_sequence - 1)
+        offer(self, frame)
+
+    _plant(RedisBus, "publish", lossy)
+    _plant(Feed, "offer", careless)
+
+
+def removed_and_still_served() -> None:
+    """Who is removed stays subscribed to what he follows live."""
+    deliver = Feed._deliver
+
+    def generous(self: Feed, frame: Frame) -> None:
+        deliver(self, frame._replace(removes=None))
+
+    _plant(Feed, "_deliver", generous)
+
+
 def delivered_twice() -> None:
     deliver = Feed._deliver
 
@@ -169,6 +197,8 @@ BUGS: Mapping[str, Callable[[], None]] = {
         ack_before_commit,
         catch_up_off_by_one,
         no_publish_no_sweep,
+        gap_fill_dropped,
+        removed_and_still_served,
         delivered_twice,
         stale_edit_wins,
         change_not_stored,
