@@ -86,7 +86,7 @@ class Program(NamedTuple):
 
 FULL = Program(
     Fleet("steady", 5_000, 500, 300),
-    Fleet("ramp", 1_000, 250, 300),
+    Fleet("ramp", 5_000, 250, 200),
     [Fleet("steady", devices, 500, 30) for devices in (500, 1_000, 2_000, 5_000)],
     [Fleet("steady", 1_000, rate, 20) for rate in (125, 250, 500, 1_000, 2_000)],
 )
