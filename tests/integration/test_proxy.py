@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
+from loadtest.proxy import Proxy
 from storage.embedded import EmbeddedPostgres
-from tests.proxy import Proxy
 
 DEADLINE_S = 10.0
 NOTHING_S = 0.2  # how long nothing must happen
