@@ -23,6 +23,7 @@ from loadtest.live import LiveView
 from loadtest.plan import Login, Options, Plan
 from loadtest.ramp import Ramp
 from loadtest.report import write
+from loadtest.resources import costs, hubs, usage
 from loadtest.scenarios import SCENARIOS
 from loadtest.stats import TOTALS, Sample, Series
 from loadtest.target import Target
@@ -51,10 +52,11 @@ async def run(options: Options, folder: Path, console: Console, *, secret: str =
     With the hub's `secret` any number of users have tokens; without, `options.users` are
     registered. Raises `Refused` or `Unreachable` where a target is no hub or does not let the run
     be set up, and `GeneratorFailed`."""
-    await asyncio.to_thread(_clear, folder)
     targets = [Target.parse(url) for url in options.targets]
     for target in targets:
         await _look(target)
+    await asyncio.to_thread(_clear, folder)
+    pids = await asyncio.to_thread(hubs, targets)
     run_id = str(uuid4())
     users = await _users(options, targets[0], run_id, secret)
     epoch_s = time.time() - time.monotonic()
@@ -67,8 +69,10 @@ async def run(options: Options, folder: Path, console: Console, *, secret: str =
     with Recorder(folder / "history-audit.jsonl") as recorder:
         async with Fleet(plans) as fleet:
             await fleet.all_say("founded")
+            empty = usage(pids)
             fleet.tell("connect")
             await fleet.all_say("connected")
+            connected = usage(pids)
             started_at_ms, start_s = time.time() * 1000, time.monotonic() + SOON_S
             fleet.tell("start", at=start_s)
             with LiveView(console, options.scenario, options.duration_s) as live:
@@ -76,7 +80,8 @@ async def run(options: Options, folder: Path, console: Console, *, secret: str =
                 if SCENARIOS[options.scenario].ramp:
                     ramp = await _search(options, series, fleet, start_s)
                 await fleet.all_say("quiet")
-            lasted_s = time.monotonic() - start_s
+                fleet.sampled = series.add  # to the end, but there is no more to show
+            lasted_s, quiet = time.monotonic() - start_s, usage(pids)
             audit = Audit(targets[0], _accounts(plans, targets[0]), recorder)
             try:
                 fleet.tell("settle", heads=await audit.heads())
@@ -86,6 +91,14 @@ async def run(options: Options, folder: Path, console: Console, *, secret: str =
                 audit.close()
     figures, violation = await asyncio.to_thread(_prove, folder)
     report = _report(options, series, figures, violation, started_at_ms, lasted_s)
+    report["resources"] = costs(
+        empty,
+        connected,
+        quiet,
+        devices=options.devices,
+        accepted=report["totals"]["accepted"],
+        lasted_s=lasted_s,
+    )
     if ramp is not None:
         report |= {"ramp": _ramp_report(options, ramp)}
     await asyncio.to_thread(write, report, folder)
@@ -180,7 +193,7 @@ def _accounts(plans: Sequence[Plan], target: Target) -> Mapping[str, Account]:
     accounts: dict[str, Account] = {}
     for plan in plans:
         for number in plan.founded:
-            login = plan.login_of(number)
+            login = plan.logins_of(number)[0]
             if login.user_id not in known:
                 known[login.user_id] = (
                     SignedAccount(login.user_id, login.secret)
@@ -233,7 +246,7 @@ def _report(
         "totals": {name: getattr(total, name) for name in TOTALS} | {"unknown": unknown},
         "latency": {"ackMs": total.ack.summary(), "deliveryMs": total.delivery.summary()},
         "histograms": {"ackMs": total.ack.buckets(), "deliveryMs": total.delivery.buckets()},
-        "series": [sample.entry() for sample in series.samples],
+        "series": [sample.entry() for sample in series.samples if sample.second <= lasted_s],
         "proof": {
             "passed": violation is None,
             "checked": vars(figures) if figures else {},

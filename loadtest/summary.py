@@ -27,6 +27,8 @@ def show(report: Mapping[str, Any], folder: Path, console: Console) -> None:
         f"{generator['cpuShare']:.0%} of a core; late by {generator['lagP99Ms']:.1f} ms at p99",
         "report": f"{folder}",
     }
+    if (resources := report["resources"]) is not None:
+        lines["hub"] = ", ".join(f"{name} {value:,.1f}" for name, value in resources.items())
     if (ramp := report.get("ramp")) is not None:
         kept = ramp["highestRate"]
         lines["highest rate"] = (

@@ -245,12 +245,13 @@ def hub_process(url: str, redis_url: str = "") -> Iterator[tuple[str, str]]:
         [*command, "token", USER], env=environ, stdout=subprocess.PIPE, text=True, check=True
     ).stdout.strip()
     hub = subprocess.Popen([*command, "serve"], env=environ, stdout=subprocess.PIPE, text=True)
+    assert hub.stdout is not None
     try:
-        assert hub.stdout is not None
         yield hub.stdout.readline().split()[-1], token
     finally:
         hub.terminate()
         hub.wait(20)
+        hub.stdout.close()
 
 
 async def through_hub(

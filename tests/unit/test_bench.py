@@ -173,6 +173,9 @@ def test_broken_promise_misses_its_limit_and_a_busy_generator_is_said() -> None:
     assert "A PROMISE WAS BROKEN" in broken[0].made_of
     late = rows(run(5_000, valid=False), run(9, ramp=RAMP), cost)
     assert "the generator was the limit" in late[0].made_of
+    doubted = rows(run(5_000), run(9, ramp=RAMP), [run(500), run(5_000, valid=False)])
+    assert "the generator was the limit at 5,000" in doubted[4].made_of
+    assert "the generator was the limit" not in doubted[0].made_of
 
 
 def test_nothing_delivered_keeps_no_limit() -> None:

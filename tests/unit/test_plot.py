@@ -38,6 +38,9 @@ def check_frame(svg: str) -> None:
             assert all(0 <= float(at) <= size for at in found if at is not None)
         for x, y in re.findall(r"[ML](\S+?) ([^\sHVLMZh]+)", element.get("d", "")):
             assert 0 <= float(x) <= width and 0 <= float(y) <= height
+        if element.get("class") == "x":  # centred
+            half = len(element.text or "") * plot.LETTER / 2
+            assert half <= float(element.get("x", "")) <= width - half
 
 
 @settings(max_examples=50)
