@@ -28,7 +28,8 @@ that must not be; its work is linear in the history's length. What it finds, by 
 | `replica`   | an observer that has, at the end, something else than the server (P6)           |
 | `broken`    | anything else that a device refused to believe                                  |
 
-An event without a final verdict may be in the log or not, but never twice. Of the events that the
+An event without a final verdict may be in the log or not, but never twice. A device sends one again
+when it can no longer be answered for the last time that it did. Of the events that the
 server makes by itself (`participant.*`) nobody has to have asked for them.
 """
 
@@ -243,7 +244,7 @@ class _Check:
         place = self._places.get(key)
         verdicts = sorted(sent.verdicts, key=itemgetter(0))
         accepted: Json | None = None
-        rejected = 0
+        rejected_s = float("-inf")  # the last time
         final = False
         for at_s, verdict in verdicts:
             match verdict["status"]:
@@ -254,7 +255,7 @@ class _Check:
                     self._figures.retryable += 1
                     continue
                 case "rejected":
-                    rejected += 1
+                    rejected_s = at_s
                 case "conflict":
                     event = sent.event
                     conflict = key, event, verdict
@@ -269,7 +270,7 @@ class _Check:
         # may be there by then. What was stale stays stale.
         if conflicts and accepted is not None:
             self._fail("verdicts", "refused as stale, and accepted", key)
-        if place is not None and (conflicts or rejected >= len(sent.at_s)):
+        if place is not None and (conflicts or rejected_s >= max(sent.at_s)):
             self._fail("refused", f"refused, and in the log as {place}", key)
         figures = self._figures
         figures.sent += 1
@@ -277,7 +278,7 @@ class _Check:
         figures.accepted += accepted is not None
         figures.duplicates += sum("duplicate" in verdict for _, verdict in verdicts)
         figures.conflicts += conflicts > 0
-        figures.rejected += rejected > 0
+        figures.rejected += rejected_s > float("-inf")
         figures.unknown += not final
 
     def _check_accepted(

@@ -62,15 +62,20 @@ RATES_PER_S = (10, 20, 40)
 _SINGLE = tuple(fault for fault in Fault if fault is not Fault.RANDOM)
 
 
+class Partition(StrEnum):
+    CUT = "every connection is reset"
+    HELD = "nothing passes, and what was sent arrives later"
+    UNHEARD = "what is sent arrives, no answer does, and then every connection is reset"
+
+
 class Blow(NamedTuple):
-    """One part breaks, `at_s` after the start of work. Partitions come in two kinds: a connection
-    that is `cut` says so, one that is not swallows everything until it is healed."""
+    """One part breaks, `at_s` after the start of work."""
 
     at_s: float
     fault: Fault
     node: int  # where it is one of a node's parts
     lasts_s: float
-    cut: bool
+    partition: Partition  # where it is one
 
 
 class Case(NamedTuple):
@@ -94,8 +99,8 @@ class Case(NamedTuple):
         if self.fault is Fault.RANDOM:
             faults = rng.choices(_SINGLE, k=rng.choice((2, 3, 4)))
         for at_s in sorted(rng.uniform(0.1, WORK_S * 0.9) for _ in faults):
-            lasts_s = rng.uniform(*LASTS_S)
-            yield Blow(at_s, faults.pop(), rng.randrange(NODES), lasts_s, rng.random() < 0.5)
+            node, lasts_s = rng.randrange(NODES), rng.uniform(*LASTS_S)
+            yield Blow(at_s, faults.pop(), node, lasts_s, rng.choice(list(Partition)))
 
 
 def cases(runs: int, seed: int) -> Iterator[Case]:
@@ -170,6 +175,7 @@ async def run(cluster: Cluster, case: Case, folder: Path) -> Result:
     try:
         await run.work()
         figures = await asyncio.to_thread(_judge, folder)
+        run.check_settled()
     except Violation as found:
         violation = found
     finally:
@@ -217,8 +223,20 @@ class _Run:
     def reconnects(self) -> int:
         return sum(device.opened - 1 for device in self._generator.devices.values())
 
+    def check_settled(self) -> None:
+        """P4: what was sent had its verdict soon after all was well again. Raises `Violation`."""
+        devices = self._generator.devices.values()
+        unsettled = [
+            event
+            for device in devices
+            for event in (*device.outbox.in_flight, *device.outbox.waiting)
+        ]
+        if unsettled:
+            what = f"{len(unsettled)} events have no verdict, though all is well again"
+            raise Violation("silent", what, [f"the first is {unsettled[0]}"])
+
     async def work(self) -> None:
-        """Raises `Violation` for what shows before the history is read."""
+        """Everything up to the end of the history."""
         generator = self._generator
         try:
             await generator.found()
@@ -236,11 +254,6 @@ class _Run:
     async def _settle(self) -> None:
         """The end of the history, when all is healthy and quiet, and what every node shows then."""
         await _healthy(self._cluster)
-        devices = self._generator.devices.values()
-        unsettled = [event for device in devices for event in device.outbox.waiting]
-        if unsettled:
-            what = f"{len(unsettled)} events have no verdict, though all is well again"
-            raise Violation("silent", what, [f"the first is {unsettled[0]}"])
         owners = {self._plan.budget_id(n): self._owner(n) for n in self._plan.founded}
         with Recorder(self._folder / "audit.jsonl") as recorder:
             heads: dict[str, int] = {}
@@ -337,12 +350,17 @@ async def _kill_redis(redis: FragileRedis, lasts_s: float) -> None:
 
 
 async def _partition(proxy: Proxy, blow: Blow) -> None:
-    if blow.cut:
-        await proxy.cut()
-    else:
-        proxy.black_hole()
+    match blow.partition:
+        case Partition.CUT:
+            await proxy.cut()
+        case Partition.HELD:
+            proxy.black_hole()
+        case Partition.UNHEARD:
+            proxy.hold_back()
     try:
         await asyncio.sleep(blow.lasts_s)
+        if blow.partition is Partition.UNHEARD:
+            await proxy.cut()
     finally:
         await proxy.heal()
 

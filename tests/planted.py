@@ -24,6 +24,7 @@ from storage.bus import RedisBus
 from storage.event_log import PostgresLog, PostgresTransaction
 
 SLOW_COMMIT_S = 0.5
+BEGINNINGS = ("budget.create", "participant.add")  # a storm must be able to begin
 EVERY = 20  # events, or frames, between two strokes of a bug
 
 
@@ -76,14 +77,14 @@ def ack_before_commit() -> None:
         found: list[LogRow],
     ) -> list[tuple[Submission, Verdict]]:
         decided = decide(self, runs, states, ours, found)
-        if any(verdict.event_type == "budget.create" for _, verdict in decided):
-            return decided  # a storm must be able to begin
+        if any(verdict.event_type in BEGINNINGS for _, verdict in decided):
+            return decided
         for submission, verdict in decided:
             submission.settle(verdict)
         return []
 
     async def slow(self: PostgresTransaction, states: Sequence[BudgetState]) -> None:
-        if all(state.changes[0].row.event_type != "budget.create" for state in states):
+        if all(state.changes[0].row.event_type not in BEGINNINGS for state in states):
             await asyncio.sleep(SLOW_COMMIT_S)
         await write(self, states)
 

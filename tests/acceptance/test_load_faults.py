@@ -11,8 +11,8 @@ import pytest
 
 from loadtest import generator
 from loadtest.checker import Violation, check
-from loadtest.cluster import Cluster, Node
-from loadtest.faults import BUDGETS, Case, Fault, cases, run
+from loadtest.cluster import NODES, Cluster, Node
+from loadtest.faults import BUDGETS, Blow, Case, Fault, Partition, cases, run
 from loadtest.history import read
 
 pytestmark = pytest.mark.timeout(180)  # three seconds each, on a quiet machine
@@ -24,18 +24,24 @@ QUIET_S = SETTLE_S = 3.0
 
 
 class Bug(NamedTuple):
-    """Which rules may be the first to notice, and the load under which it is sure to strike."""
+    """Which rules may be the first to notice, and under what it is sure to strike."""
 
     rules: set[str]
     scenario: str = "smoke"
+    blows: Sequence[Blow] = ()
 
 
+# All devices lose their verdicts, and send again what was accepted.
+UNHEARD = [Blow(0.5, Fault.CLIENT_PARTITION, n, 0.6, Partition.UNHEARD) for n in range(NODES)]
+KILLED = [Blow(1.0, Fault.HUB_KILL, n, 0, Partition.CUT) for n in range(NODES)]
 BUGS_HERE = {
     "sequence_skipped": Bug({"dense"}),
     "no_publish_no_sweep": Bug({"order"}),
     "gap_fill_dropped": Bug({"order"}),
     "delivered_twice": Bug({"order"}),
     "removed_and_still_served": Bug({"private"}),
+    "no_dedup": Bug({"refused", "verdicts"}, blows=UNHEARD),
+    "ack_before_commit": Bug({"lost", "verdicts"}, blows=KILLED),
     # Devices that were away, and that edit the same few expenses.
     "catch_up_off_by_one": Bug({"order"}, "offline"),
     "stale_edit_wins": Bug({"contest"}, "offline"),
@@ -76,10 +82,10 @@ async def test_a_planted_bug_is_found(
 ) -> None:
     monkeypatch.setattr(generator, "QUIET_S", QUIET_S)
     monkeypatch.setattr(generator, "SETTLE_S", SETTLE_S)
-    monkeypatch.setattr(Case, "blows", lambda case: iter(()))
+    rules, scenario, blows = BUGS_HERE[bug]
+    monkeypatch.setattr(Case, "blows", lambda case: iter(blows))
     planted = [sys.executable, "-m", "tests.planted", bug]
     await asyncio.gather(*(become(node, planted) for node in cluster.nodes))
-    rules, scenario = BUGS_HERE[bug]
     result = await run(cluster, Case(1, SEED, Fault.RANDOM, 10, 40, scenario), tmp_path)
     assert result.violation is not None
     assert result.violation.rule in rules, str(result.violation)

@@ -1,7 +1,6 @@
 """The checkers are checked: a hub with a defect does not get through a storm.
 
-Here are the bugs for which devices have to resend at the worst moment, or on purpose; those that
-any load brings to light are with the load script's runs."""
+Two bugs are enough to show that; all the others are found by the load script's own runs."""
 
 import sys
 from pathlib import Path
@@ -24,10 +23,7 @@ STORMS_MAX = 3
 NOTICED_BY = {
     "no_dedup": {"verdicts", "refused"},
     "sequence_reused": {"dense"},
-    "ack_before_commit": {"lost", "verdicts"},
 }
-# With several budgets both hubs have something acknowledged and not committed at any time.
-PLANS = {"ack_before_commit": QUICK._replace(budgets=6, writers=12, calm=60, kills=3)}
 
 
 def test_every_planted_bug_is_to_be_noticed() -> None:
@@ -42,12 +38,11 @@ async def test_a_storm_finds_a_planted_bug(
         await _execute(database_url, "DROP INDEX accepted_events_by_sequence")
     program = [sys.executable, "-m", "tests.planted", bug]
     cluster = Cluster(tmp_path, database_url, redis.url, program)
-    plan = PLANS.get(bug, QUICK)
     try:
         if bug == "none":  # the same storm leaves no trace
-            await storm(plan, cluster)
+            await storm(QUICK, cluster)
         else:
-            found = await _violation(plan, cluster)
+            found = await _violation(QUICK, cluster)
             assert found.rule in NOTICED_BY[bug], str(found)
     finally:
         await cluster.close()

@@ -35,7 +35,9 @@ class Stalling(Proxy):
         super().__init__(url)
         self._word = word
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flowing: asyncio.Event
+    ) -> None:
         while data := await reader.read(PIECE_BYTES):
             if self._word in data:
                 await asyncio.Event().wait()

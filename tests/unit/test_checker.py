@@ -461,6 +461,12 @@ def a_rejection_that_was_applied(tale: Tale) -> None:
     tale.answered[3] = (3.5, rejection(tale.sent[3][2]))
 
 
+def a_repetition_rejected_and_applied(tale: Tale) -> None:
+    """What became of it when it was first sent was never told."""
+    tale.sent.append((3.6, USER, tale.sent[3][2]))
+    tale.answered[3] = (3.9, rejection(tale.sent[3][2]))
+
+
 def ordered_before_what_was_known(tale: Tale) -> None:
     at_s, user_id, event = tale.sent[1]
     tale.sent[1] = (at_s + 9, user_id, event)
@@ -672,6 +678,7 @@ FAULTS: Sequence[tuple[str, Callable[[Tale], None]]] = (
     ("verdicts", a_verdict_about_nothing),
     ("refused", a_conflict_that_was_applied),
     ("refused", a_rejection_that_was_applied),
+    ("refused", a_repetition_rejected_and_applied),
     ("time", ordered_before_what_was_known),
     ("versions", a_fork),
     ("versions", a_version_left_out),
