@@ -112,7 +112,16 @@ def test_page_is_made_for_a_phone_and_for_the_dark(tmp_path: Path) -> None:
 
 def test_page_shows_the_figures(tmp_path: Path) -> None:
     text = Parsed(page(read(tmp_path))).text
-    for shown in ("29,900", "143", "p99.9", "hub cpu us per event", "610", "e12ceba", "41% of a"):
+    for shown in (
+        "29,900",
+        "143",
+        "p99.9",
+        "hub CPU µs per event",
+        "hub memory KiB per device",
+        "610",
+        "e12ceba",
+        "41% of a",
+    ):
         assert shown in text
 
 
