@@ -36,7 +36,7 @@ from loadtest.history import Recorder
 from loadtest.http_client import HttpClient
 from loadtest.http_wire import plain
 from loadtest.outbox import Event, OutboxFull
-from loadtest.plan import Plan
+from loadtest.plan import Login, Plan
 from loadtest.scenarios import DAY
 from loadtest.stats import Histogram, Sample
 from loadtest.target import Refused, Target, Unreachable
@@ -172,14 +172,18 @@ class Generator:
         """Create this process's budgets. Raises `Refused`, `Unreachable`."""
         by_user: dict[str, list[int]] = {}
         for number in self.plan.founded:
-            by_user.setdefault(self.plan.login_of(number).user_id, []).append(number)
+            by_user.setdefault(self.plan.logins_of(number)[0].user_id, []).append(number)
         client = HttpClient(Target.parse(self.plan.options.targets[0]))
         try:
             at_once = asyncio.Semaphore(FOUND_AT_ONCE)
 
             async def found(numbers: Sequence[int]) -> None:
                 async with at_once:
-                    await self._found(client, self._account(numbers[0]), numbers)
+                    owner = self._account(self.plan.logins_of(numbers[0])[0])
+                    await self._found(client, owner, numbers)
+                    for number in numbers:
+                        for login in self.plan.logins_of(number)[1:]:
+                            await self._join(client, self._account(login), number)
 
             await asyncio.gather(
                 *(
@@ -294,20 +298,26 @@ class Generator:
         ]
         for event in events:
             self.ledger.recorder.submitted(account.user_id, event, time.monotonic())
-        while True:
-            try:
-                answer = await client.call(
-                    "POST", "/events", token=await account.token(), body={"events": events}
-                )
-                break
-            except Refused as error:
-                if not error.retryable:
-                    raise
-                await asyncio.sleep(max(error.after_s, 0.2))
+        answer = await self._call(client, "/events", account, {"events": events})
         for verdict in answer["events"]:
             self.ledger.recorder.answered(plain(verdict), time.monotonic())
         if [verdict["status"] for verdict in answer["events"]] != ["accepted"] * len(events):
             raise Refused(f"{client.target} created no budget: {answer['events'][-1]}")
+
+    async def _join(self, client: HttpClient, account: Account, number: int) -> None:
+        await self._call(client, f"/budgets/{self.plan.budget_id(number)}/join", account, {})
+
+    async def _call(
+        self, client: HttpClient, path: str, account: Account, body: Mapping[str, object]
+    ) -> Mapping[str, Any]:
+        """POST, again and again while the hub is busy."""
+        while True:
+            try:
+                return await client.call("POST", path, token=await account.token(), body=body)
+            except Refused as error:
+                if not error.retryable:
+                    raise
+                await asyncio.sleep(max(error.after_s, 0.2))
 
     def _device(self, number: int) -> Device:
         plan, rng = self.plan, Random(f"{self.plan.options.seed}/device/{number}")
@@ -316,7 +326,7 @@ class Generator:
         device = Device(
             f"device {number}",
             plan.target_of(number),
-            self._account(budgets[0]),
+            self._account(plan.login_of(number)),
             new_id=lambda: untimed_id(self._ids),
             rng=rng,
             transport=rng.choices(list(transports), list(transports.values()))[0],
@@ -327,8 +337,7 @@ class Generator:
             device.follow(plan.budget_id(budget))
         return device
 
-    def _account(self, budget: int) -> Account:
-        login = self.plan.login_of(budget)
+    def _account(self, login: Login) -> Account:
         account = self._accounts.get(login.user_id)
         if account is None:
             if login.secret:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -75,20 +76,35 @@ class Plan:
         return range(self.process, self.options.budgets, every)
 
     def budgets_of(self, device: int) -> Sequence[int]:
-        """The numbers of the budgets that a device follows, its own first. The further ones belong
-        to the same user."""
+        """The numbers of the budgets that a device follows, its own first. Its user takes part in
+        all of them."""
         first = device % self.options.budgets
         if self.shared:
             return [first]
-        step = self.options.processes * len(self.logins)
+        known = self._budgets[self.login_of(device).user_id]
         wanted = 1 + device // self.options.budgets % self.scenario.budgets_per_device
-        return [n for n in range(first, self.options.budgets, step)][:wanted] or [first]
+        begin = known.index(first)
+        return [*known[begin:], *known[:begin]][:wanted]
 
-    def login_of(self, budget: int) -> Login:
-        """The user whose budget it is."""
-        if self.shared:
-            return self.logins[budget % len(self.logins)]
-        return self.logins[budget // self.options.processes % len(self.logins)]
+    def logins_of(self, budget: int) -> Sequence[Login]:
+        """The users who take part in a budget, its owner first."""
+        first = budget if self.shared else budget // self.options.processes
+        members = min(self.scenario.members, len(self.logins))
+        return [self.logins[(first + n) % len(self.logins)] for n in range(members)]
+
+    def login_of(self, device: int) -> Login:
+        """A device's user: the members of a budget have its devices in turn."""
+        logins = self.logins_of(device % self.options.budgets)
+        return logins[device // self.options.budgets % len(logins)]
+
+    @cached_property
+    def _budgets(self) -> Mapping[str, Sequence[int]]:
+        """The budgets of this process that a user takes part in."""
+        budgets: dict[str, list[int]] = {}
+        for number in self.founded:
+            for login in self.logins_of(number):
+                budgets.setdefault(login.user_id, []).append(number)
+        return budgets
 
     def target_of(self, device: int) -> Target:
         """Every budget begins at another target and goes round: its devices meet on all nodes."""

@@ -193,7 +193,7 @@ def _accounts(plans: Sequence[Plan], target: Target) -> Mapping[str, Account]:
     accounts: dict[str, Account] = {}
     for plan in plans:
         for number in plan.founded:
-            login = plan.login_of(number)
+            login = plan.logins_of(number)[0]
             if login.user_id not in known:
                 known[login.user_id] = (
                     SignedAccount(login.user_id, login.secret)

@@ -29,6 +29,7 @@ class Scenario:
     slow_for: float = 0.0  # share of the duration, on average; then they read for as long
     reconnect_s: float | None = None  # each device comes anew after that time, on average
     budgets_per_device: int = 1
+    members: int = 1  # users of a budget, its owner included
     day: bool = False  # the rate follows a day: quiet at night, most in the evening
     ramp: bool = False  # the rate grows until the hub no longer keeps p99 under the bound
     judged: bool = True  # figures count, so a generator that was the limit spoils the run
@@ -80,6 +81,7 @@ SCENARIOS: Mapping[str, Scenario] = {
             duration_s=60,
             mix=CONTESTED,
             recent=8,
+            members=2,
             offline_share=0.7,
             offline_for=0.15,
         ),
@@ -129,6 +131,7 @@ SCENARIOS: Mapping[str, Scenario] = {
             slow_for=0.05,
             reconnect_s=60,
             budgets_per_device=2,
+            members=2,
             day=True,
         ),
         Scenario(
@@ -138,6 +141,7 @@ SCENARIOS: Mapping[str, Scenario] = {
             budgets=150,
             rate_per_s=20,
             duration_s=3600,
+            members=2,
             offline_share=0.1,
             offline_for=0.02,
             reconnect_s=600,

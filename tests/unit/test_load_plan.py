@@ -48,7 +48,8 @@ def test_a_device_follows_budgets_of_one_user_that_its_process_has(processes: in
         for device in plan.devices:
             budgets = plan.budgets_of(device)
             assert set(budgets) <= set(plan.founded)
-            assert len({plan.login_of(budget).user_id for budget in budgets}) == 1
+            user = plan.login_of(device)
+            assert all(user in plan.logins_of(budget) for budget in budgets)
 
 
 def test_the_devices_of_a_budget_meet_on_all_targets() -> None:
