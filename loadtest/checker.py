@@ -16,7 +16,8 @@ that must not be; its work is linear in the history's length. What it finds, by 
 | `refused`   | an event that was refused and yet is in the log (P4)                            |
 | `time`      | an event sent after another's acceptance was known, but ordered before it (P2)  |
 | `versions`  | a record whose accepted versions are not the chain 1, 2, 3 … (P5)               |
-| `contest`   | a stale edit that won, or a conflict about a version that nobody won (P5)       |
+| `contest`   | a stale edit that won, be it of what was deleted, or a conflict about a version |
+|             | that nobody won (P5)                                                            |
 | `record`    | a verdict with another record than the log makes (P5)                           |
 | `replay`    | a log whose events do not make the digests they carry (P6)                      |
 | `state`     | a snapshot that is not what the log makes (P6)                                  |
@@ -325,6 +326,8 @@ class _Check:
             kind, _, verb = event["eventType"].partition(".")
             if kind in FIELDS:
                 self._check_version(key, event, versions)
+                if verb in ("edit", "delete") and (kind, event["recordId"]) not in replica.records:
+                    self._fail("contest", f"changed what was deleted: {event}", key)
                 if kind == "category" and verb == "delete":
                     for expense_id in replica.expenses_of(event["recordId"]):
                         versions["expense", expense_id] += 1

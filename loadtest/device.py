@@ -377,6 +377,8 @@ class Device:
         if inbox is None or inbox.ended:
             self._witness.broke(observer, "got events of a budget it does not follow")
             return
+        if not inbox.live:  # of a subscription that is being replaced: all of it comes again
+            return
         self._witness.saw(observer, budget_id, events, at_s)
         stated = frame["fromSequence"], frame["toSequence"]
         if stated != (events[0]["sequence"], events[-1]["sequence"]):

@@ -378,7 +378,10 @@ class Generator:
         # An own generator for each event: how many numbers one takes depends on the replica, and
         # must not change what follows.
         rng = Random(f"{self.plan.options.seed}/{number}/{done}")
-        inbox = rng.choice([each for each in device.inboxes.values() if not each.ended])
+        open_to_it = [inbox for inbox in device.inboxes.values() if not inbox.ended]
+        if not open_to_it:
+            return
+        inbox = rng.choice(open_to_it)
         due_epoch_s = self._start_s + due_s + self.plan.epoch_s
         timed = device.reads and not device.offline
         event_id = timed_id(due_epoch_s, self._ids) if timed else untimed_id(self._ids)

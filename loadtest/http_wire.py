@@ -68,15 +68,20 @@ class HttpWire:
         raise NotImplementedError
 
     async def page(self, budget_id: str, key: int, wait_s: int) -> Frame:
-        """The next events after `key`. Raises `Refused` and `Unreachable`."""
+        """The next events after `key`, asked for until the hub can tell. Raises `Refused` and
+        `Unreachable`."""
         path = f"/events?budgetId={budget_id}&key={key}&count={PAGE_EVENTS}&wait={wait_s}"
-        answer = await self._client.request(
-            "GET", path, token=self._token, timeout_s=wait_s + ANSWER_S
-        )
-        if answer.status >= 400:
-            raise refusal(answer, f"{self._client.target} answered GET /events")
-        page: Frame = self._decode(answer.body)
-        return page
+        while True:
+            answer = await self._client.request(
+                "GET", path, token=self._token, timeout_s=wait_s + ANSWER_S
+            )
+            if answer.status < 400:
+                page: Frame = self._decode(answer.body)
+                return page
+            error = refusal(answer, f"{self._client.target} answered GET /events")
+            if not error.retryable:
+                raise error
+            await asyncio.sleep(error.after_s or AGAIN_S)
 
     def give(self, page: Frame) -> None:
         """Hand a page on as the frame of its events."""
@@ -94,36 +99,32 @@ class HttpWire:
 
     async def _follow(self, frame: Frame) -> None:
         budget_id, key = frame["budgetId"], frame["key"]
-        while True:
-            await self._reads.wait()
-            try:
-                page = await self.page(budget_id, key, 0)
-                self._receiver.received(
-                    {
-                        "type": "subscribed",
-                        "id": frame["id"],
-                        "budgetId": budget_id,
-                        "key": key,
-                        "head": page["head"],
-                        "logId": page["logId"],
-                    }
-                )
-                self.give(page)
-                await self.wait(budget_id, page["nextKey"], page)
-                return
-            except Refused as error:
-                if error.status == 401 or error.code == "CURSOR_AHEAD":
-                    self._refused(frame, error)
-                    return
-                if not error.retryable:
-                    self._receiver.received(
-                        {"type": "unsubscribed", "budgetId": budget_id, "code": error.code}
-                    )
-                    return
-                await asyncio.sleep(error.after_s or AGAIN_S)
-            except (Unreachable, ValueError, KeyError) as error:
+        await self._reads.wait()
+        try:
+            page = await self.page(budget_id, key, 0)
+            self._receiver.received(
+                {
+                    "type": "subscribed",
+                    "id": frame["id"],
+                    "budgetId": budget_id,
+                    "key": key,
+                    "head": page["head"],
+                    "logId": page["logId"],
+                }
+            )
+            self.give(page)
+            await self.wait(budget_id, page["nextKey"], page)
+        except Refused as error:
+            if error.status == 401 or error.code == "CURSOR_AHEAD":
+                self._refused(frame, error)
+            elif error.retryable:  # from the beginning, but from where the device is by now
                 self._end(Lost(ABNORMAL, str(error)))
-                return
+            else:
+                self._receiver.received(
+                    {"type": "unsubscribed", "budgetId": budget_id, "code": error.code}
+                )
+        except (Unreachable, ValueError, KeyError) as error:
+            self._end(Lost(ABNORMAL, str(error)))
 
     async def _post(self, frame: Frame) -> None:
         try:

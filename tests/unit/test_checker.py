@@ -629,6 +629,13 @@ def a_tombstone_that_lives(tale: Household) -> None:
     tale.answered[-2][1]["currentRecord"]["version"] = 3
 
 
+def an_edit_of_a_tombstone(tale: Household) -> None:
+    """Of the version that the deletion has made, even."""
+    edit = {**anew(tale.sent[-2][2]), "version": 2}
+    tale.sent.append((20.0, USER, edit))
+    tale.log.append({**edit, "sequence": 12, "actorId": USER, "version": 3})
+
+
 def seen_after_leaving(tale: Household) -> None:
     tale.mal_saw.append(tale.observed[10])
 
@@ -704,6 +711,7 @@ FAULTS_OF_MEMBERS: Sequence[tuple[str, Callable[[Household], None]]] = (
     ("members", wrote_after_leaving),
     ("members", deleted_by_a_guest),
     ("contest", a_tombstone_that_lives),
+    ("contest", an_edit_of_a_tombstone),
     ("private", seen_after_leaving),
     ("private", seen_before_coming_back),
     ("private", seen_before_joining),
