@@ -113,19 +113,19 @@ async def test_smoke_registers_its_users_and_can_be_checked_again(
 async def test_a_run_outlives_its_tokens(
     cluster_database_url: str, redis: EmbeddedRedis, tmp_path: Path
 ) -> None:
-    """At a hub whose tokens end after 4 s devices renew theirs in time, which many share, by
+    """At a hub whose tokens end after 6 s devices renew theirs in time, which many share, by
     refresh tokens that count once: no connection is lost. The audit comes after all that."""
     program = patched(
         "import api.auth.local, hub.session",
-        "api.auth.local.LocalIdentity.__init__.__kwdefaults__['token_ttl_s'] = 4",
-        "hub.session.EXPIRING_S = 2",
+        "api.auth.local.LocalIdentity.__init__.__kwdefaults__['token_ttl_s'] = 6",
+        "hub.session.EXPIRING_S = 5",
     )
     cluster = Cluster(tmp_path, cluster_database_url, redis.url, program)
     try:
         node = await cluster.start()
         options = ("--devices", "12", "--budgets", "4", "--users", "2", "--rate", "30")
         process = await load(
-            tmp_path, [node], "smoke", *options, "--duration", "7", "--processes", "2", secret=""
+            tmp_path, [node], "smoke", *options, "--duration", "8", "--processes", "2", secret=""
         )
         assert process.exit_code == PROVEN, process.out + process.err
         totals = report.read(tmp_path / "out")["totals"]
