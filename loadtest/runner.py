@@ -105,7 +105,7 @@ async def run(options: Options, folder: Path, console: Console, *, secret: str =
     if ramp is not None:
         report |= {"ramp": _ramp_report(options, ramp)}
     await asyncio.to_thread(write, report, folder)
-    return Outcome(report, _exit_code(report), figures, violation)
+    return Outcome(report, exit_code(report), figures, violation)
 
 
 def _clear(folder: Path) -> None:
@@ -242,7 +242,7 @@ def _report(
     work = series.total(at_work)
     cpu = sum(s.cpu for s in series.samples if s.second in set(at_work)) / max(1, len(at_work))
     lag_ms = work.lag.percentile(0.99) or 0.0
-    because = _invalid(options, cpu, lag_ms, work)
+    because = invalid_because(options, cpu, lag_ms, work)
     answered = total.accepted + total.conflicts + total.rejected + total.retryable
     unknown = figures.unknown if figures else max(0, total.sent - answered)
     return {
@@ -273,7 +273,7 @@ def _report(
     }
 
 
-def _invalid(options: Options, cpu: float, lag_ms: float, work: Sample) -> list[str]:
+def invalid_because(options: Options, cpu: float, lag_ms: float, work: Sample) -> list[str]:
     """Why the figures say more about this script than about the hub."""
     if not SCENARIOS[options.scenario].judged:
         return []
@@ -288,7 +288,7 @@ def _invalid(options: Options, cpu: float, lag_ms: float, work: Sample) -> list[
     return because
 
 
-def _exit_code(report: Mapping[str, Any]) -> int:
+def exit_code(report: Mapping[str, Any]) -> int:
     if not report["proof"]["passed"]:
         return VIOLATED
     return PROVEN if report["valid"] else INVALID
