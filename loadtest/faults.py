@@ -194,8 +194,7 @@ class _Run:
         # One blow at a time for each part.
         self._parts: dict[object, asyncio.Lock] = {}
         run_id = str(uuid4())
-        owner = Login(f"{run_id[:8]}-owner", secret=cluster.secret)
-        self._owner = SignedAccount(owner.user_id, cluster.secret)
+        logins = [Login(f"{run_id[:8]}-{n}", secret=cluster.secret) for n in range(BUDGETS)]
         self._guest = SignedAccount(f"{run_id[:8]}-guest", cluster.secret)
         options = Options(
             scenario=case.scenario,
@@ -205,13 +204,13 @@ class _Run:
             rate_per_s=case.rate_per_s,
             duration_s=WORK_S,
             processes=1,
-            users=1,
+            users=len(logins),
             seed=case.seed,
             p99_ms=0,
         )
         epoch_s = time.time() - time.monotonic()
         history = str(folder / "history-0.jsonl")
-        self._plan = Plan(options, run_id, 0, epoch_s, [owner], history)
+        self._plan = Plan(options, run_id, 0, epoch_s, logins, history)
         self._generator = Generator(self._plan, lambda message: None)
 
     @property
@@ -242,11 +241,11 @@ class _Run:
         if unsettled:
             what = f"{len(unsettled)} events have no verdict, though all is well again"
             raise Violation("silent", what, [f"the first is {unsettled[0]}"])
-        budgets = [self._plan.budget_id(number) for number in self._plan.founded]
+        owners = {self._plan.budget_id(n): self._owner(n) for n in self._plan.founded}
         with Recorder(self._folder / "audit.jsonl") as recorder:
             heads: dict[str, int] = {}
             for number, target in enumerate(self._targets):
-                audit = Audit(target, dict.fromkeys(budgets, self._owner), recorder)
+                audit = Audit(target, owners, recorder)
                 try:
                     heads |= await audit.heads()
                     if number == 0:
@@ -254,6 +253,9 @@ class _Run:
                 finally:
                     audit.close()
             await self._generator.settle(heads)
+
+    def _owner(self, budget: int) -> SignedAccount:
+        return SignedAccount(self._plan.logins_of(budget)[0].user_id, self._cluster.secret)
 
     # The guest
 
@@ -275,7 +277,7 @@ class _Run:
     async def _remove_guest(self) -> None:
         await asyncio.sleep(self._rng.uniform(0.2, 0.8) * WORK_S)
         path = f"/budgets/{self._plan.budget_id(0)}/participants/{self._guest.user_id}"
-        await self._ask(self._owner, "DELETE", path)
+        await self._ask(self._owner(0), "DELETE", path)
 
     async def _ask(self, account: SignedAccount, method: str, path: str) -> None:
         """Ask until a node answers: what is asked here may be done twice."""
