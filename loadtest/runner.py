@@ -81,7 +81,7 @@ async def run(options: Options, folder: Path, console: Console, *, secret: str =
                 fleet.sampled = lambda sample: _sampled(sample, series, live, options.processes)
                 if SCENARIOS[options.scenario].ramp:
                     ramp = await _search(options, series, fleet, start_s)
-                await fleet.all_say("quiet")
+                ends = await fleet.all_say("quiet")
                 fleet.sampled = series.add  # to the end, but there is no more to show
             lasted_s, quiet = time.monotonic() - start_s, usage(pids)
             accounts = await _accounts(plans, logins, targets[0])
@@ -93,6 +93,8 @@ async def run(options: Options, folder: Path, console: Console, *, secret: str =
             finally:
                 audit.close()
     figures, violation = await asyncio.to_thread(_prove, folder)
+    if violation is None and (silent := sum(end["unsettled"] for end in ends)):
+        violation = Violation("silent", f"{silent} events got no verdict, though none was due more")
     report = _report(options, series, figures, violation, started_at_ms, lasted_s)
     report["resources"] = costs(
         empty,

@@ -59,7 +59,7 @@ SMALL = {
     "hot-budget": ("--devices", "40", "--rate", "10", "--processes", "2"),
     "offline": ("--devices", "16", "--budgets", "4", "--rate", "40"),
     "storm": ("--devices", "30", "--budgets", "10", "--rate", "30"),
-    "slow-readers": ("--devices", "20", "--budgets", "2", "--rate", "30"),
+    "slow-readers": ("--devices", "12", "--budgets", "2", "--rate", "30"),
     "legacy": ("--devices", "12", "--budgets", "4", "--rate", "20"),
     "mixed": ("--devices", "40", "--budgets", "10", "--rate", "60"),
     "soak": ("--devices", "20", "--budgets", "5", "--rate", "20"),
