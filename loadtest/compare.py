@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.page import verdict
-from loadtest.plot import short
+from loadtest.page import figure, verdict, words
 
 if TYPE_CHECKING:
     from loadtest.report import Report
@@ -122,7 +121,7 @@ def show(a: "Report", b: "Report", console: Console) -> None:
     for d in differences:
         ratio = "-" if d.ratio is None else f"{d.ratio:.2f}"
         style = {"better": "bold green", "worse": "bold red", "different": "bold"}.get(d.judgement)
-        table.add_row(d.name, _figure(d.a), _figure(d.b), ratio, d.judgement, style=style)
+        table.add_row(d.name, figure(d.a), figure(d.b), ratio, d.judgement, style=style)
     console.print(table, highlight=False)
     matter = [d.name for d in differences if d.matters]
     console.print("matters: " + (", ".join(matter) or "nothing"), highlight=False)
@@ -130,12 +129,6 @@ def show(a: "Report", b: "Report", console: Console) -> None:
 
 def _name(report: "Report") -> str:
     return f"{report['scenario']}, commit {report['commit'] or 'unknown'}, {verdict(report)}"
-
-
-def _figure(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if value == int(value) and value < 1e9 else short(value)
 
 
 def _by_second(a: "Report", b: "Report") -> Iterable[Difference]:
@@ -156,7 +149,10 @@ def _by_second(a: "Report", b: "Report") -> Iterable[Difference]:
 
 
 def _values(report: "Report", key: _BySecond) -> list[float]:
-    return [value for second in report["series"] if (value := second[key]) is not None]
+    """While events were due: what comes in after that says nothing of a rate."""
+    work_s = report["options"].get("duration_s", float("inf"))
+    seconds = [second for second in report["series"] if second["t"] + 1 <= work_s]
+    return [value for second in seconds if (value := second[key]) is not None]
 
 
 def _blocks(values: Sequence[float]) -> list[float]:
@@ -179,7 +175,7 @@ def _once(a: "Report", b: "Report") -> Iterable[Difference]:
         yield _unsure(f"{says} max, ms", ours["max"], theirs["max"])
     cost_a, cost_b = a.get("resources") or {}, b.get("resources") or {}
     for name in (*cost_a, *(name for name in cost_b if name not in cost_a)):
-        yield _unsure(name, cost_a.get(name), cost_b.get(name))
+        yield _unsure(words(name), cost_a.get(name), cost_b.get(name))
 
 
 def _unsure(name: str, a: float | None, b: float | None) -> Difference:

@@ -118,7 +118,8 @@ class Device:
     """One device of one user, at one hub. Everything it keeps stays when the connection does not.
 
     `new_id` gives eventIds, `rng` the jitter, `clock` seconds that only grow. `decode` reads a
-    frame; devices in one process may share one that remembers what it has read."""
+    frame; devices in one process may share one that remembers what it has read. `receive_bytes` is
+    the size of a socket's buffer in the kernel, where the system's choice will not do."""
 
     def __init__(
         self,
@@ -132,6 +133,7 @@ class Device:
         witness: Witness | None = None,
         clock: Callable[[], float] = time.monotonic,
         decode: Decode = orjson.loads,
+        receive_bytes: int | None = None,
         patience_s: float = PATIENCE_S,
         answer_s: float = ANSWER_S,
     ) -> None:
@@ -147,6 +149,7 @@ class Device:
         self._witness: Witness = Unwatched() if witness is None else witness
         self._clock = clock
         self._decode = decode
+        self._receive_bytes = receive_bytes
         self._patience_s = patience_s
         self._answer_s = answer_s
         self._ids = count(1)
@@ -302,7 +305,9 @@ class Device:
 
     async def _open(self, token: str) -> Wire:
         if self.transport is Transport.SOCKET:
-            return await open_websocket(self.target, token, self, self._decode)
+            return await open_websocket(
+                self.target, token, self, self._decode, receive_bytes=self._receive_bytes
+            )
         kind = LongPoll if self.transport is Transport.LONG_POLL else EventStream
         return kind(self.target, token, self, self._decode)
 

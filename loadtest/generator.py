@@ -49,6 +49,7 @@ QUIET_S = 30.0  # after the last event: all verdicts are there
 SETTLE_S = 20.0
 FOUND_AT_ONCE = 8  # requests
 FOUND_EVENTS = 25  # budgets created in one request
+SLOW_BYTES = 64 * 1024  # what the kernel may keep for a device that does not read
 LAG_EVERY_S = 0.02
 EXCUSED_MAX = 10_000
 PAUSE_S = 0.05  # between two looks at what is awaited
@@ -332,6 +333,7 @@ class Generator:
             transport=rng.choices(list(transports), list(transports.values()))[0],
             witness=self.ledger,
             decode=self._decode,
+            receive_bytes=SLOW_BYTES if self.scenario.slow_share else None,
         )
         for budget in budgets:
             device.follow(plan.budget_id(budget))
@@ -394,6 +396,7 @@ class Generator:
             new_id=lambda: untimed_id(self._ids),
             when_ms=self._now_ms(),
             recent=self.scenario.recent,
+            note_chars=self.scenario.note_chars,
         )
         try:
             device.submit(event)

@@ -1,5 +1,6 @@
 """`report.html`: one file that needs nothing else, for a phone as for a desk."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -38,7 +39,7 @@ def page(report: "Report") -> str:
             "<h2>Latency</h2>",
             _latency_table(report),
             "<h2>Totals</h2>",
-            _table((_words(name), f"{count:,}") for name, count in report["totals"].items()),
+            _table((words(name), f"{count:,}") for name, count in report["totals"].items()),
             "<h2>Cost</h2>",
             *_cost(report),
             "<h2>The run</h2>",
@@ -146,6 +147,13 @@ def milliseconds(value: float | None) -> str:
     return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
+def figure(value: float | None) -> str:
+    """Any other number: four digits, or all of a whole one."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:.4g}"
+
+
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
@@ -173,7 +181,7 @@ def _head(report: "Report") -> Iterable[str]:
 
 def _proof(report: "Report") -> Iterable[str]:
     proof = report["proof"]
-    checked = ", ".join(f"{count:,} {_words(name)}" for name, count in proof["checked"].items())
+    checked = ", ".join(f"{count:,} {words(name)}" for name, count in proof["checked"].items())
     if proof["passed"]:
         said = f"Nothing lost, doubled or out of order. Checked: {checked}."
         yield f'<p class="box">{escape(said)}</p>'
@@ -235,15 +243,13 @@ def _cost(report: "Report") -> Iterable[str]:
     if not resources:
         yield "<p>Not measured: the hub is not a known process of this machine.</p>"
         return
-    rows = (
-        (_words(name), plot.short(v) if v is not None else "-") for name, v in resources.items()
-    )
+    rows = [(words(name), figure(value)) for name, value in resources.items()]
     yield _table(rows)
 
 
 def _run_table(report: "Report") -> str:
     machine, generator = report["machine"], report["generator"]
-    rows = [(_words(name), str(value)) for name, value in report["options"].items()]
+    rows = [(words(name), _option(value)) for name, value in report["options"].items()]
     return _table(
         [
             *rows,
@@ -257,6 +263,10 @@ def _run_table(report: "Report") -> str:
     )
 
 
+def _option(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def _table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
     lines = ["<table>"]
     if head:
@@ -267,11 +277,13 @@ def _table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
     return "\n".join([*lines, "</table>"])
 
 
-def _words(name: str) -> str:
-    """`hubCpuUsPerEvent`, `duration_s` → words."""
-    spaced = "".join(f" {c.lower()}" if c.isupper() else c for c in name)
+def words(name: str) -> str:
+    """`hubCpuUsPerEvent`, `duration_s`: for people."""
+    spaced = re.sub("KiB|MiB|[A-Z][a-z]*", lambda m: f" {_WORDS.get(m[0], m[0].lower())}", name)
     return spaced.replace("_", " ").strip()
 
+
+_WORDS = {"Cpu": "CPU", "Us": "µs", "Rss": "memory", "KiB": "KiB", "MiB": "MiB"}
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1f2328;--faint:#6a737d;--back:#f3f4f6;--card:#fff;

@@ -1,7 +1,7 @@
 """What is to be run, and which part of it one generator process has."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 from uuid import UUID, uuid5
@@ -35,7 +35,9 @@ class Login:
 
     user_id: str
     session: Sequence[Any] = ()
-    secret: str = ""
+    secret: str = field(default="", repr=False)
+    email: str = ""
+    password: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The search for the highest rate that a hub keeps up with: pure.
 
-It grows the rate until a step fails, goes back to what was kept for one step so that the hub can
-recover, and then halves the distance between what was kept and what failed.
+It grows the rate until a step fails, and then halves the distance between what was kept and what
+failed. After a step that fails the hub gets a slow one to recover in; and a rate has failed only
+when it fails a second time, since a machine has moments of its own.
 """
 
 from typing import NamedTuple
@@ -25,6 +26,7 @@ class Ramp:
         self._kept: float | None = None
         self._failed: float | None = None
         self._recovering = False
+        self._suspect: float | None = None  # failed once
 
     @property
     def highest(self) -> float | None:
@@ -42,15 +44,19 @@ class Ramp:
         self.steps.append(Step(rate, p99_ms, kept))
         if kept:
             self._kept = max(rate, self._kept or 0.0)
+            self._suspect = None
             self.rate_per_s = self._next()
-        else:
+            return
+        if rate == self._suspect:
             self._failed = min(rate, self._failed or rate)
-            self._recovering = True
-            self.rate_per_s = (self._kept or rate / 2) / 2
-            if self._next() is None:
-                self.rate_per_s = None
+        else:
+            self._suspect = rate
+        self._recovering = True
+        self.rate_per_s = None if self._next() is None else (self._kept or rate) / 2
 
     def _next(self) -> float | None:
+        if self._suspect is not None and self._suspect != self._failed:
+            return self._suspect
         if self._failed is None:
             assert self._kept is not None
             return self._kept * GROWTH

@@ -28,6 +28,7 @@ from loadtest.scenarios import SCENARIOS
 from loadtest.stats import TOTALS, Sample, Series
 from loadtest.target import Target
 
+FRESH_S = 300.0  # left of a token that is good for the audit
 SOON_S = 0.3  # from the command to start to the start, so that all processes have got it
 CPU_SHARE_MAX = 0.85  # of one core; what is due waits for what is being done above that
 LAG_MS_MAX = 20.0  # p99, where it is also a large part of what was measured
@@ -59,6 +60,7 @@ async def run(options: Options, folder: Path, console: Console, *, secret: str =
     pids = await asyncio.to_thread(hubs, targets)
     run_id = str(uuid4())
     users = await _users(options, targets[0], run_id, secret)
+    logins = {login.user_id: login for mine in users for login in mine}
     epoch_s = time.time() - time.monotonic()
     plans = [
         Plan(options, run_id, n, epoch_s, users[n], str(folder / f"history-{n}.jsonl"))
@@ -79,10 +81,11 @@ async def run(options: Options, folder: Path, console: Console, *, secret: str =
                 fleet.sampled = lambda sample: _sampled(sample, series, live, options.processes)
                 if SCENARIOS[options.scenario].ramp:
                     ramp = await _search(options, series, fleet, start_s)
-                await fleet.all_say("quiet")
+                ends = await fleet.all_say("quiet")
                 fleet.sampled = series.add  # to the end, but there is no more to show
             lasted_s, quiet = time.monotonic() - start_s, usage(pids)
-            audit = Audit(targets[0], _accounts(plans, targets[0]), recorder)
+            accounts = await _accounts(plans, logins, targets[0])
+            audit = Audit(targets[0], accounts, recorder)
             try:
                 fleet.tell("settle", heads=await audit.heads())
                 await fleet.all_say("settled")
@@ -90,6 +93,8 @@ async def run(options: Options, folder: Path, console: Console, *, secret: str =
             finally:
                 audit.close()
     figures, violation = await asyncio.to_thread(_prove, folder)
+    if violation is None and (silent := sum(end["unsettled"] for end in ends)):
+        violation = Violation("silent", f"{silent} events got no verdict, though none was due more")
     report = _report(options, series, figures, violation, started_at_ms, lasted_s)
     report["resources"] = costs(
         empty,
@@ -102,7 +107,7 @@ async def run(options: Options, folder: Path, console: Console, *, secret: str =
     if ramp is not None:
         report |= {"ramp": _ramp_report(options, ramp)}
     await asyncio.to_thread(write, report, folder)
-    return Outcome(report, _exit_code(report), figures, violation)
+    return Outcome(report, exit_code(report), figures, violation)
 
 
 def _clear(folder: Path) -> None:
@@ -173,35 +178,47 @@ async def _users(
             return [everybody] * options.processes
         return [everybody[n :: options.processes] for n in range(options.processes)]
     users: list[list[Login]] = [[] for _ in range(options.processes)]
+
+    async def login(email: str, password: str, *, new: bool) -> Login:
+        session = await sign_in(target, email, password, new=new)
+        return Login(session.user_id, tuple(session), email=email, password=password)
+
     for number in range(each if shared else each * options.processes):
         email = f"load-{run_id}-{number}@example.com"
         password = token_urlsafe(16)
-        session = await sign_in(target, email, password, new=True)
+        first = await login(email, password, new=True)
         if shared:
-            users[0].append(Login(session.user_id, tuple(session)))
+            users[0].append(first)
             for others in users[1:]:
-                again = await sign_in(target, email, password, new=False)
-                others.append(Login(again.user_id, tuple(again)))
+                others.append(await login(email, password, new=False))
         else:
-            users[number % options.processes].append(Login(session.user_id, tuple(session)))
+            users[number % options.processes].append(first)
     return users
 
 
-def _accounts(plans: Sequence[Plan], target: Target) -> Mapping[str, Account]:
-    """Of each budget, one who may read it."""
+async def _accounts(
+    plans: Sequence[Plan], logins: Mapping[str, Login], target: Target
+) -> Mapping[str, Account]:
+    """Of each budget, one who may read it. Where a token will end soon the user signs in anew: the
+    session it belongs to is a generator's, which may have renewed it."""
     known: dict[str, Account] = {}
     accounts: dict[str, Account] = {}
     for plan in plans:
         for number in plan.founded:
-            login = plan.logins_of(number)[0]
+            login = logins[plan.logins_of(number)[0].user_id]
             if login.user_id not in known:
-                known[login.user_id] = (
-                    SignedAccount(login.user_id, login.secret)
-                    if login.secret
-                    else LocalAccount(target, Session(*login.session))
-                )
+                known[login.user_id] = await _account(login, target)
             accounts[plan.budget_id(number)] = known[login.user_id]
     return accounts
+
+
+async def _account(login: Login, target: Target) -> Account:
+    if login.secret:
+        return SignedAccount(login.user_id, login.secret)
+    session = Session(*login.session)
+    if session.expires_at_ms / 1000 - time.time() < FRESH_S:
+        session = await sign_in(target, login.email, login.password, new=False)
+    return LocalAccount(target, session)
 
 
 def _prove(folder: Path) -> tuple[Figures | None, Violation | None]:
@@ -227,7 +244,7 @@ def _report(
     work = series.total(at_work)
     cpu = sum(s.cpu for s in series.samples if s.second in set(at_work)) / max(1, len(at_work))
     lag_ms = work.lag.percentile(0.99) or 0.0
-    because = _invalid(options, cpu, lag_ms, work)
+    because = invalid_because(options, cpu, lag_ms, work)
     answered = total.accepted + total.conflicts + total.rejected + total.retryable
     unknown = figures.unknown if figures else max(0, total.sent - answered)
     return {
@@ -258,7 +275,7 @@ def _report(
     }
 
 
-def _invalid(options: Options, cpu: float, lag_ms: float, work: Sample) -> list[str]:
+def invalid_because(options: Options, cpu: float, lag_ms: float, work: Sample) -> list[str]:
     """Why the figures say more about this script than about the hub."""
     if not SCENARIOS[options.scenario].judged:
         return []
@@ -273,7 +290,7 @@ def _invalid(options: Options, cpu: float, lag_ms: float, work: Sample) -> list[
     return because
 
 
-def _exit_code(report: Mapping[str, Any]) -> int:
+def exit_code(report: Mapping[str, Any]) -> int:
     if not report["proof"]["passed"]:
         return VIOLATED
     return PROVEN if report["valid"] else INVALID

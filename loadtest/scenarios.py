@@ -27,6 +27,7 @@ class Scenario:
     storms: int = 0  # so often, evenly over the run, all connections break at one moment
     slow_share: float = 0.0  # of the devices stop reading from time to time
     slow_for: float = 0.0  # share of the duration, on average; then they read for as long
+    note_chars: int = 0  # of each expense's note, of four bytes each; 0: short ones, or none
     reconnect_s: float | None = None  # each device comes anew after that time, on average
     budgets_per_device: int = 1
     members: int = 1  # users of a budget, its owner included
@@ -97,10 +98,12 @@ SCENARIOS: Mapping[str, Scenario] = {
         Scenario(
             "slow-readers",
             "some devices stop reading, and must cost nobody anything",
-            devices=300,
-            budgets=10,
-            rate_per_s=50,
+            # So much for each device that no kernel keeps it for one that does not read.
+            devices=100,
+            budgets=2,
+            rate_per_s=60,
             duration_s=60,
+            note_chars=2000,
             slow_share=0.2,
             slow_for=0.3,
         ),

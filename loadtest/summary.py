@@ -13,7 +13,7 @@ def show(report: Mapping[str, Any], folder: Path, console: Console) -> None:
     """`report` is report.json, written to `folder`."""
     options, totals, generator = report["options"], report["totals"], report["generator"]
     counts = ", ".join(f"{totals[name]:,} {name}" for name in _OUTCOMES)
-    duration_s = options["duration_s"]
+    duration_s = min(options["duration_s"], report["durationS"])  # a ramp may end early
     lines = {
         "seed": f"{report['seed']}",
         "devices": f"{options['devices']:,}, on {options['budgets']:,} budgets; "

@@ -3,8 +3,9 @@ protocol. A connection costs some kilobytes and a frame some microseconds, so th
 be thousands of devices."""
 
 import asyncio
+import socket
 import ssl
-from typing import cast
+from typing import Any, cast
 
 import orjson
 from websockets.client import ClientProtocol
@@ -65,6 +66,10 @@ class WebSocket(asyncio.Protocol):
     def pause_reading(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
+
+    def extra(self, name: str) -> Any:
+        assert self._transport is not None
+        return self._transport.get_extra_info(name)
 
     def resume_reading(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
@@ -155,29 +160,38 @@ class WebSocket(asyncio.Protocol):
 
 
 async def open_websocket(
-    target: Target, token: str, receiver: Receiver, decode: Decode = orjson.loads
+    target: Target,
+    token: str,
+    receiver: Receiver,
+    decode: Decode = orjson.loads,
+    *,
+    receive_bytes: int | None = None,
 ) -> WebSocket:
     """A socket that is open; what the hub says goes to `receiver`.
 
     Raises `Unreachable`, and `Refused` with the status of the upgrade's answer."""
     loop = asyncio.get_running_loop()
-    socket: WebSocket | None = None
+    wire: WebSocket | None = None
     try:
         async with asyncio.timeout(OPEN_TIMEOUT_S):
-            _, socket = await loop.create_connection(
+            _, wire = await loop.create_connection(
                 lambda: WebSocket(target, token, receiver, decode),
                 target.host,
                 target.port,
                 ssl=ssl.create_default_context() if target.secure else None,
             )
-            await socket.opened
+            if receive_bytes is not None:
+                # Bounds what the kernel takes from now on, which is all but the upgrade.
+                connection: socket.socket = wire.extra("socket")
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+            await wire.opened
     except InvalidStatus as error:
         status = error.response.status_code
         raise Refused(f"{target} refused the socket with {status}", status=status) from error
     except OSError as error:  # timeouts too
-        if socket is not None:
-            socket.abort()
+        if wire is not None:
+            wire.abort()
         raise Unreachable(f"no hub answers at {target}: {error or type(error).__name__}") from error
     except InvalidHandshake as error:
         raise Unreachable(f"{target} is no hub: {error}") from error
-    return socket
+    return wire

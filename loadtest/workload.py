@@ -84,6 +84,7 @@ def change(
     new_id: Callable[[], str],
     when_ms: int,
     recent: int = RECENT,
+    note_chars: int = 0,
 ) -> Event:
     """An event that fits what the device's replica shows. Where there is nothing to change, it adds
     something."""
@@ -102,6 +103,8 @@ def change(
         if verb != "add" and not known:
             verb = "add"
         made = _category(rng) if records == "category" else _expense(inbox, rng, recent)
+        if note_chars and "note" in made:
+            made["note"] = "🥞" * note_chars
         if verb == "add":
             fields = {"recordId": new_id(), **made}
         else:
@@ -127,11 +130,11 @@ def _settings(rng: Random) -> Mapping[str, object]:
     }
 
 
-def _category(rng: Random) -> Mapping[str, object]:
+def _category(rng: Random) -> dict[str, object]:
     return {"name": f"Category {rng.randrange(1000)}", "allocate": _amount(rng)}
 
 
-def _expense(inbox: Inbox, rng: Random, recent: int) -> Mapping[str, object]:
+def _expense(inbox: Inbox, rng: Random, recent: int) -> dict[str, object]:
     categories = [None, *(category["id"] for category in _recent(inbox, "category", recent))]
     return {
         "categoryId": rng.choice(categories),

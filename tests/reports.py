@@ -11,7 +11,7 @@ def report(**changes: Any) -> dict[str, Any]:
         "version": 1,
         "scenario": "steady",
         "seed": 7,
-        "options": {"devices": 1500, "budgets": 500, "rate": 500.0, "duration": 60.0},
+        "options": {"devices": 1500, "budgets": 500, "rate_per_s": 500.0, "duration_s": 60.0},
         "startedAt": 1795000000000,
         "durationS": 60.0,
         "machine": {"cores": 2, "cpu": "x86_64", "python": "3.11.7", "system": "Linux"},

@@ -39,7 +39,7 @@ from rich.console import Console
 from loadtest import page, plot, report as reports
 from loadtest.bench import load
 from loadtest.bench.commit import SECRET, hub_process
-from loadtest.bench.process import Process
+from loadtest.bench.process import Process, allow_files
 from loadtest.bench.results import Row, show, write_section
 from loadtest.page import milliseconds
 from loadtest.plot import Limit, Point
@@ -52,6 +52,7 @@ P50_MS, P99_MS = 10.0, 100.0
 LOOK_EVERY_S = 0.5
 SLACK_S = 300.0  # of a run beyond its duration: connecting, coming to rest, the proof
 SEED = 1
+FILES_SPARE = 500  # what a hub has open beside its sockets, and more
 KEPT = Path("loadtest-out") / "bench-fleet"  # histories of runs that broke a promise
 PROVEN, VIOLATED, INVALID = 0, 1, 3  # exit codes of the load script
 
@@ -137,6 +138,7 @@ def main(
         raise typer.BadParameter("figures of the small form are not for the record")
     before = load.before(_console)
     program = SMALL if small else FULL
+    allow_files(max(fleet.devices for fleet in program.fleets) + FILES_SPARE)
     with (
         tempfile.TemporaryDirectory(prefix="budget-hub-bench-") as name,
         EmbeddedPostgres.start(Path(name) / "postgres") as postgres,

@@ -1,6 +1,7 @@
 """What a hub's process costs, by `/proc` (Linux)."""
 
 import os
+import resource
 from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -44,3 +45,14 @@ class Process(NamedTuple):
         # The name before the bracket may hold spaces.
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+
+def allow_files(count: int) -> None:
+    """Let this process and those it starts have so many open files: sockets are files.
+
+    Raises `RuntimeError` where the system does not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < count:
+        raise RuntimeError(f"{count:,} open files are needed and {hard:,} allowed: ulimit -n")
+    if soft != resource.RLIM_INFINITY and soft < count:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))

@@ -13,7 +13,9 @@ from loadtest import report
 from loadtest.__main__ import main
 from loadtest.runner import INVALID, PROVEN, REFUSED, VIOLATED
 from loadtest.scenarios import SCENARIOS
+from storage.embedded import EmbeddedRedis
 from tests.cluster import AUTH_SECRET, Cluster, Node, Process, family, kill_left, until
+from tests.crowd import patched
 
 RUN_S = 50.0
 
@@ -57,7 +59,7 @@ SMALL = {
     "hot-budget": ("--devices", "40", "--rate", "10", "--processes", "2"),
     "offline": ("--devices", "16", "--budgets", "4", "--rate", "40"),
     "storm": ("--devices", "30", "--budgets", "10", "--rate", "30"),
-    "slow-readers": ("--devices", "20", "--budgets", "2", "--rate", "30"),
+    "slow-readers": ("--devices", "12", "--budgets", "2", "--rate", "30"),
     "legacy": ("--devices", "12", "--budgets", "4", "--rate", "20"),
     "mixed": ("--devices", "40", "--budgets", "10", "--rate", "60"),
     "soak": ("--devices", "20", "--budgets", "5", "--rate", "20"),
@@ -106,6 +108,30 @@ async def test_smoke_registers_its_users_and_can_be_checked_again(
     del lines[given[len(given) // 2]]
     histories[0].write_bytes(b"".join(lines))
     assert main(["check", *map(str, histories)]) == VIOLATED
+
+
+async def test_a_run_outlives_its_tokens(
+    cluster_database_url: str, redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    """At a hub whose tokens end after 6 s devices renew theirs in time, which many share, by
+    refresh tokens that count once: no connection is lost. The audit comes after all that."""
+    program = patched(
+        "import api.auth.local, hub.session",
+        "api.auth.local.LocalIdentity.__init__.__kwdefaults__['token_ttl_s'] = 6",
+        "hub.session.EXPIRING_S = 5",
+    )
+    cluster = Cluster(tmp_path, cluster_database_url, redis.url, program)
+    try:
+        node = await cluster.start()
+        options = ("--devices", "12", "--budgets", "4", "--users", "2", "--rate", "30")
+        process = await load(
+            tmp_path, [node], "smoke", *options, "--duration", "8", "--processes", "2", secret=""
+        )
+        assert process.exit_code == PROVEN, process.out + process.err
+        totals = report.read(tmp_path / "out")["totals"]
+        assert (totals["reconnects"], totals["errors"]) == (0, 0)
+    finally:
+        await cluster.close()
 
 
 async def test_a_hub_that_refuses_the_set_up_is_named(

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from loadtest.bench.fleet import FULL, SMALL, Fleet, Run, Sample, cost_of, plots, rows
 from loadtest.bench.load import Load, now
-from loadtest.bench.process import Process
+from loadtest.bench.process import Process, allow_files
 from loadtest.bench.results import RESULTS, Row, kept, ratios, show, with_summary, write_section
 from loadtest.report import Report
 from tests import reports
@@ -128,6 +128,19 @@ def test_process_is_found_by_its_socket_and_measured() -> None:
     while time.process_time() < before_s + 0.05:
         pass
     assert before_s < found.cpu_s() <= time.process_time() + 0.1
+
+
+def test_too_few_open_files_are_said_before_the_bench_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr("resource.getrlimit", lambda _: (256, 4096))
+    monkeypatch.setattr("resource.setrlimit", lambda _, limits: asked.append(limits))
+    allow_files(100)
+    allow_files(1000)
+    assert asked == [(1000, 4096)]
+    with pytest.raises(RuntimeError, match="ulimit -n"):
+        allow_files(5000)
 
 
 def test_cost_is_that_of_the_measured_time_only() -> None:

@@ -83,18 +83,25 @@ def test_few_seconds_are_too_short_to_tell() -> None:
     assert named(compare(made(), short), "ack p50 by second, ms").judgement == "too short to tell"
 
 
+def test_what_came_in_after_the_last_event_was_due_is_no_rate() -> None:
+    ending = [reports.second(t, rate=0) for t in range(60, 75)]
+    slow_end = made(series=[reports.second(t) for t in range(60)] + ending)
+    difference = named(compare(made(), slow_end), "accepted a second")
+    assert (difference.a, difference.b) == (500, 500)
+
+
 def test_what_only_one_run_has_is_shown_and_not_judged() -> None:
     differences = compare(made(), made(resources=None))
-    assert named(differences, "hubCpuUsPerEvent") == Difference(
-        "hubCpuUsPerEvent", 610.0, None, "not measured"
+    assert named(differences, "hub CPU µs per event") == Difference(
+        "hub CPU µs per event", 610.0, None, "not measured"
     )
 
 
 def test_a_figure_given_once_is_at_most_called_large() -> None:
     other = made(resources={"hubCpuUsPerEvent": 900.0, "hubRssKiBPerDevice": 19.0})
     differences = compare(made(), other)
-    assert named(differences, "hubCpuUsPerEvent").judgement == "large?"
-    assert named(differences, "hubRssKiBPerDevice").judgement == "same"
+    assert named(differences, "hub CPU µs per event").judgement == "large?"
+    assert named(differences, "hub memory KiB per device").judgement == "same"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from loadtest.event_ids import due_s, timed_id, untimed_id
+from loadtest.plan import Options
 from loadtest.ramp import Ramp
+from loadtest.runner import INVALID, PROVEN, VIOLATED, exit_code, invalid_because
 from loadtest.stats import LEAST_MS, RELATIVE_ERROR, Histogram, Sample, Series
 
 VALUES = st.lists(st.floats(LEAST_MS, 1e6), min_size=1, max_size=200)
@@ -72,6 +74,18 @@ def test_an_untimed_id_tells_nothing(seed: int) -> None:
     assert event_id[14] == "4" and event_id[19] in "89ab"
 
 
+def test_a_ramp_forgives_one_bad_moment() -> None:
+    ramp = Ramp(100)
+    ramp.stepped(1.0, kept=True)
+    assert ramp.rate_per_s == 125
+    ramp.stepped(500.0, kept=False)
+    assert ramp.rate_per_s == 50  # to recover
+    ramp.stepped(1.0, kept=True)
+    assert ramp.rate_per_s == 125  # again
+    ramp.stepped(1.0, kept=True)
+    assert (ramp.highest, ramp.rate_per_s) == (125, 156.25)
+
+
 @given(st.floats(1, 1e5), st.floats(0.5, 1e6))
 def test_a_ramp_ends_near_the_highest_rate_that_is_kept(first: float, limit: float) -> None:
     ramp = Ramp(first)
@@ -84,3 +98,28 @@ def test_a_ramp_ends_near_the_highest_rate_that_is_kept(first: float, limit: flo
         assert limit < 1 or first > limit
     else:
         assert ramp.highest <= limit <= ramp.highest * 1.3
+
+
+@pytest.mark.parametrize(
+    ("scenario", "cpu", "lag_ms", "delivery_ms", "complaint"),
+    [
+        ("steady", 0.5, 2.0, 20.0, None),
+        ("steady", 0.95, 2.0, 20.0, "use more processes"),
+        ("steady", 0.5, 50.0, 60.0, "its machine was too busy"),
+        ("steady", 0.5, 50.0, 500.0, None),  # late, but that is not what was measured
+        ("smoke", 0.95, 50.0, 60.0, None),  # its figures do not count anyway
+    ],
+)
+def test_a_run_does_not_count_where_the_generator_was_the_limit(
+    scenario: str, cpu: float, lag_ms: float, delivery_ms: float, complaint: str | None
+) -> None:
+    options = Options(scenario, ["http://h:1"], 1, 1, 1.0, 1.0, 1, 1, 7, 100.0)
+    work = Sample(0)
+    work.delivery.add(delivery_ms)
+    because = invalid_because(options, cpu, lag_ms, work)
+    assert (complaint is None) == (because == [])
+    report = {"proof": {"passed": True}, "valid": not because}
+    assert exit_code(report) == (PROVEN if complaint is None else INVALID)
+    if complaint is not None:
+        assert complaint in because[0]
+    assert exit_code({**report, "proof": {"passed": False}}) == VIOLATED
