@@ -18,16 +18,11 @@ import typer
 import uvloop
 from rich.console import Console
 
-from loadtest import compare, faults, report, runner
-from loadtest.checker import Violation, check
-from loadtest.cluster import EmbeddedError
-from loadtest.fleet import GeneratorFailed
-from loadtest.history import BadHistory, read
 from loadtest.plan import Options
 from loadtest.scenarios import SCENARIOS, Scenario
-from loadtest.summary import show
 from loadtest.target import Refused, Target, Unreachable
-from loadtest.watch import watch
+
+# What only some commands need they import themselves: all of it together takes half a second.
 
 DEFAULT_TARGET = "http://127.0.0.1:8000"
 USERS = 20  # as many as a hub signs in within a minute, with some to spare
@@ -123,6 +118,10 @@ def _command(scenario: Scenario) -> Callable[..., None]:
 
 
 def _run(options: Options, out: Path | None, secret: str) -> None:
+    from loadtest import runner
+    from loadtest.fleet import GeneratorFailed
+    from loadtest.summary import show
+
     folder = out or Path("loadtest-out") / f"{options.scenario}-{options.seed}"
     errors = Console(stderr=True)
     try:
@@ -151,6 +150,8 @@ def watch_command(
     frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
 ) -> None:
     """Print what a live socket gets, a frame a line."""
+    from loadtest.watch import watch
+
     try:
         [address] = _targets([target])
         uvloop.run(watch(address, token, budget, key, frames, Console()))
@@ -167,6 +168,8 @@ def compare_command(
     b: Annotated[Path, typer.Argument(help="Another one.")],
 ) -> None:
     """Show two runs beside each other, and which differences matter."""
+    from loadtest import compare, report
+
     try:
         compare.show(report.read(a), report.read(b), Console())
     except report.BadReport as error:
@@ -178,6 +181,9 @@ def check_command(
     histories: Annotated[list[Path], typer.Argument(help="The history-*.jsonl of one run.")],
 ) -> None:
     """Judge the recorded history of a run again."""
+    from loadtest.checker import Violation, check
+    from loadtest.history import BadHistory, read
+
     try:
         history = read(histories)
         figures = check(history, history.logs, history.snapshots)
@@ -208,6 +214,9 @@ def faults_command(
     record: Annotated[bool, typer.Option(help="Write loadtest/FAULTS.md.")] = False,
 ) -> None:
     """Break a cluster on this machine while devices work, again and again."""
+    from loadtest import faults
+    from loadtest.cluster import EmbeddedError
+
     seed = random.randrange(2**32) if seed is None else seed
     todo = [case for case in faults.cases(runs, seed) if only in (None, case.number)]
     if not todo:

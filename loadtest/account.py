@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any, NamedTuple, Protocol
 
-import jwt
-
 from loadtest.http_client import HttpClient
 from loadtest.target import Refused, Target, Unreachable
 
@@ -89,6 +87,8 @@ class SignedAccount:
 
     def signed(self, refused: str | None = None) -> str:
         """The same, without waiting for anything."""
+        import jwt  # only here: it brings all of its cryptography, for a tenth of a second
+
         now_s = time.time()
         if self._token == refused or self._ends_s - now_s < RENEW_BEFORE_S:
             self._ends_s = int(now_s) + self._ttl_s

@@ -5,15 +5,16 @@ numbers of its own. Ids are new in every run, so that one hub can take many runs
 """
 
 import heapq
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from random import Random
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from loadtest.device import Device
-from loadtest.inbox import Inbox
-from loadtest.outbox import Event
-from loadtest.replica import Record
+if TYPE_CHECKING:
+    from loadtest.device import Device
+    from loadtest.inbox import Inbox
+    from loadtest.outbox import Event
+    from loadtest.replica import Record
 
 Mix: TypeAlias = Mapping[str, int]  # event type → how often, in percent
 
@@ -75,8 +76,8 @@ class Arrivals:
 
 
 def change(
-    device: Device,
-    inbox: Inbox,
+    device: "Device",
+    inbox: "Inbox",
     mix: Mix,
     rng: Random,
     *,
@@ -85,7 +86,7 @@ def change(
     when_ms: int,
     recent: int = RECENT,
     note_chars: int = 0,
-) -> Event:
+) -> "Event":
     """An event that fits what the device's replica shows. Where there is nothing to change, it adds
     something."""
     kind = rng.choices(list(mix), list(mix.values()))[0]
@@ -134,7 +135,7 @@ def _category(rng: Random) -> dict[str, object]:
     return {"name": f"Category {rng.randrange(1000)}", "allocate": _amount(rng)}
 
 
-def _expense(inbox: Inbox, rng: Random, recent: int) -> dict[str, object]:
+def _expense(inbox: "Inbox", rng: Random, recent: int) -> dict[str, object]:
     categories = [None, *(category["id"] for category in _recent(inbox, "category", recent))]
     return {
         "categoryId": rng.choice(categories),
@@ -144,12 +145,10 @@ def _expense(inbox: Inbox, rng: Random, recent: int) -> dict[str, object]:
     }
 
 
-def _recent(inbox: Inbox, kind: str, recent: int) -> list[Record]:
+def _recent(inbox: "Inbox", kind: str, recent: int) -> list["Record"]:
     # The dict keeps the order of changes. Looking at the last ones only costs the same however
     # large the budget has become.
-    last: Iterator[tuple[tuple[str, str], Record]] = islice(
-        reversed(inbox.replica.records.items()), recent
-    )
+    last = islice(reversed(inbox.replica.records.items()), recent)
     return [record for (record_kind, _), record in last if record_kind == kind]
 
 
