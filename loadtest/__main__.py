@@ -253,6 +253,8 @@ def main(arguments: Sequence[str] | None = None, name: str = "loadtest") -> int:
         line = " ".join(error.format_message().split())
         Console(stderr=True).print(f"{name}: {line}", markup=False, soft_wrap=True)
         return 2
+    except (typer.Abort, KeyboardInterrupt):
+        return 130
     return code if isinstance(code, int) else 0
 
 

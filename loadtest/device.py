@@ -158,6 +158,7 @@ class Device:
         self._watching: asyncio.TimerHandle | None = None
         self._lost: asyncio.Future[Lost] | None = None
         self._asked: dict[int, str] = {}  # requests to subscribe → budget
+        self._asked_at_s = 0.0  # the last of them
         self._batch_id = 0  # of the request whose verdicts are awaited
         self._batch_at_s = 0.0
         self._retries = 0  # of undecided events, in a row
@@ -200,8 +201,9 @@ class Device:
         return f"{self.name}/{budget_id[:8]}"
 
     def follow(self, budget_id: str) -> Inbox:
-        """Hold a replica of the budget from now on."""
+        """Hold a replica of the budget from now on; also again, after the hub ended that."""
         inbox = self.inboxes.setdefault(budget_id, Inbox(budget_id))
+        inbox.ended = None
         self._subscribe(inbox)
         return inbox
 
@@ -240,7 +242,7 @@ class Device:
 
     def resume_reading(self) -> None:
         self._paused = False
-        self._heard_at_s = self._batch_at_s = self._clock()
+        self._heard_at_s = self._batch_at_s = self._asked_at_s = self._clock()
         if self._wire is not None:
             self._wire.resume_reading()
 
@@ -365,7 +367,7 @@ class Device:
                 self._take_subscribed(frame, at_s)
             case "unsubscribed":
                 if "id" not in frame:
-                    self.inboxes[frame["budgetId"]].ended = frame["code"]
+                    self._take_end(self.inboxes[frame["budgetId"]], frame["code"])
             case "error":
                 self._take_error(frame)
             case "auth.expiring":
@@ -428,6 +430,10 @@ class Device:
         )
         self._do(inbox, inbox.subscribed(frame["head"], frame["logId"]))
 
+    def _take_end(self, inbox: Inbox, code: str) -> None:
+        inbox.ended, inbox.live = code, False
+        self._asked = {n: asked for n, asked in self._asked.items() if asked != inbox.budget_id}
+
     def _take_error(self, frame: Frame) -> None:
         error = frame["error"]
         self._witness.troubled(self, error["message"])
@@ -455,9 +461,11 @@ class Device:
     # What it says.
 
     def _subscribe(self, inbox: Inbox) -> None:
-        if self._wire is None or inbox.ended or inbox.budget_id in self._asked.values():
+        asked = inbox.budget_id in self._asked.values()
+        if self._wire is None or inbox.ended or inbox.live or asked:
             return
         request_id = next(self._ids)
+        self._asked_at_s = self._clock()
         self._asked[request_id] = inbox.budget_id
         self._wire.send(
             {
@@ -545,7 +553,9 @@ class Device:
     def _look(self) -> None:
         """Has the hub been silent for too long? It may be gone without a word."""
         now_s = self._clock()
-        unanswered = self._batch_id and now_s - self._batch_at_s > self._answer_s
+        unanswered = (self._batch_id and now_s - self._batch_at_s > self._answer_s) or (
+            self._asked and now_s - self._asked_at_s > self._answer_s
+        )
         silent = now_s - self._heard_at_s > self._patience_s
         if self._paused:
             pass  # a device that hangs does not look

@@ -16,6 +16,7 @@ stdin; each further line is a command. What it says on stdout is a line of JSON 
 import asyncio
 import gc
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -562,6 +563,8 @@ async def _main() -> None:
 
 
 if __name__ == "__main__":
+    # At Ctrl-C it is the parent who ends, and then their stdin does.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

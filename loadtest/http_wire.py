@@ -205,6 +205,9 @@ class EventStream(HttpWire):
             for kind, message in reader.read(data):
                 if kind == "events":
                     self._receiver.received(self._decode(message))
+                elif kind == "retry":
+                    after_ms = int(message)
+                    self._receiver.received({"type": "goaway", "reconnectAfterMs": after_ms})
                 elif kind == "unsubscribed":
                     self._receiver.received({**orjson.loads(message), "budgetId": budget_id})
 
@@ -237,6 +240,8 @@ class _Reader:
                 self._kind = line[7:].decode()
             elif line.startswith(b"data: "):
                 self._data = line[6:]
+            elif line.startswith(b"retry: "):  # the hub is about to end
+                events.append(("retry", line[7:]))
             elif not line and self._kind:
                 events.append((self._kind, self._data))
                 self._kind, self._data = "", b""

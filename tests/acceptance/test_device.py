@@ -2,8 +2,8 @@
 was told to do is done once."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from random import Random
 from typing import Any
 from urllib.parse import urlsplit
@@ -276,6 +276,14 @@ async def test_p9_a_removed_participant_keeps_what_it_has(node: Node, budget_id:
         assert device.inbox.ended == "NOT_PARTICIPANT"
         assert device.inbox.cursor == 3  # his own removal was the last he saw
 
+        async with node.rest(signed_token("ada")) as rest:
+            made = await rest.post(f"/budgets/{budget_id}/invites", json={})
+        link = f"/budgets/{budget_id}/join?invite={made.json()['token']}"
+        async with node.rest(signed_token("bob")) as rest:
+            assert (await rest.post(link)).status_code == 200
+        device.device.follow(budget_id)
+        await until(device.has(5), WAIT_S)
+
 
 async def test_a_token_is_renewed_in_band(node: Node, budget_id: str) -> None:
     """The hub warns 60 s before the end, which is a second away; the connection stays."""
@@ -311,30 +319,37 @@ async def test_a_refused_token_is_renewed_and_the_device_comes_back(
         assert account.told
 
 
-async def test_p11_a_device_survives_its_hub(cluster: Cluster) -> None:
+async def test_p11_devices_survive_their_hub(cluster: Cluster) -> None:
     """A drained hub says when to come back; a killed one says nothing."""
     node = await cluster.start()
     port = str(urlsplit(node.url).port)
     budget_id = new_id()
     await post(node, "ada", [budget_create(budget_id)])
-    async with phone(node, budget_id) as device:
-        await until(device.has(1), WAIT_S)
-        await node.stop()
-        await until(lambda: not device.device.connected, WAIT_S)
-        assert device.witness.ends[-1].code == 1012
-        during_drain = expense_add(budget_id)
-        device.device.submit(during_drain)
-        node = await cluster.start(PORT=port)
-        await until(device.has(2), WAIT_S)
+    made: list[str] = []
+    async with AsyncExitStack() as stack:
+        phones = [
+            await stack.enter_async_context(phone(node, budget_id, transport=transport))
+            for transport in Transport
+        ]
 
-        await node.kill()
-        await until(lambda: not device.device.connected, WAIT_S)
-        after_kill = expense_add(budget_id)
-        device.device.submit(after_kill)
-        node = await cluster.start(PORT=port)
-        await until(device.has(3), WAIT_S)
-        assert list(device.expenses) == [during_drain["recordId"], after_kill["recordId"]]
-        await node.stop()
+        async def away_and_back(end: Callable[[], Awaitable[object]]) -> None:
+            await until(lambda: all(each.has(1 + len(made))() for each in phones), WAIT_S)
+            await end()
+            await until(lambda: not phones[0].device.connected, WAIT_S)
+            for each in phones:
+                event = expense_add(budget_id)
+                made.append(event["recordId"])
+                each.device.submit(event)
+            await cluster.start(PORT=port)
+            await until(lambda: all(each.has(1 + len(made))() for each in phones), WAIT_S)
+
+        await away_and_back(node.stop)
+        assert phones[0].witness.ends[0].code == 1012
+        node = cluster.nodes[-1]
+        await away_and_back(node.kill)
+        for each in phones:
+            assert each.expenses.keys() == set(made)
+    await cluster.nodes[-1].stop()
 
 
 async def test_a_hub_that_is_silent_is_left(cluster: Cluster) -> None:
