@@ -5,7 +5,6 @@ how many that can be is the caller's matter, a device asks for at most three thi
 """
 
 import asyncio
-import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -123,7 +122,7 @@ class HttpClient:
             lambda: _Connection(self._open),
             target.host,
             target.port,
-            ssl=ssl.create_default_context() if target.secure else None,
+            ssl=target.tls,
         )
         return connection
 

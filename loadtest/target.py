@@ -1,5 +1,7 @@
 """The address of a hub, and the two ways in which it may not answer as it should."""
 
+import ssl
+from functools import cache
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -60,6 +62,16 @@ class Target(NamedTuple):
         return f"{'wss' if self.secure else 'ws'}://{self.authority}{self.path}/sync"
 
     @property
+    def tls(self) -> ssl.SSLContext | None:
+        """What a connection to it needs."""
+        return _tls() if self.secure else None
+
+    @property
     def authority(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()  # reads all authorities: tens of milliseconds

@@ -4,7 +4,6 @@ be thousands of devices."""
 
 import asyncio
 import socket
-import ssl
 from typing import Any, cast
 
 import orjson
@@ -178,7 +177,7 @@ async def open_websocket(
                 lambda: WebSocket(target, token, receiver, decode),
                 target.host,
                 target.port,
-                ssl=ssl.create_default_context() if target.secure else None,
+                ssl=target.tls,
             )
             if receive_bytes is not None:
                 # Bounds what the kernel takes from now on, which is all but the upgrade.

@@ -150,6 +150,12 @@ async def test_no_hub_is_one_line_and_exit_2(run_away: str, tmp_path: Path) -> N
     assert line.startswith("loadtest: ") and "no hub answers" in line
 
 
+async def test_budget_hub_load_is_the_same_command(tmp_path: Path) -> None:
+    process = Process(tmp_path, "load", ["load", "ramp", "--rate", "0"], {})
+    assert await process.ended() == REFUSED
+    assert process.err.startswith("budget-hub load: ") and "--rate" in process.err
+
+
 async def test_a_generator_that_dies_ends_the_run(nodes: Sequence[Node], tmp_path: Path) -> None:
     target = nodes[0].url
     options = ["--target", target, "--duration", "60", "--processes", "2"]

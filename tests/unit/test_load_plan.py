@@ -1,14 +1,20 @@
 """A seed is a workload, in however many processes; and the parts of all processes are the whole."""
 
 from collections import Counter
+from functools import partial
+from random import Random
 from typing import Any
 
 import orjson
 import pytest
 
+from loadtest.account import SignedAccount
+from loadtest.device import Device
+from loadtest.inbox import Inbox
 from loadtest.plan import Login, Options, Plan
 from loadtest.scenarios import SCENARIOS
-from loadtest.workload import Arrivals
+from loadtest.target import Target
+from loadtest.workload import EVERYDAY, Arrivals, change
 
 RUN_ID = "00000000-0000-4000-8000-000000000001"
 
@@ -57,6 +63,31 @@ def test_the_devices_of_a_budget_meet_on_all_targets() -> None:
     for budget in range(7):
         targets = {plan.target_of(n) for n in plan.devices if plan.budgets_of(n)[0] == budget}
         assert len(targets) == 2
+
+
+def test_what_a_device_does_depends_on_its_replica_and_the_seed_only() -> None:
+    device = Device(
+        "phone",
+        Target.parse("http://h:1"),
+        SignedAccount("ada", "secret"),
+        new_id=lambda: "id",
+        rng=Random(0),
+    )
+    inbox = Inbox("b")
+    kinds = Counter[str]()
+    for seed in range(300):
+        first, again = (
+            change(
+                device, inbox, EVERYDAY, Random(seed), event_id=e, new_id=partial(str, e), when_ms=0
+            )
+            for e in ("x", "y")
+        )
+        assert {**first, "eventId": ""} | {"recordId": ""} == {
+            **again, "eventId": "", "recordId": "",
+        }  # fmt: skip
+        kinds[first["eventType"]] += 1
+    # An empty replica shows nothing that could be edited.
+    assert kinds.keys() == {"expense.add", "category.add"}
 
 
 def arrivals(numbers: range, rate_per_s: float, until_s: float) -> list[tuple[float, int]]:
