@@ -12,6 +12,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from itertools import product
 from pathlib import Path
@@ -30,6 +31,7 @@ from loadtest.generator import Generator
 from loadtest.history import Recorder, read
 from loadtest.http_client import HttpClient
 from loadtest.plan import Login, Options, Plan
+from loadtest.process import until
 from loadtest.proxy import Proxy
 from loadtest.runner import commit, machine
 from loadtest.target import Refused, Target, Unreachable
@@ -41,6 +43,7 @@ SCENARIOS = ("smoke", "smoke", "offline", "legacy", "mixed")
 LASTS_S = (0.2, 1.2)
 SOON_S = 0.05
 HEALTHY_S = 60.0  # within which all is well again, on a busy machine
+CALM_S = 60.0  # and then all devices, whose attempts to come back have got rare by then
 ANSWER_S = 3.0  # for a node, before another one is asked
 TRY_AGAIN_S = 0.2
 TABLE_PATH = Path(__file__).with_name("FAULTS.md")
@@ -223,6 +226,13 @@ class _Run:
     def reconnects(self) -> int:
         return sum(device.opened - 1 for device in self._generator.devices.values())
 
+    def _calm(self) -> bool:
+        """All devices have come back, have their verdicts, and what they have heard of."""
+        return all(
+            device.up_to_date or all(inbox.ended for inbox in device.inboxes.values())
+            for device in self._generator.devices.values()
+        )
+
     def check_settled(self) -> None:
         """P4: what was sent had its verdict soon after all was well again. Raises `Violation`."""
         devices = self._generator.devices.values()
@@ -254,6 +264,8 @@ class _Run:
     async def _settle(self) -> None:
         """The end of the history, when all is healthy and quiet, and what every node shows then."""
         await _healthy(self._cluster)
+        with suppress(TimeoutError):  # the checker says what is missing
+            await until(self._calm, CALM_S)
         owners = {self._plan.budget_id(n): self._owner(n) for n in self._plan.founded}
         with Recorder(self._folder / "audit.jsonl") as recorder:
             heads: dict[str, int] = {}

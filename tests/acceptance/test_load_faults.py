@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from loadtest import generator
+from loadtest import faults, generator
 from loadtest.checker import Violation, check
 from loadtest.cluster import NODES, Cluster, Node
 from loadtest.faults import BUDGETS, Blow, Case, Fault, Partition, cases, run
@@ -19,8 +19,9 @@ pytestmark = pytest.mark.timeout(180)  # three seconds each, on a quiet machine
 
 SEED = 20261121
 FIRST_OF_EACH = {case.fault: case for case in reversed(list(cases(42, SEED)))}
+TRIES_MAX = 3
 # What has not come by then does not come; a hub without a defect has longer.
-QUIET_S = SETTLE_S = 3.0
+CALM_S = QUIET_S = SETTLE_S = 3.0
 
 
 class Bug(NamedTuple):
@@ -80,17 +81,25 @@ async def test_after_all_that_nothing_is_amiss(cluster: Cluster) -> None:
 async def test_a_planted_bug_is_found(
     bug: str, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """How processes interleave is chance: one run might miss a bug, not three."""
+    monkeypatch.setattr(faults, "CALM_S", CALM_S)
     monkeypatch.setattr(generator, "QUIET_S", QUIET_S)
     monkeypatch.setattr(generator, "SETTLE_S", SETTLE_S)
     rules, scenario, blows = BUGS_HERE[bug]
     monkeypatch.setattr(Case, "blows", lambda case: iter(blows))
     planted = [sys.executable, "-m", "tests.planted", bug]
     await asyncio.gather(*(become(node, planted) for node in cluster.nodes))
-    result = await run(cluster, Case(1, SEED, Fault.RANDOM, 10, 40, scenario), tmp_path)
+    for number in range(TRIES_MAX):
+        folder = tmp_path / f"{number}"
+        await asyncio.to_thread(folder.mkdir)
+        case = Case(number, SEED + number, Fault.RANDOM, 10, 40, scenario)
+        result = await run(cluster, case, folder)
+        if result.violation is not None:
+            break
     assert result.violation is not None
     assert result.violation.rule in rules, str(result.violation)
     with pytest.raises(Violation) as found:
-        judge_again(tmp_path)
+        judge_again(folder)
     assert str(found.value) == str(result.violation)
 
 

@@ -1,6 +1,7 @@
 """The checkers are checked: a hub with a defect does not get through a storm.
 
-Two bugs are enough to show that; all the others are found by the load script's own runs."""
+Two bugs are enough to show that; all the others are found by the load script's own runs.
+"""
 
 import sys
 from pathlib import Path
