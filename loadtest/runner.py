@@ -5,7 +5,8 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_urlsafe
 from typing import Any, NamedTuple
@@ -59,7 +60,8 @@ async def run(options: Options, folder: Path, console: Console, *, secret: str =
     await asyncio.to_thread(_clear, folder)
     pids = await asyncio.to_thread(hubs, targets)
     run_id = str(uuid4())
-    users = await _users(options, targets[0], run_id, secret)
+    with _step(console, f"signing {options.users:,} users in"):
+        users = await _users(options, targets[0], run_id, secret)
     logins = {login.user_id: login for mine in users for login in mine}
     epoch_s = time.time() - time.monotonic()
     plans = [
@@ -70,10 +72,12 @@ async def run(options: Options, folder: Path, console: Console, *, secret: str =
     ramp: Ramp | None = None
     with Recorder(folder / "history-audit.jsonl") as recorder:
         async with Fleet(plans) as fleet:
-            await fleet.all_say("founded")
+            with _step(console, f"creating {options.budgets:,} budgets"):
+                await fleet.all_say("founded")
             empty = usage(pids)
             fleet.tell("connect")
-            await fleet.all_say("connected")
+            with _step(console, f"connecting {options.devices:,} devices"):
+                await fleet.all_say("connected")
             connected = usage(pids)
             started_at_ms, start_s = time.time() * 1000, time.monotonic() + SOON_S
             fleet.tell("start", at=start_s)
@@ -87,12 +91,14 @@ async def run(options: Options, folder: Path, console: Console, *, secret: str =
             accounts = await _accounts(plans, logins, targets[0])
             audit = Audit(targets[0], accounts, recorder)
             try:
-                fleet.tell("settle", heads=await audit.heads())
-                await fleet.all_say("settled")
-                await audit.logs()
+                with _step(console, "reading what the server has"):
+                    fleet.tell("settle", heads=await audit.heads())
+                    await fleet.all_say("settled")
+                    await audit.logs()
             finally:
                 audit.close()
-    figures, violation = await asyncio.to_thread(_prove, folder)
+    with _step(console, "checking all that happened"):
+        figures, violation = await asyncio.to_thread(_prove, folder)
     if violation is None and (silent := sum(end["unsettled"] for end in ends)):
         violation = Violation("silent", f"{silent} events got no verdict, though none was due more")
     report = _report(options, series, figures, violation, started_at_ms, lasted_s)
@@ -108,6 +114,16 @@ async def run(options: Options, folder: Path, console: Console, *, secret: str =
         report |= {"ramp": _ramp_report(options, ramp)}
     await asyncio.to_thread(write, report, folder)
     return Outcome(report, exit_code(report), figures, violation)
+
+
+@contextmanager
+def _step(console: Console, doing: str) -> Iterator[None]:
+    """Say on a terminal what takes its time."""
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(f"{doing} …"):
+        yield
 
 
 def _clear(folder: Path) -> None:

@@ -28,7 +28,11 @@ def show(report: Mapping[str, Any], folder: Path, console: Console) -> None:
         "report": f"{folder}",
     }
     if (resources := report["resources"]) is not None:
-        lines["hub"] = ", ".join(f"{name} {value:,.1f}" for name, value in resources.items())
+        lines["hub"] = (
+            f"{resources['hubCpuShare']:.0%} of a core, {resources['hubRssMiB']:,.0f} MiB; "
+            f"{resources['hubRssKiBPerDevice']:.1f} KiB for a device, "
+            f"{resources.get('hubCpuUsPerEvent', 0):,.0f} µs for an event"
+        )
     if (ramp := report.get("ramp")) is not None:
         kept = ramp["highestRate"]
         lines["highest rate"] = (

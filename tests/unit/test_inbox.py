@@ -134,7 +134,7 @@ def snapshot(sequence: int) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_p6_it_ends_at_the_head_whatever_the_hub_leaves_out_or_repeats(data: st.DataObject) -> None:
     """A hub that loses, repeats and reorders frames, but tells the truth when asked: after each

@@ -204,7 +204,7 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(STEPS, max_size=60))
 def test_every_change_arrives_once_and_in_order_whatever_happens(
     steps: list[tuple[str, Any]],
