@@ -4,6 +4,7 @@ was told to do is done once."""
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from random import Random
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,9 +15,12 @@ from loadtest.account import SignedAccount
 from loadtest.device import Device, Unwatched
 from loadtest.inbox import Inbox
 from loadtest.outbox import Event
+from loadtest.replica import Replica
 from loadtest.target import Target
 from loadtest.wire import Lost, Transport
+from storage.embedded import EmbeddedRedis
 from tests.cluster import AUTH_SECRET, Cluster, Node, until
+from tests.crowd import patched
 from tests.device import budget_create, budget_edit, expense_add, expense_edit, new_id
 
 WAIT_S = 20.0
@@ -366,3 +370,24 @@ async def test_a_hub_that_is_silent_is_left(cluster: Cluster) -> None:
         await until(device.has(2), WAIT_S)
         assert len(device.expenses) == 1
     await node.stop()
+
+
+async def test_p7_a_device_that_missed_events_asks_for_them(
+    cluster_database_url: str, redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    """The heartbeat tells it: twice in a row a head is ahead of it, and nothing comes."""
+    program = patched("import hub.session", "hub.session.HEARTBEAT_S = 0.3")
+    cluster = Cluster(tmp_path, cluster_database_url, redis.url, program)
+    try:
+        node = await cluster.start()
+        budget_id = new_id()
+        await post(node, "ada", [budget_create(budget_id), expense_add(budget_id)])
+        async with phone(node, budget_id) as device:
+            await until(device.has(2), WAIT_S)
+            device.inbox.replica = Replica(budget_id)  # as if nothing had come
+            await until(lambda: device.inbox.cursor == 2, WAIT_S)
+            assert device.device.opened == 1
+            assert [key for key, _ in device.witness.keys] == [0, 0]
+            assert any("nothing came after 0" in trouble for trouble in device.witness.troubles)
+    finally:
+        await cluster.close()
