@@ -136,8 +136,7 @@ class Outbox:
         self._forget(event)
         if status == "conflict":
             return self._rebase(event, verdict["currentRecord"])
-        self._versions.pop(record_id(event), None)
-        self.quarantine.append(Quarantined(event, verdict["error"]["message"]))
+        self._quarantine(event, verdict["error"]["message"])
         return Outcome.QUARANTINED
 
     def interrupted(self) -> None:
@@ -154,8 +153,7 @@ class Outbox:
         if guilty is not None:
             self._waiting.popleft()
             self._forget(guilty)
-            self._versions.pop(record_id(guilty), None)
-            self.quarantine.append(Quarantined(guilty, code))
+            self._quarantine(guilty, code)
 
     def _forget(self, event: Event) -> None:
         self._sent.discard(event["eventId"])
@@ -169,16 +167,29 @@ class Outbox:
             self._waiting = deque(each for each in self._waiting if record_id(each) != record)
             self._versions.pop(record, None)
             return Outcome.MOOT
-        version = current["version"]
-        rebased: list[Event] = [{**event, "eventId": self._new_id(), "version": version}]
-        for each in self._waiting:
-            if record_id(each) == record:
-                version += 1
-                each = self._moved(each, version)
-            rebased.append(each)
-        self._waiting = deque(rebased)
-        self._versions[record] = version + 1
+        self._waiting.appendleft({**event, "eventId": self._new_id()})
+        self._restack(record, current["version"])
         return Outcome.REBASED
+
+    def _quarantine(self, event: Event, code: str) -> None:
+        self.quarantine.append(Quarantined(event, code))
+        if "version" in event:  # what was to build on it builds on what it was to build on
+            self._restack(record_id(event), event["version"])
+        else:
+            self._versions.pop(record_id(event), None)
+
+    def _restack(self, record: RecordId, version: int) -> None:
+        """Let the waiting changes of the record build on this version, and each on the one before
+        it."""
+        restacked = []
+        for each in self._waiting:
+            if record_id(each) == record and "version" in each:
+                if each["version"] != version:
+                    each = self._moved(each, version)
+                version += 1
+            restacked.append(each)
+        self._waiting = deque(restacked)
+        self._versions[record] = version
 
     def _moved(self, event: Event, version: int) -> Event:
         """The event upon another version; under a new id where the hub may know the old one, since

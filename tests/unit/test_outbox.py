@@ -83,6 +83,16 @@ def test_a_rejected_event_is_quarantined_and_holds_nothing_up() -> None:
     assert ids(box.next_batch()) == ["2"]
 
 
+def test_what_was_to_build_on_a_rejected_change_builds_on_what_that_was_to_build_on() -> None:
+    box = outbox()
+    for name, version in (("1", 4), ("2", 5), ("3", 6)):
+        box.add(edit(name, version))
+    first = box.next_batch()[0]
+    box.settle(rejected(first, "CATEGORY_NOT_EXISTS"))
+    assert [(e["eventId"], e["version"]) for e in box.waiting] == [("new-1", 4), ("new-2", 5)]
+    assert box.version("r", 4) == 6
+
+
 def test_an_undecided_event_keeps_its_place_and_its_id() -> None:
     box = outbox()
     box.add(added("1", "x"))
@@ -187,7 +197,10 @@ class Hub:
             assert content == event, "an id was used for another content"
             return {**verdict, "duplicate": True}
         record = record_id(event)
-        if "version" in event and event["version"] != self.versions.get(record, 1):
+        if event.get("bad"):
+            return rejected(event, "CATEGORY_NOT_EXISTS")
+        assert event["version"] <= self.versions.get(record, 1), "nobody has made that version"
+        if event["version"] != self.versions.get(record, 1):
             return conflict(event, version=self.versions.get(record, 1))
         self.versions[record] = self.versions.get(record, 1) + ("version" in event)
         self.log.append(event)
@@ -198,6 +211,7 @@ class Hub:
 
 STEPS = st.one_of(
     st.tuples(st.just("edit"), st.sampled_from("abc")),
+    st.tuples(st.just("bad"), st.sampled_from("abc")),
     st.tuples(st.just("foreign"), st.sampled_from("abc")),  # somebody else changes the record
     st.tuples(st.just("exchange"), st.integers(0, 4)),  # the hub decides so many, then it is cut
     st.tuples(st.just("busy"), st.just(0)),
@@ -213,6 +227,7 @@ def test_every_change_arrives_once_and_in_order_whatever_happens(
     and no change ever silently won over one that its device had not seen."""
     box, hub = outbox(batch_events_max=3), Hub()
     made: list[tuple[str, int]] = []
+    refused: list[tuple[str, int]] = []
     marks, foreign = count(1), count(1)
 
     def exchange(decided: int, told: int) -> None:
@@ -226,11 +241,11 @@ def test_every_change_arrives_once_and_in_order_whatever_happens(
         box.interrupted()
 
     for step, value in steps:
-        if step == "edit":
-            mark = next(marks)
-            made.append((value, mark))
+        if step in ("edit", "bad"):
+            mark, bad = next(marks), step == "bad"
             version = box.version(value, hub.versions.get(value, 1))
-            box.add(edit(f"e{mark}", version, record=value, mark=mark))
+            box.add(edit(f"e{mark}", version, record=value, mark=mark, bad=bad))
+            (refused if bad else made).append((value, mark))
         elif step == "foreign":
             hub.decide(edit(f"f{next(foreign)}", hub.versions.get(value, 1), record=value))
         elif step == "exchange":
@@ -242,5 +257,6 @@ def test_every_change_arrives_once_and_in_order_whatever_happens(
     assert len(box) == 0
     arrived = [(record_id(event), event["mark"]) for event in hub.log if "mark" in event]
     assert sorted(arrived) == sorted(made)
+    assert len(box.quarantine) == len(refused)
     for record in "abc":
         assert [m for r, m in arrived if r == record] == [m for r, m in made if r == record]
