@@ -270,6 +270,17 @@ async def _doctor() -> int:
     return found
 
 
+@main.command(
+    add_help_option=False,  # its own
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def load(context: typer.Context) -> None:
+    """Drive running hubs with simulated devices, and prove that nothing is lost."""
+    from loadtest.__main__ import main as load_main  # only here: a hub has no use for it
+
+    raise typer.Exit(load_main(context.args, "budget-hub load"))
+
+
 async def _verify(budget: UUID | None) -> int:
     """Write the differences; how many there were."""
     columns = "{task.completed:,} of {task.total:,} budgets, {task.fields[events]:,} events"

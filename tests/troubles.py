@@ -24,13 +24,14 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import WebSocketException
 
+from loadtest.cluster import FragileRedis
+from loadtest.proxy import Proxy
 from storage.embedded import EmbeddedPostgres
-from tests.cluster import PROGRAM, Cluster, FragileRedis, Node, family
+from tests.cluster import PROGRAM, Cluster, Node, family
 from tests.conftest import migrated
 from tests.device import Ended, Refused, budget_create, connect, expense_add, new_id
 from tests.google import FIREBASE_HUB, Google, Signer, encoded, running
 from tests.promql import Labels, selected
-from tests.proxy import Proxy
 
 ROOT = Path(__file__).parents[1]
 ALERTS = ROOT / "infra" / "prometheus" / "alerts.yml"
@@ -57,7 +58,7 @@ class Place(NamedTuple):
     postgres: EmbeddedPostgres
 
     async def cluster(
-        self, redis: FragileRedis, database_url: str, program: Sequence[str | Path]
+        self, redis: database_url: str, program: Sequence[str | Path]
     ) -> Cluster:
         name = f"trouble_{re.sub('[^a-z]', '_', self.folder.name)}"
         url = database_url or await migrated(self.postgres.url, name)
@@ -71,7 +72,7 @@ async def nothing() -> None:
 @asynccontextmanager
 async def pair(
     place: Place, database_url: str = "", program: Sequence[str | Path] = (PROGRAM,)
-) -> AsyncIterator[tuple[Cluster, FragileRedis]]:
+) -> AsyncIterator[tuple[Cluster]]:
     redis = FragileRedis(place.folder / "redis")
     cluster = await place.cluster(redis, database_url, program)
     try:

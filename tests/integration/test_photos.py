@@ -26,6 +26,7 @@ from api.http import ERROR_HANDLERS
 from api.photos import routes
 from hub.errors import Code, Disconnected, HubError, StoreDown
 from hub.photos import PHOTO_BYTES_MAX, PhotoType, public_object, temp_object
+from loadtest.proxy import Proxy
 from storage.database import Database
 from storage.embedded import EmbeddedPostgres
 from storage.photo_disk import DiskPhotos
@@ -36,7 +37,6 @@ from storage.profiles import Profiles
 from tests.conftest import with_database
 from tests.device import new_id
 from tests.pictures import HEADS, TEXT, picture
-from tests.proxy import Proxy
 from tests.s3 import ACCESS_KEY_ID, POLICY, REGION, SECRET_ACCESS_KEY, S3Front, s3_service
 
 SECRET = b"s" * 32
