@@ -7,6 +7,7 @@ bad arguments, or no hub at a target; 3: the run says nothing, the load script w
 import math
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -227,6 +228,8 @@ def faults_command(
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(f"seed {seed}")
+    # As Ctrl-C does: the hubs have to be stopped, they do not end with us by themselves.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         results, wrong = uvloop.run(faults.torment(todo, folder, console))
     except (Refused, Unreachable, TimeoutError, EmbeddedError) as error:
