@@ -28,8 +28,8 @@ __all__ = ["EmbeddedError"]  # for who starts a cluster
 NODES = 2
 COMMAND_TIMEOUT_S = 60.0
 
-# What a hub that starts while Postgres is away says in plain words.
-_WAITING = "budget-hub: waiting for the database"
+# What a hub that starts while Postgres is away says in plain words, Postgres' own among them.
+_WAITING = ("budget-hub: waiting for the database", "DETAIL:", "HINT:")
 # The devices of a run share few users, all at one address.
 _SETTINGS = {
     "PYTHONWARNINGS": "error",
