@@ -58,7 +58,7 @@ class Place(NamedTuple):
     postgres: EmbeddedPostgres
 
     async def cluster(
-        self, redis: database_url: str, program: Sequence[str | Path]
+        self, redis: FragileRedis, database_url: str, program: Sequence[str | Path]
     ) -> Cluster:
         name = f"trouble_{re.sub('[^a-z]', '_', self.folder.name)}"
         url = database_url or await migrated(self.postgres.url, name)
@@ -72,7 +72,7 @@ async def nothing() -> None:
 @asynccontextmanager
 async def pair(
     place: Place, database_url: str = "", program: Sequence[str | Path] = (PROGRAM,)
-) -> AsyncIterator[tuple[Cluster]]:
+) -> AsyncIterator[tuple[Cluster, FragileRedis]]:
     redis = FragileRedis(place.folder / "redis")
     cluster = await place.cluster(redis, database_url, program)
     try:
