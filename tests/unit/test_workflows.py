@@ -80,7 +80,7 @@ def test_ci_runs_the_checks_on_every_python_that_is_promised() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     promised = re.findall(r"Python :: (3\.\d+)", " ".join(project["classifiers"]))
     assert job["strategy"]["matrix"]["python"] == promised == ["3.11", "3.12", "3.13", "3.14"]
-    assert scripts(job) == [".ci/run"]
+    assert scripts(job)[-1] == ".ci/run"
     # With its history: the upgrade test is skipped otherwise.
     assert job["steps"][0]["with"]["fetch-depth"] == "0"
 
