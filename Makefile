@@ -5,8 +5,8 @@ BIN := .venv/bin
 TOOLS ?= $(HOME)/.cache/budget-hub
 SCANNER ?= $(TOOLS)/checkov
 
-.PHONY: help install run test test-firebase faults examples check bench lint format types imports \
-	lock scan-infra lint-infra audit scan-secrets known-secrets clean
+.PHONY: help install run test test-firebase faults examples recordings check bench lint format types \
+	imports lock scan-infra lint-infra audit scan-secrets known-secrets clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -44,6 +44,9 @@ faults: install  ## the fault tests at length, seeded; STORM_SEED=n repeats a sc
 
 examples: install  ## take down the examples of the interface's documents from a real hub
 	RENEW_EXAMPLES=1 $(BIN)/pytest tests/acceptance/test_interface.py -k committed
+
+recordings: install  ## record anew what /metrics says in each trouble (five minutes, a quiet machine)
+	$(BIN)/python -m tests.troubles
 
 check: lint types imports test  ## everything CI runs
 

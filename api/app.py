@@ -15,7 +15,18 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api import budgets, errors, events, health, invites, members, photos as photo_routes, users
+from api import (
+    budgets,
+    errors,
+    events,
+    health,
+    invites,
+    loop_lag,
+    members,
+    metrics,
+    photos as photo_routes,
+    users,
+)
 from api.auth import routes as auth_routes
 from api.auth.local import LocalIdentity
 from api.auth.revocation import Accounts, Revocations
@@ -27,6 +38,7 @@ from api.guard import ApiKeys, Guard, LimitedByUser, PerMinute, RequestLimits
 from api.http import ERROR_HANDLERS
 from api.settings import Settings
 from api.socket import SyncSocket
+from api.workers import Workers
 from hub.committer import APART_MAX, LANES
 from hub.hub import READERS_MAX, Hub, Rates
 from hub.ports import Authenticator
@@ -73,9 +85,9 @@ class App:
 
 
 @asynccontextmanager
-async def open_app(settings: Settings) -> AsyncIterator[App]:
+async def open_app(settings: Settings, workers: Workers | None = None) -> AsyncIterator[App]:
     """Everything built and running, until the context is left: then what was submitted is finished
-    and all connections are closed.
+    and all connections are closed. `workers` are the other processes of this server.
 
     Raises `Disconnected` if Postgres is out of reach, `NotMigrated`."""
     database = await Database.connect(
@@ -114,8 +126,17 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         snapshots = Snapshots(database, REST_READS_MAX)
         store = photo_store(settings)
         photos = Photos(database, store, now=time.time, new_id=new_id)
+        # The edge is around what it counts for, and so are its numbers' page and the documents.
+        rest = Starlette(
+            middleware=[Middleware(Guard, keys, limits)],
+            exception_handlers=ERROR_HANDLERS,
+        )
+        edge = Edge(cors(rest, settings.origin_list()))
+        sources = metrics.Sources(hub, database, bus, photos, tokens, edge)
+        workers = workers or Workers()
         routes = [
             *health.routes(database, bus, photos),
+            *metrics.routes(sources, workers),
             *errors.routes(),
             *identity.routes,
             *events.routes(hub, limited, now_ms=now_ms),
@@ -132,11 +153,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             *users.routes(hub, Profiles(database), photos, limited, now_ms=now_ms, new_id=new_id),
             *photo_routes.routes(photos, store, limited, behind_proxy=settings.trusted_proxies > 0),
         ]
-        rest = Starlette(
-            routes=[*routes, *documents.routes(routes)],
-            middleware=[Middleware(Guard, keys, limits)],
-            exception_handlers=ERROR_HANDLERS,
-        )
+        rest.router.routes += [*routes, *documents.routes(routes)]
         # A path is one of ours or is none. Starlette would send the client, and its token, to
         # wherever `Host` says, and over plain HTTP behind a proxy.
         rest.router.redirect_slashes = False
@@ -153,6 +170,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         async with aclosing(store), asyncio.TaskGroup() as background:
             tasks = [background.create_task(hub.sweeper.run())]
             tasks.append(background.create_task(photos.run()))
+            tasks.append(background.create_task(loop_lag.watch(sources.lag_s)))
             if bus is not None:
                 tasks.append(background.create_task(bus.run(hub)))
             if identity.accounts is not None:
@@ -165,9 +183,10 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
                 )
                 tasks.append(background.create_task(revocations.run()))
             try:
-                edge = Edge(cors(rest, settings.origin_list()))
+                await workers.open(lambda: metrics.told_as_json(sources))
                 yield App(hub, socket, edge, rest.routes)
             finally:
+                await workers.close()
                 await hub.close()
                 await tokens.close()
                 await counts.close()

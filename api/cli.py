@@ -10,7 +10,7 @@ import secrets
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Annotated, BinaryIO, TypeVar
@@ -20,12 +20,15 @@ import asyncpg
 import typer
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from api import server
 from api.app import NotMigrated
 from api.auth.tokens import Tokens
+from api.doctor import Mark, examine
 from api.logs import configure
 from api.settings import Settings, SettingsError
+from api.stats import Interval, NoMetrics, Reading, check_target, columns, read, rows
 from hub.errors import BadData, Disconnected
 from storage.database import Database, translated
 from storage.embedded import EmbeddedError, EmbeddedPostgres, EmbeddedRedis
@@ -186,6 +189,72 @@ def token(
         secret = os.environ.get("AUTH_SECRET") or _dev_secret(data_dir, make=False)
         tokens = Tokens([secret.encode()], now=time.time, token_ttl_s=DEV_TOKEN_TTL_S)
         typer.echo(tokens.issue(user)[0])
+
+
+@main.command()
+def stats(
+    target: Annotated[
+        list[str] | None, typer.Option(help="URL of a running hub; again for more of them.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.5, max=300, help="How long to look.")] = 2.0,
+) -> None:
+    """What is live now: who is connected, what comes and goes and how fast, for each worker."""
+    targets = target or ["http://127.0.0.1:8000"]
+    for each in targets:
+        try:
+            check_target(each)
+        except ValueError as error:
+            _err.print(f"budget-hub: --target: {error}")
+            raise typer.Exit(2) from None
+    before = _readings(targets)
+    began_s = time.monotonic()
+    time.sleep(seconds)
+    after = _readings(targets)
+    took_s = time.monotonic() - began_s
+    shown = [*columns(before, after)]
+    table = Table(box=None, pad_edge=False)
+    table.add_column(f"in {took_s:.1f} s")
+    for url, worker in shown:
+        table.add_column(f"{url.partition('://')[2]} worker {worker}", justify="right")
+    intervals = [Interval(before[url], after[url], worker, took_s) for url, worker in shown]
+    for name, texts in rows(intervals):
+        table.add_row(name, *texts)
+    _out.print(table)
+
+
+def _readings(targets: Sequence[str]) -> dict[str, Reading]:
+    readings = {}
+    for url in targets:
+        try:
+            readings[url] = read(url)
+        except NoMetrics as error:
+            _err.print(f"budget-hub: {url} {error}")
+            raise typer.Exit(1) from None
+    return readings
+
+
+@main.command()
+def doctor() -> None:
+    """Check settings, Postgres, Redis, photo store and Firebase, and say what to do.
+
+    Reads the environment as `serve` does, and changes nothing. Exit 1 if something is wrong. No
+    finding shows a secret.
+    """
+    if asyncio.run(_doctor()):
+        raise typer.Exit(1)
+
+
+async def _doctor() -> int:
+    """Print the findings; how many things are wrong."""
+    found = 0
+    async with aclosing(examine(os.environ, now=time.time)) as findings:
+        async for finding in findings:
+            found += finding.mark is Mark.WRONG
+            _out.print(f"{finding.mark.value:5} {finding.about:9} {finding.says}")
+            if finding.do:
+                _out.print(f"{'':15} → {finding.do}")
+    _out.print("something is wrong" if found else "nothing is wrong")
+    return found
 
 
 async def _verify(budget: UUID | None) -> int:

@@ -2,6 +2,7 @@
 
 import re
 import uuid
+from collections import Counter
 from collections.abc import Collection, Iterable
 
 import structlog
@@ -34,6 +35,7 @@ class Edge:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self.refusals: Counter[str] = Counter()  # answers from 400 on, by code
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = id_of(scope["headers"])
@@ -63,6 +65,7 @@ class Edge:
                 raise  # uvicorn logs it and ends the connection
             state["defect"] = error
         if status >= 400:
+            self.refusals[state.get("code") or "none"] += 1
             _log_failure(scope, status)
 
 

@@ -8,13 +8,17 @@ byte when it serves, and stops when the parent's end is closed, however the pare
 
 import asyncio
 import gc
+import itertools
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -27,6 +31,7 @@ from api.http_protocol import HttpProtocol
 from api.logs import configure
 from api.settings import Settings
 from api.wire import DirectProtocol
+from api.workers import Workers
 from hub.errors import Disconnected
 from hub.frames import FRAME_BYTES_MAX
 
@@ -39,6 +44,8 @@ RESTART_PAUSE_S = 1.0  # before a worker that died is replaced
 
 _LISTENING_FD = "BUDGET_HUB_LISTENING_FD"
 _PARENT_FD = "BUDGET_HUB_PARENT_FD"
+_NUMBER = "BUDGET_HUB_WORKER"
+_FOLDER = "BUDGET_HUB_WORKERS_FOLDER"
 
 _log = structlog.get_logger()
 
@@ -101,10 +108,11 @@ async def serve(
     listening: socket.socket,
     ready: Callable[[], None],
     parent: socket.socket | None = None,
+    workers: Workers | None = None,
 ) -> None:
     """Serve until told to stop by SIGTERM, SIGINT or the parent's end. `ready` is called when
     everything is up; connections made before wait in the socket's queue."""
-    async with open_app(settings) as app:
+    async with open_app(settings, workers) as app:
         config = uvicorn.Config(
             app,
             http=HttpProtocol,
@@ -158,6 +166,8 @@ class Supervisor:
         self._settings = settings
         self._listening = listening
         self._workers: dict[subprocess.Popen[bytes], socket.socket] = {}
+        self._numbers: dict[subprocess.Popen[bytes], int] = {}
+        self._folder = _folder()
         self._stopping = False
         self._restarting = False
 
@@ -184,6 +194,7 @@ class Supervisor:
                 self._replace(list(self._workers))
             for worker in [worker for worker in self._workers if worker.poll() is not None]:
                 _log.error("worker died", pid=worker.pid, exit_code=worker.returncode)
+                self._numbers.pop(worker)
                 self._workers.pop(worker).close()
                 time.sleep(RESTART_PAUSE_S)
                 self._spawn()
@@ -193,6 +204,8 @@ class Supervisor:
     def stop(self) -> None:
         """Tell the workers to stop and wait for them, `STOP_S` at most."""
         self._retire(list(self._workers))
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _replace(self, workers: list[subprocess.Popen[bytes]]) -> None:
         """A new worker serves before an old one is told to stop. If a new one does not start, the
@@ -217,6 +230,7 @@ class Supervisor:
                 _log.error("worker did not stop", pid=worker.pid)
                 worker.kill()
                 worker.wait()
+            self._numbers.pop(worker)
 
     def _told_to_stop(self, sig: int, frame: FrameType | None) -> None:
         self._stopping = True
@@ -226,11 +240,15 @@ class Supervisor:
 
     def _spawn(self) -> socket.socket:
         ours, theirs = socket.socketpair()
+        taken = self._numbers.values()
+        number = next(number for number in itertools.count() if number not in taken)
         environ = {
             **os.environ,
             **self._settings.to_env(),
             _LISTENING_FD: str(self._listening.fileno()),
             _PARENT_FD: str(theirs.fileno()),
+            _NUMBER: str(number),
+            **({} if self._folder is None else {_FOLDER: self._folder}),
         }
         worker = subprocess.Popen(
             [sys.executable, "-m", "api.server"],
@@ -240,7 +258,17 @@ class Supervisor:
         )
         theirs.close()
         self._workers[worker] = ours
+        self._numbers[worker] = number
         return ours
+
+
+def _folder() -> str | None:
+    """Where the workers find each other."""
+    try:
+        return tempfile.mkdtemp(prefix="budget-hub-")
+    except OSError as error:
+        _log.warning("no folder: each worker tells only its own metrics", error=str(error))
+        return None
 
 
 def _wait_ready(ours: socket.socket) -> None:
@@ -256,11 +284,13 @@ def _wait_ready(ours: socket.socket) -> None:
 def _worker() -> None:
     listening = socket.socket(fileno=int(os.environ[_LISTENING_FD]))
     parent = socket.socket(fileno=int(os.environ[_PARENT_FD]))
+    folder = os.environ.get(_FOLDER)
+    workers = Workers(None if folder is None else Path(folder), int(os.environ[_NUMBER]))
     settings = Settings.from_env(os.environ)
     configure(settings)
     with listening, parent:  # the parent takes the end of its socket for ours, so last of all
         try:
-            _run(serve(settings, listening, lambda: _tell(parent), parent))
+            _run(serve(settings, listening, lambda: _tell(parent), parent, workers))
         except (Disconnected, NotMigrated) as error:
             _log.error("cannot start", error=f"{type(error).__name__}: {error}")
             sys.exit(1)

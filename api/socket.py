@@ -49,12 +49,14 @@ class SyncSocket:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
         if scope["path"] != PATH:
+            self._hub.measures.refused(Code.NOT_FOUND)
             await _deny(scope, send, Code.NOT_FOUND)
             return
         try:
             principal = await self._upgrading(scope)
             follow = _wanted(scope)
         except HubError as error:
+            self._hub.measures.refused(error.code)
             await _deny(scope, send, error.code, error.detail)
             return
         token = _offered_token(scope)

@@ -34,6 +34,7 @@ import structlog
 
 from hub.errors import BadData, Code, Disconnected, Held, LostRace
 from hub.events import Invalid, ParticipantAdd, Submitted
+from hub.measures import Measures
 from hub.ports import EventLog, Want
 from hub.records import BudgetId, UserId
 from hub.rules import BudgetState, Change, LogRow, decide, rejected
@@ -65,7 +66,7 @@ class Answer(Protocol):
 class Submission:
     """Events of one user, in order, and the verdicts they have so far."""
 
-    __slots__ = ("actor", "answer", "budgets", "events", "halted", "mode", "verdicts")
+    __slots__ = ("actor", "answer", "budgets", "events", "halted", "measures", "mode", "verdicts")
 
     def __init__(
         self,
@@ -73,11 +74,13 @@ class Submission:
         events: Sequence[Submitted],
         mode: Mode,
         answer: Answer,
+        measures: Measures,
     ) -> None:
         self.actor = actor
         self.events = events
         self.mode = mode
         self.answer = answer
+        self.measures = measures
         self.budgets = _budgets(events)
         self.verdicts: list[Verdict] = []
         self.halted = False  # mode `stop` met an event that was not accepted
@@ -85,6 +88,7 @@ class Submission:
     def settle(self, verdict: Verdict) -> None:
         """Add the verdict of the next event; answer when it was the last."""
         self.verdicts.append(verdict)
+        self.measures.settled(verdict)
         if self.mode == "stop" and verdict.status != "accepted":
             self.halted = True
         if (self.halted or len(self.verdicts) == len(self.events)) and not self.answer.done():
@@ -109,21 +113,24 @@ class _Run(NamedTuple):
 
 
 class Committer:
-    """`deliver` is called after each commit, for each budget, with its new rows in order."""
+    """`deliver` is called after each commit, for each budget, with its new rows in order and the
+    time they were written (epoch milliseconds; 0: by an earlier attempt, nobody knows when)."""
 
     def __init__(
         self,
         log: EventLog,
-        deliver: Callable[[BudgetId, Sequence[LogRow]], None],
+        deliver: Callable[[BudgetId, Sequence[LogRow], int], None],
         *,
         now_ms: Callable[[], int],
         jitter: Callable[[], float],
         lanes: int = LANES,
+        measures: Measures | None = None,
     ) -> None:
         self._log = log
         self._deliver = deliver
         self._now_ms = now_ms
         self._jitter = jitter  # a random number from 0 to 1
+        self._measures = measures or Measures()
         self._lanes_free = lanes
         self._apart = asyncio.Semaphore(APART_MAX)
         self._waiting: deque[Submission] = deque()
@@ -131,6 +138,11 @@ class Committer:
         self._busy: set[BudgetId] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._pump_due = False
+
+    @property
+    def waiting_events(self) -> int:
+        """Queued and set apart: what `WAITING_EVENTS_MAX` bounds."""
+        return self._waiting_events
 
     def submit(
         self, actor: UserId, events: Sequence[Submitted], mode: Mode
@@ -146,7 +158,7 @@ class Committer:
 
         What it writes right after the commit leaves together with the events that the commit
         delivers: one write to a socket instead of two."""
-        submission = Submission(actor, events, mode, answer)
+        submission = Submission(actor, events, mode, answer, self._measures)
         if self._waiting_events + len(events) > WAITING_EVENTS_MAX:
             _refuse([_Run(submission, 0, len(events))], Code.BUSY)
             return
@@ -202,6 +214,7 @@ class Committer:
         try:
             held = await self._settle(runs, wait=False, ours=ours, until_s=_settling())
         except BaseException as error:
+            self._measures.commit_failures["defect"] += 1
             _fail(runs, error)
             raise
         finally:
@@ -224,6 +237,7 @@ class Committer:
         except TimeoutError:
             _refuse(runs, Code.BUSY)
         except BaseException as error:
+            self._measures.commit_failures["defect"] += 1
             _fail(runs, error)
             raise
         finally:
@@ -245,12 +259,14 @@ class Committer:
 
         `ours` are events that an earlier attempt may have committed. A lost connection is retried
         until `until_s` on the loop's clock."""
+        failures = self._measures.commit_failures
         races = 0
         pause_s, pause_max_s = BACKOFF_S
         while True:
             try:
                 return await self._attempt(runs, wait=wait, ours=ours)
             except LostRace as race:
+                failures["race"] += 1
                 races += 1
                 if races == RACES_MAX:
                     _log.error("commit keeps losing races", error=str(race))
@@ -258,13 +274,16 @@ class Committer:
                     return []
                 await asyncio.sleep(0.01 * self._jitter() if races > 1 else 0)
             except Held:
+                failures["held"] += 1
                 if not wait:  # another hub is just creating one of the budgets
                     return runs
                 _refuse(runs, Code.BUSY)
                 return []
             except BadData as bad:
+                failures["bad data"] += 1
                 return await self._split(runs, bad, wait=wait, ours=ours, until_s=until_s)
             except Disconnected as lost:
+                failures["disconnected"] += 1
                 if asyncio.get_running_loop().time() >= until_s:
                     _log.warning("commit given up", error=str(lost))
                     _refuse(runs, Code.UNAVAILABLE)
@@ -304,8 +323,10 @@ class Committer:
         held: list[_Run] = []
         found: list[LogRow] = []
         states: dict[BudgetId, BudgetState] = {}
+        written_at_ms = 0
         want = _wanted(runs)
         if want.budgets:
+            begun_s = asyncio.get_running_loop().time()
             async with self._log.transaction() as transaction:
                 away = await transaction.lock(want.budgets, wait=wait)
                 free, held = _apart(runs, away)
@@ -317,6 +338,7 @@ class Committer:
                 decided = self._decide(free, states, ours, found)
                 changed = [state for state in states.values() if state.changes]
                 if changed:
+                    written_at_ms = self._now_ms()
                     await transaction.write(changed)
                     # From here on, and until we know better, the commit may have happened.
                     ours |= {
@@ -326,11 +348,15 @@ class Committer:
                     }
         else:
             decided = self._decide(runs, states, ours, found)
+        if written_at_ms:
+            self._measures.commit_s.observe(asyncio.get_running_loop().time() - begun_s)
+            self._measures.batch_events.observe(len(decided))
         for row in found:
-            self._deliver(row.budget_id, [row])
+            self._deliver(row.budget_id, [row], 0)
         for budget_id, state in states.items():
             if state.changes:
-                self._deliver(budget_id, [change.row for change in state.changes])
+                rows = [change.row for change in state.changes]
+                self._deliver(budget_id, rows, written_at_ms)
         for submission, verdict in decided:
             submission.settle(verdict)
         return held

@@ -79,6 +79,14 @@ class Home(Protocol):
         """Nobody follows the feed any more."""
         ...
 
+    def delivered(self, frame: Frame, wires: int) -> None:
+        """A frame was written to so many of the feed's followers, who had all before it."""
+        ...
+
+    def filled(self, events: int) -> None:
+        """A gap was closed with so many events of the log."""
+        ...
+
 
 class Subscription:
     """`member_at` is how long the log was when its user was last seen to take part, `removed_at`
@@ -164,15 +172,29 @@ class Feed:
         if not self._all:
             self._home.abandoned(self)
 
-    def offer(self, frame: Frame) -> None:
-        """Deliver the frame if it is the next one."""
+    @property
+    def followers(self) -> int:
+        """How many there are, live or on the way to it."""
+        return len(self._all)
+
+    @property
+    def lagging(self) -> int:
+        """How many take nothing at the moment, their wires being full."""
+        if len(self._all) == len(self.live):
+            return 0
+        return sum(each.state is State.LAGGING for each in self._all)
+
+    def offer(self, frame: Frame) -> bool:
+        """Deliver the frame if it is the next one; whether it was."""
         match self.track.offered(frame.from_sequence, frame.to_sequence):
             case Place.DELIVER:
                 self._deliver(frame)
+                return True
             case Place.GAP:
                 self._fill_if_behind()
             case Place.SKIP:
                 pass
+        return False
 
     def noticed(self, head: int) -> None:
         """The log is at least this long: read what is missing."""
@@ -195,8 +217,10 @@ class Feed:
     def _deliver(self, frame: Frame) -> None:
         self.track.position = frame.to_sequence
         data = frame.data
-        for write in list(self.live.values()):  # a wire that fills up takes itself out (`lag`)
+        wires = list(self.live.values())
+        for write in wires:  # a wire that fills up takes itself out (`lag`)
             write(data)
+        self._home.delivered(frame, len(wires))
         self._remember(frame)
         if frame.removes is not None:
             # Who was seen to take part at a later sequence has come back meanwhile.
@@ -236,6 +260,7 @@ class Feed:
 
     async def _fill(self) -> None:
         """The single reader: deliver from the log until nothing is known to be missing."""
+        begun_at = self.position
         try:
             while self._all and (missing_to := self.track.missing_to) is not None:
                 try:
@@ -250,9 +275,12 @@ class Feed:
                     _log.error("the log is shorter than was said", budget_id=self.budget_id)
                     self.track.forget_missing()
                     break
-                for frame in event_frames(self.budget_id, page.events):
+                written_at_ms = page.events[0].written_at_ms
+                for frame in event_frames(self.budget_id, page.events, written_at_ms):
                     self._deliver(frame)
         finally:
+            if self.position > begun_at:
+                self._home.filled(self.position - begun_at)
             self.track.filling = False
             # Wake up who waits for the feed to get where its client is already.
             self._caught_up.set()

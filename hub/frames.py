@@ -125,7 +125,8 @@ class Frame(NamedTuple):
     """Consecutive events of one budget, encoded once: `data` goes as it is to sockets and nodes.
 
     A frame ends at a `participant.remove` (`removes` is the user) and at `budget.delete`
-    (`deletes`), because subscriptions end there.
+    (`deletes`), because subscriptions end there. `written_at_ms` is when its first event was
+    written to the log (epoch milliseconds; 0: not known).
     """
 
     budget_id: BudgetId
@@ -134,6 +135,7 @@ class Frame(NamedTuple):
     data: bytes
     removes: UserId | None = None
     deletes: bool = False
+    written_at_ms: int = 0
 
 
 class Streamed(Protocol):
@@ -149,24 +151,27 @@ class Streamed(Protocol):
     def event(self) -> bytes: ...
 
 
-def event_frames(budget_id: BudgetId, rows: Iterable[Streamed]) -> Iterator[Frame]:
-    """The `events` frames that carry these consecutive rows of the log."""
+def event_frames(
+    budget_id: BudgetId, rows: Iterable[Streamed], written_at_ms: int = 0
+) -> Iterator[Frame]:
+    """The `events` frames that carry these consecutive rows of the log, the first of which was
+    written at `written_at_ms`."""
     part: list[Streamed] = []
     size = 0
     for row in rows:
         if part and size + len(row.event) > FRAME_BYTES_MAX - 512:  # 512: the frame around them
-            yield _event_frame(budget_id, part)
+            yield _event_frame(budget_id, part, written_at_ms)
             part, size = [], 0
         part.append(row)
         size += len(row.event) + 1
         if row.event_type in ("participant.remove", "budget.delete"):
-            yield _event_frame(budget_id, part)
+            yield _event_frame(budget_id, part, written_at_ms)
             part, size = [], 0
     if part:
-        yield _event_frame(budget_id, part)
+        yield _event_frame(budget_id, part, written_at_ms)
 
 
-def _event_frame(budget_id: BudgetId, rows: Sequence[Streamed]) -> Frame:
+def _event_frame(budget_id: BudgetId, rows: Sequence[Streamed], written_at_ms: int) -> Frame:
     first, last = rows[0], rows[-1]
     text = b'{"type":"events","budgetId":"%b","fromSequence":%d,"toSequence":%d,"events":[%b]}' % (
         budget_id.encode(),
@@ -181,6 +186,7 @@ def _event_frame(budget_id: BudgetId, rows: Sequence[Streamed]) -> Frame:
         framed(text),
         last.record_id if last.event_type == "participant.remove" else None,
         last.event_type == "budget.delete",
+        written_at_ms,
     )
 
 

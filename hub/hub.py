@@ -5,9 +5,9 @@ The way of an event: frame → `Session` → `Hub.submit` → `Committer` → `r
 """
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
 import structlog
@@ -17,6 +17,7 @@ from hub.events import INTEGER_MAX, Submitted
 from hub.feed import Feed, Follower, Subscription, permitted
 from hub.frames import Frame, event_frames
 from hub.limits import Bucket, Rate, reconnect_spread_ms
+from hub.measures import Measures
 from hub.ports import Bus, EventLog, Page, Principal
 from hub.presence import NodeId
 from hub.records import BudgetId, UserId
@@ -76,6 +77,18 @@ class Attached(Protocol):
     def leave(self) -> None: ...
 
 
+class Census(NamedTuple):
+    """Who and what a hub has at one moment: the `followers` of all its feeds are `live`, `lagging`,
+    or catching up. `attached` counts by class."""
+
+    attached: Mapping[str, int]
+    feeds: int
+    live: int
+    lagging: int
+    followers: int
+    waiting_events: int
+
+
 class Hub:
     """`log_id` identifies the log's history (design 1). `bus` None is a single node."""
 
@@ -100,8 +113,12 @@ class Hub:
         self._stirred: set[Feed] = set()
         self.gate = asyncio.Semaphore(READERS_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
-        self.sweeper = Sweeper(log, self._feeds)
-        self._committer = Committer(log, self._committed, now_ms=now_ms, jitter=jitter)
+        self.measures = Measures()
+        self._now_ms = now_ms
+        self.sweeper = Sweeper(log, self._feeds, self.measures)
+        self._committer = Committer(
+            log, self._committed, now_ms=now_ms, jitter=jitter, measures=self.measures
+        )
 
     def submit(
         self, actor: UserId, events: Sequence[Submitted], mode: Mode
@@ -140,8 +157,8 @@ class Hub:
     def received(self, frame: Frame) -> None:
         """A frame from the bus."""
         feed = self._feeds.get(frame.budget_id)
-        if feed is not None:
-            feed.offer(frame)
+        if feed is not None and feed.offer(frame):
+            self.measures.fed["bus"] += _events(frame)
 
     def attending(
         self, budget_id: BudgetId, node_id: NodeId, users: Mapping[UserId, int], *, asks: bool
@@ -211,12 +228,13 @@ class Hub:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _committed(self, budget_id: BudgetId, rows: Sequence[LogRow]) -> None:
-        frames = list(event_frames(budget_id, rows))
+    def _committed(self, budget_id: BudgetId, rows: Sequence[LogRow], written_at_ms: int) -> None:
+        frames = list(event_frames(budget_id, rows, written_at_ms))
         feed = self._feeds.get(budget_id)
         if feed is not None:
             for frame in frames:
-                feed.offer(frame)
+                if feed.offer(frame):
+                    self.measures.fed["commit"] += _events(frame)
         if self._bus is not None:
             self._bus.publish(frames)
 
@@ -234,6 +252,30 @@ class Hub:
             if self._bus is not None:
                 self._announce(feed)
                 self._bus.unsubscribe(feed.budget_id)
+
+    def delivered(self, frame: Frame, wires: int) -> None:
+        """See `hub.feed.Home`."""
+        if wires and frame.written_at_ms:
+            # Two machines' clocks may differ by more than it took.
+            took_s = max(self._now_ms() - frame.written_at_ms, 0) / 1000
+            self.measures.delivery_s.observe(took_s, wires * _events(frame))
+
+    def filled(self, events: int) -> None:
+        """See `hub.feed.Home`."""
+        self.measures.gaps_filled += 1
+        self.measures.fed["log"] += events
+
+    def census(self) -> Census:
+        """What is here now."""
+        feeds = self._feeds.values()
+        return Census(
+            Counter(type(session).__name__ for session in self.sessions),
+            len(feeds),
+            live=sum(len(feed.live) for feed in feeds),
+            lagging=sum(feed.lagging for feed in feeds),
+            followers=sum(feed.followers for feed in feeds),
+            waiting_events=self._committer.waiting_events,
+        )
 
     def stirred(self, feed: Feed) -> None:
         """Presence has changed on this feed, or somebody has not been told of it."""
@@ -260,3 +302,7 @@ class Hub:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _events(frame: Frame) -> int:
+    return frame.to_sequence - frame.from_sequence + 1

@@ -51,12 +51,14 @@ class Transaction(Protocol):
 
 
 class LogEvent(NamedTuple):
-    """A row of the log as a reader needs it. `event` is the stream event, JSON text."""
+    """A row of the log as a reader needs it. `event` is the stream event, JSON text;
+    `written_at_ms` is by the database's clock (epoch milliseconds)."""
 
     sequence: int
     event_type: str
     record_id: str
     event: bytes
+    written_at_ms: int = 0
 
 
 class Page(NamedTuple):

@@ -161,7 +161,7 @@ class Session:
             self._act(frames.parse(text))
         except BadFrame as bad:
             if bad.fatal or self._may(bad.request_id, 1):
-                self._wire.write(frames.error(bad.request_id, Code.BAD_FRAME, bad.detail))
+                self._refuse(bad.request_id, Code.BAD_FRAME, bad.detail)
             if bad.fatal:
                 self._close(Code.BAD_FRAME, bad.detail)
         self._read_or_not()
@@ -216,8 +216,19 @@ class Session:
     def close(self, code: Code) -> None:
         """Say why, and close with the code's close code."""
         if self._state is not State.CLOSED:
-            self._wire.write(frames.error(None, code))
+            self._refuse(None, code)
             self._close(code, code.name)
+
+    def _refuse(
+        self,
+        request_id: RequestId,
+        code: Code,
+        detail: str | None = None,
+        *,
+        retry_after_ms: int | None = None,
+    ) -> None:
+        self._hub.measures.refused(code)
+        self._wire.write(frames.error(request_id, code, detail, retry_after_ms=retry_after_ms))
 
     def _close(self, code: Code, reason: str) -> None:
         assert code.close is not None
@@ -270,7 +281,7 @@ class Session:
             return True
         self._strikes += 1
         after_ms = int(missing_s * 1000) + 1
-        self._wire.write(frames.error(request_id, Code.RATE_LIMITED, retry_after_ms=after_ms))
+        self._refuse(request_id, Code.RATE_LIMITED, retry_after_ms=after_ms)
         if self._strikes > STRIKES_MAX:
             self.close(Code.RATE_LIMITED)
         return False
@@ -318,7 +329,7 @@ class Session:
             principal = await self._authenticator.authenticate(token)
         except HubError as error:
             if error.code.retryable:  # what the session has counts still
-                self._wire.write(frames.error(request_id, error.code))
+                self._refuse(request_id, error.code)
             else:
                 self.close(Code.NOT_LOGGED_IN)
             return
@@ -363,7 +374,7 @@ class Session:
             events = parse_batch(frame.events, EVENTS_PER_FRAME_MAX)
         except HubError as error:
             if self._may(frame.id, 1):
-                self._wire.write(frames.error(frame.id, error.code, error.detail))
+                self._refuse(frame.id, error.code, error.detail)
             return
         if not self._may(frame.id, len(events)):
             return
@@ -390,9 +401,9 @@ class Session:
             before.subscription.end()
         elif len(self._following) >= SUBSCRIPTIONS_MAX:
             detail = f"at most {SUBSCRIPTIONS_MAX} subscriptions"
-            self._wire.write(frames.error(request_id, Code.BAD_REQUEST, detail))
+            self._refuse(request_id, Code.BAD_REQUEST, detail)
             return
-        following = _Following(self._wire, self._following, self._hub.log_id, budget_id, request_id)
+        following = _Following(self._wire, self._following, self._hub, budget_id, request_id)
         self._following[budget_id] = following
         following.subscription = self._hub.subscribe(self._user_id, budget_id, key, following)
 
@@ -432,20 +443,20 @@ class _Following:
     """What a socket makes of one subscription; see `hub.feed.Follower`."""
 
     attends = True
-    __slots__ = ("_all", "_log_id", "_request_id", "_wire", "budget_id", "subscription", "write")
+    __slots__ = ("_all", "_hub", "_request_id", "_wire", "budget_id", "subscription", "write")
     subscription: Subscription
 
     def __init__(
         self,
         wire: Wire,
         all_of_session: "dict[BudgetId, _Following]",
-        log_id: str,
+        hub: Hub,
         budget_id: BudgetId,
         request_id: RequestId,
     ) -> None:
         self._wire = wire
         self._all = all_of_session
-        self._log_id = log_id
+        self._hub = hub
         self._request_id = request_id
         self.budget_id = budget_id
         self.write = wire.write_open  # the subscription ends before the wire does
@@ -456,11 +467,12 @@ class _Following:
 
     def joined(self, key: int, head: int) -> None:
         self._wire.write(
-            frames.subscribed(self._request_id, self.budget_id, key, head, self._log_id)
+            frames.subscribed(self._request_id, self.budget_id, key, head, self._hub.log_id)
         )
 
     def refused(self, code: Code) -> None:
         self._forget()
+        self._hub.measures.refused(code)
         self._wire.write(frames.error(self._request_id, code))
 
     def ended(self, code: Code) -> None:

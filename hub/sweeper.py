@@ -12,12 +12,14 @@ turn; all of them are when the bus comes back.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import structlog
 
 from hub.errors import Disconnected
 from hub.feed import Feed
+from hub.measures import Measures
 from hub.ports import EventLog
 from hub.records import BudgetId
 
@@ -32,8 +34,11 @@ _log = structlog.get_logger()
 class Sweeper:
     """`feeds` are those of this process, now and later."""
 
-    def __init__(self, log: EventLog, feeds: Mapping[BudgetId, Feed]) -> None:
+    def __init__(
+        self, log: EventLog, feeds: Mapping[BudgetId, Feed], measures: Measures | None = None
+    ) -> None:
         self._log = log
+        self._measures = measures or Measures()
         self._feeds = feeds
         self._round: list[BudgetId] = []  # feeds to be compared before it is all feeds' turn again
 
@@ -44,20 +49,29 @@ class Sweeper:
             if len(self._feeds) <= COMPARED_ALL_MAX:
                 await self.sweep()
                 continue
-            try:
+            with self._counted():
                 self._notice(await self._log.recent(LOOKBACK_S))
                 await self._compare(self._turn())
-            except Disconnected as lost:
-                _log.debug("no sweep: the log is out of reach", error=str(lost))
 
     async def sweep(self) -> None:
         """Compare all feeds with their heads."""
         feeds = list(self._feeds)
-        try:
+        with self._counted():
             for start in range(0, len(feeds), COMPARED_MAX):
                 await self._compare(feeds[start : start + COMPARED_MAX])
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """One sweep, and what came of it; without the log nothing does."""
+        before = self._measures.swept_behind
+        outcome = "failed"
+        try:
+            yield
+            outcome = "clean" if self._measures.swept_behind == before else "found"
         except Disconnected as lost:
             _log.debug("no sweep: the log is out of reach", error=str(lost))
+        finally:
+            self._measures.sweeps[outcome] += 1
 
     def _turn(self) -> Sequence[BudgetId]:
         if not self._round:
@@ -75,4 +89,6 @@ class Sweeper:
         for budget_id, head in heads.items():
             feed = self._feeds.get(budget_id)
             if feed is not None:
+                if feed.track.known and head > feed.position:
+                    self._measures.swept_behind += 1
                 feed.noticed(head)

@@ -10,7 +10,7 @@ once; the sweeper delivers from the log until the bus is back (P7, P10).
 import asyncio
 import contextlib
 import struct
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import orjson
@@ -38,9 +38,12 @@ SUBSCRIBE_CHANNELS_MAX = 1_000  # in one command
 
 # What it is, and the node it comes from; in a heartbeat there is no more.
 _ORIGIN = struct.Struct("!B16s")
-_HEARTBEAT, _EVENTS, _PRESENCE, _BACK = range(4)
+# `_EVENTS`, without the time, is what older nodes sent: while a new version is deployed both come.
+# What a node does not know it leaves alone, and its sweeper finds the events.
+_HEARTBEAT, _EVENTS, _PRESENCE, _BACK, _DATED_EVENTS = range(5)
 # First and last sequence, whether it deletes, length of the removed user's id.
 _RANGE = struct.Struct("!QQ?H")
+_WRITTEN = struct.Struct("!Q")  # epoch milliseconds; stands before the range
 
 _log = structlog.get_logger()
 
@@ -76,6 +79,8 @@ class RedisBus:
         self._heard_at_s: dict[NodeId, float] = {}
         self.connected = False
         self._lost = False  # and not back yet
+        self.losses: Counter[str] = Counter()  # of the connection, by cause
+        self.frames: Counter[str] = Counter()  # of events, by what became of them
 
     async def run(self, listener: BusListener) -> None:
         """Keep the connection until cancelled, and tell the listener what comes."""
@@ -92,6 +97,9 @@ class RedisBus:
             try:
                 connection.result()
             except* (RedisError, OSError, TimeoutError) as lost:
+                if self.connected:
+                    deaf = isinstance(lost.exceptions[0], TimeoutError)
+                    self.losses["deaf" if deaf else "error"] += 1
                 if not self._lost:  # once for each time it is lost
                     self._lost = True
                     error = lost.exceptions[0]
@@ -104,10 +112,14 @@ class RedisBus:
 
     def publish(self, frames: Sequence[Frame]) -> None:
         if not self.connected:
+            self.frames["dropped"] += len(frames)
             return
-        for frame in frames:
+        for number, frame in enumerate(frames):
             if self._outgoing_bytes + len(frame.data) > OUTGOING_BYTES_MAX:
-                return  # the bus is too slow for this load; sweepers deliver what is dropped
+                # The bus is too slow for this load; sweepers deliver what is dropped.
+                self.frames["dropped"] += len(frames) - number
+                return
+            self.frames["published"] += 1
             self._send(frame.budget_id, _pack(self._node_id, frame))
 
     def announce(self, budget_id: BudgetId, here: Mapping[UserId, int], *, asks: bool) -> None:
@@ -212,8 +224,13 @@ class RedisBus:
         self._heard_at_s[node_id] = asyncio.get_running_loop().time()
         if node_id == self._node_id:
             return  # what is our own our feeds had at once
-        if kind == _EVENTS:
-            listener.received(_unpack(budget_id, payload))
+        if kind == _DATED_EVENTS:
+            self.frames["received"] += 1
+            (written_at_ms,) = _WRITTEN.unpack_from(payload, _ORIGIN.size)
+            listener.received(_unpack(budget_id, payload, _WRITTEN.size, written_at_ms))
+        elif kind == _EVENTS:
+            self.frames["received"] += 1
+            listener.received(_unpack(budget_id, payload, 0, 0))
         elif kind == _PRESENCE:
             told = orjson.loads(payload[_ORIGIN.size :])
             listener.attending(budget_id, node_id, told["users"], asks=told["asks"])
@@ -286,14 +303,18 @@ def _driver() -> Iterator[None]:
 def _pack(node_id: NodeId, frame: Frame) -> bytes:
     removes = (frame.removes or "").encode()
     span = _RANGE.pack(frame.from_sequence, frame.to_sequence, frame.deletes, len(removes))
-    return b"".join((_ORIGIN.pack(_EVENTS, node_id), span, removes, frame.data))
+    origin = _ORIGIN.pack(_DATED_EVENTS, node_id)
+    written = _WRITTEN.pack(frame.written_at_ms)
+    return b"".join((origin, written, span, removes, frame.data))
 
 
-def _unpack(budget_id: BudgetId, payload: bytes) -> Frame:
-    from_sequence, to_sequence, deletes, size = _RANGE.unpack_from(payload, _ORIGIN.size)
-    start = _ORIGIN.size + _RANGE.size
+def _unpack(budget_id: BudgetId, payload: bytes, skipped: int, written_at_ms: int) -> Frame:
+    start = _ORIGIN.size + skipped
+    from_sequence, to_sequence, deletes, size = _RANGE.unpack_from(payload, start)
+    start += _RANGE.size
     removes = payload[start : start + size].decode() or None
-    return Frame(budget_id, from_sequence, to_sequence, payload[start + size :], removes, deletes)
+    data = payload[start + size :]
+    return Frame(budget_id, from_sequence, to_sequence, data, removes, deletes, written_at_ms)
 
 
 def _parts(channels: Iterable[str]) -> Iterator[Sequence[str]]:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import asyncpg
 
@@ -52,6 +52,43 @@ COMMIT_SESSION = {
 }
 
 
+class PoolUse(NamedTuple):
+    """One pool at one moment, and how often since the start nobody got a connection in time."""
+
+    used: int
+    size_max: int
+    waiting: int
+    timeouts: int
+
+
+class _Counted:
+    """A pool that knows who waits for it."""
+
+    def __init__(self, pool: "Pool") -> None:
+        self.pool = pool
+        self._waiting = 0
+        self._timeouts = 0
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator["Connection"]:
+        self._waiting += 1
+        try:
+            connection = await self.pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
+        except TimeoutError:
+            self._timeouts += 1
+            raise
+        finally:
+            self._waiting -= 1
+        try:
+            yield connection
+        finally:
+            await self.pool.release(connection)
+
+    def use(self) -> PoolUse:
+        used = self.pool.get_size() - self.pool.get_idle_size()
+        return PoolUse(used, self.pool.get_max_size(), self._waiting, self._timeouts)
+
+
 class Database:
     """Two pools on one Postgres: commits never wait for readers (design 4).
 
@@ -60,8 +97,8 @@ class Database:
     """
 
     def __init__(self, commits: "Pool", reads: "Pool") -> None:
-        self._commits = commits
-        self._reads = reads
+        self._commits = _Counted(commits)
+        self._reads = _Counted(reads)
 
     @classmethod
     async def connect(cls, url: str, *, commits_max: int, reads_max: int) -> "Database":
@@ -73,7 +110,7 @@ class Database:
             return cls(commits, await _pool(url, reads_max, SESSION))
 
     async def close(self) -> None:
-        for pool in (self._commits, self._reads):
+        for pool in (self._commits.pool, self._reads.pool):
             try:
                 async with asyncio.timeout(5):
                     await pool.close()
@@ -84,18 +121,19 @@ class Database:
     async def committing(self) -> AsyncIterator["Connection"]:
         """A connection reserved for commits, inside a transaction."""
         with translated():
-            async with (
-                self._commits.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection,
-                connection.transaction(),
-            ):
+            async with self._commits.connection() as connection, connection.transaction():
                 yield connection
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator["Connection"]:
         """A connection for everything that is not a commit of events."""
         with translated():
-            async with self._reads.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+            async with self._reads.connection() as connection:
                 yield connection
+
+    def pools(self) -> dict[str, PoolUse]:
+        """How the pools are used now, by their name."""
+        return {"commit": self._commits.use(), "read": self._reads.use()}
 
 
 @asynccontextmanager

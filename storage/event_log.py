@@ -170,7 +170,8 @@ SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::text[], $5::text[
 """
 # Whoever does not take part at that instant gets no events, by the same statement that reads them.
 READ_PAGE = """
-SELECT b.last_sequence, b.deleted, p.active, e.sequence, e.event_type, e.record_id, e.event
+SELECT b.last_sequence, b.deleted, p.active, e.sequence, e.event_type, e.record_id, e.event,
+       (extract(epoch FROM e.accepted_at) * 1000)::bigint
 FROM budgets b
 LEFT JOIN participants p ON p.budget_id = b.id AND p.user_id = $2
 LEFT JOIN LATERAL (
@@ -216,7 +217,9 @@ class PostgresLog:
             rows = await connection.fetch(READ_PAGE, budget_id, user_id, after, up_to, limit)
         if not rows:
             return None
-        events = [LogEvent(row[3], row[4], row[5], row[6].encode()) for row in rows if row[3]]
+        events = [
+            LogEvent(row[3], row[4], row[5], row[6].encode(), row[7]) for row in rows if row[3]
+        ]
         head, deleted, member = rows[0][0], rows[0][1], rows[0][2]
         return Page(head, deleted, member, events)
 

@@ -15,6 +15,7 @@ What may fail, and what follows:
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -119,6 +120,7 @@ class Photos:
         new_id: Callable[[], str],
     ) -> None:
         self.up = True
+        self.calls: Counter[tuple[str, str]] = Counter()  # of the store, and what became of them
         self._database = database
         self._store = store
         self._now = now
@@ -199,7 +201,7 @@ class Photos:
 
     async def sweep(self) -> None:
         """Forget uploads that nobody can confirm any more, and delete what no profile names."""
-        await self._asked(self._store.check())
+        await self._asked("check", self._store.check())
         await self._store.expire()
         old = self._time() - timedelta(seconds=FORGOTTEN_S)
         async with self._database.reading() as connection:
@@ -217,7 +219,7 @@ class Photos:
     ) -> None:
         """Check what was uploaded, and copy exactly that."""
         for _ in range(CHECKS_MAX):
-            uploaded = await self._asked(self._store.uploaded(user_id, key))
+            uploaded = await self._asked("look", self._store.uploaded(user_id, key))
             if uploaded is None:
                 raise HubError(Code.PHOTO_NOT_FOUND)
             if uploaded.size_bytes > PHOTO_BYTES_MAX:
@@ -226,23 +228,26 @@ class Photos:
                 raise HubError(Code.PHOTO_NOT_VALID, f"it has not the {size_bytes} bytes announced")
             if sniffed(uploaded.head) is not content_type:
                 raise HubError(Code.PHOTO_NOT_VALID, f"it is no {content_type}")
-            if await self._asked(self._store.publish(user_id, key, uploaded, content_type)):
+            publishing = self._store.publish(user_id, key, uploaded, content_type)
+            if await self._asked("publish", publishing):
                 return
         raise HubError(Code.BUSY, "the upload keeps changing")
 
     async def _delete(self, user_id: UserId, object: str) -> None:
-        await self._asked(self._store.delete(object))
+        await self._asked("delete", self._store.delete(object))
         async with self._database.reading() as connection:
             await connection.execute(DELETE_LEFTOVER, user_id, object)
 
-    async def _asked(self, asking: Awaitable[_T]) -> _T:
+    async def _asked(self, call: str, asking: Awaitable[_T]) -> _T:
         try:
             answer = await asking
         except StoreDown as down:
+            self.calls[call, "failed"] += 1
             if self.up:
                 _log.warning("photo store lost", error=str(down))
             self.up = False
             raise
+        self.calls[call, "done"] += 1
         if not self.up:
             _log.warning("photo store back")
         self.up = True

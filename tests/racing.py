@@ -66,7 +66,7 @@ class Node:
             self.log, self.deliver, now_ms=lambda: NOW_MS, jitter=lambda: 0.5, **how
         )
 
-    def deliver(self, budget_id: BudgetId, rows: Sequence[LogRow]) -> None:
+    def deliver(self, budget_id: BudgetId, rows: Sequence[LogRow], written_at_ms: int) -> None:
         self.delivered += [(budget_id, row.sequence) for row in rows]
 
     def send(

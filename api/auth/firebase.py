@@ -18,7 +18,7 @@ import firebase_admin
 import google.auth.transport.requests
 import structlog
 from anyio import CapacityLimiter, to_thread
-from firebase_admin import auth, credentials
+from firebase_admin import _token_gen, auth, credentials
 from firebase_admin.exceptions import FirebaseError
 from google.auth.exceptions import GoogleAuthError, TransportError
 from google.auth.transport import Response
@@ -262,6 +262,15 @@ def open_client(
     assert hasattr(verifier, "request")
     verifier.request = keys
     return client
+
+
+def reach(keys: Keys) -> bool:
+    """Whether Google's keys can be had now. Blocks."""
+    try:
+        keys(_token_gen.ID_TOKEN_CERT_URI)
+    except TransportError:
+        return False
+    return True
 
 
 def google_keys(*, now: Callable[[], float]) -> Keys:

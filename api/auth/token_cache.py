@@ -5,7 +5,7 @@ with tokens that were good a second ago. What is refused is not remembered: it m
 """
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import NewType
@@ -88,26 +88,32 @@ class CachedTokens:
         self._now_ms = now_ms
         self._verifying: dict[TokenHash, asyncio.Task[Principal | Code]] = {}
         self._verifying_max = verifying_max
+        self.outcomes: Counter[str] = Counter()  # of all that was asked
 
     async def authenticate(self, token: str) -> Principal:
         """The token's user. Raises `HubError`: `NOT_LOGGED_IN`, `UNAVAILABLE`, `BUSY`."""
         # What is not ASCII is no token, and can hold what no encoder takes.
         if len(token) > TOKEN_LENGTH_MAX or not token.isascii():
+            self.outcomes["refused"] += 1
             raise HubError(Code.NOT_LOGGED_IN)
         key = token_hash(token)
         known = self.cache.get(key, self._now_ms())
         if known is not None:
+            self.outcomes["remembered"] += 1
             return known
         task = self._verifying.get(key)
         if task is None:
             if len(self._verifying) >= self._verifying_max:
+                self.outcomes["unknown"] += 1
                 raise HubError(Code.BUSY)
             task = asyncio.create_task(self._verify(key, token))
             self._verifying[key] = task
         # A caller that is gone must not take the others' answer along.
         outcome = await asyncio.shield(task)
         if isinstance(outcome, Code):
+            self.outcomes["unknown" if outcome.retryable else "refused"] += 1
             raise HubError(outcome)
+        self.outcomes["verified"] += 1
         return outcome
 
     async def close(self) -> None:

@@ -24,6 +24,7 @@ from storage.invites import INVITES_MAX
 
 SSE = "text/event-stream"
 HTML = "text/html"
+TEXT = "text/plain"
 JSON = "application/json"
 
 # What may befall every request, and every one that the guard looks at.
@@ -535,6 +536,15 @@ OPERATIONS: Sequence[Operation] = (
             200: Answer(answers.Ready, "It can"),
             503: Answer(answers.Unready, "It cannot: Postgres is out of reach"),
         },
+        token=False,
+        database=False,
+    ),
+    Operation(
+        "GET",
+        "/metrics",
+        "readMetrics",
+        "What the hub has counted, for Prometheus",
+        {200: Answer(str, "Prometheus' text format, or OpenMetrics if asked for", TEXT)},
         token=False,
         database=False,
     ),

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import struct
 import time
 import tracemalloc
 from collections import Counter
@@ -142,7 +143,7 @@ async def test_frames_cross_byte_for_byte(
         Frame(budget_id, 2, 9, bytes(range(256)) * 1000),
         Frame(budget_id, 10, 10, b"", removes="Zoë/…"),
         Frame(budget_id, 11, 2**53 - 1, b"x", removes="u" * 128),
-        Frame(budget_id, 2**53, 2**53, b"end", deletes=True),
+        Frame(budget_id, 2**53, 2**53, b"end", deletes=True, written_at_ms=1_795_257_600_123),
     ]
     back = Frame(budget_id, 12, 12, b"back")
     async with running(redis.url, log_id) as here, running(redis.url, log_id) as there:
@@ -154,6 +155,22 @@ async def test_frames_cross_byte_for_byte(
         await until(lambda: bool(here.frames), 5)
         assert there.frames == frames
         assert here.frames == [back]
+
+
+async def test_while_a_version_is_deployed_both_of_their_messages_are_heard(
+    redis: EmbeddedRedis, log_id: str, budget_id: BudgetId, admin: Redis
+) -> None:
+    """That of nodes which did not date events yet; and one of a later version is left alone."""
+    origin, span = struct.Struct("!B16s"), struct.Struct("!QQ?H")
+    other = uuid4().bytes
+    async with running(redis.url, log_id) as here:
+        await here.follow(budget_id)
+        channel = f"budget-hub:{log_id}:{budget_id}"
+        await admin.publish(channel, origin.pack(200, other) + b"of the future")
+        older = origin.pack(1, other) + span.pack(1, 2, True, 3) + b"ada" + b"frame"
+        await admin.publish(channel, older)
+        await until(lambda: bool(here.frames), 5)
+        assert here.frames == [Frame(budget_id, 1, 2, b"frame", removes="ada", deletes=True)]
 
 
 async def test_only_what_is_followed_arrives(redis: EmbeddedRedis, log_id: str) -> None:

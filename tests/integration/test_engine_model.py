@@ -100,7 +100,7 @@ class Bench:
     def new_id(self) -> str:
         return f"00000000-0000-4000-a000-{next(self._numbers):012x}"
 
-    def _deliver(self, budget_id: BudgetId, rows: Sequence[LogRow]) -> None:
+    def _deliver(self, budget_id: BudgetId, rows: Sequence[LogRow], written_at_ms: int) -> None:
         self.delivered.setdefault(budget_id, []).extend(orjson.loads(row.event) for row in rows)
 
     async def submit(self, batches: Sequence[Batch], node: int = 0) -> list[list[Wire]]:
@@ -562,7 +562,7 @@ def stop_goes_on(patch: pytest.MonkeyPatch) -> None:
 def one_delivery_is_lost(patch: pytest.MonkeyPatch) -> None:
     deliver = Bench._deliver
     patch.setattr(
-        Bench, "_deliver", lambda self, budget_id, rows: deliver(self, budget_id, rows[:3])
+        Bench, "_deliver", lambda self, budget_id, rows, at: deliver(self, budget_id, rows[:3], at)
     )
 
 

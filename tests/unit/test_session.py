@@ -15,6 +15,7 @@ from hub.committer import Answer
 from hub.errors import Code, HubError
 from hub.frames import framed, texts
 from hub.hub import Hub, Rates
+from hub.measures import Measures
 from hub.ports import Principal
 from hub.session import (
     AUTH_S,
@@ -138,6 +139,7 @@ class FakeHub:
 
     def __init__(self) -> None:
         self.rates = Rates(100_000, 100_000)
+        self.measures = Measures()
         self.ended = False
         self.sessions: set[Session] = set()
         self.posted: list[Posted] = []

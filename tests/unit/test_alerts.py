@@ -1,0 +1,253 @@
+"""The alerts: what raises each of them and what does not, on recordings of real hubs
+(`troubles.py`); and that everything named by rules, dashboard and runbook exists."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import promql_parser as parser
+import pytest
+import yaml
+
+from api.metrics import METRICS, table
+from tests.promql import Labels, firing, recorded
+from tests.troubles import ALERTS, HEALTHY_S, INTERVAL_S, RECORDED, ROOT, TROUBLES
+
+DASHBOARD = ROOT / "infra" / "grafana" / "budget-hub.json"
+RUNBOOK = ROOT / "infra" / "runbook.md"
+EVERY_S = 15  # how often Prometheus evaluates, in the test as in the setup that is recommended
+
+# What each trouble raises, and nothing else.
+RAISED = {
+    "healthy": set[str](),
+    "redis-killed": {"BudgetHubNodeDeaf", "BudgetHubDeliverySlow"},
+    # The other hub hears itself, and gets from the log what the deaf one could not send it.
+    "node-deaf": {"BudgetHubNodeDeaf", "BudgetHubDeliverySlow", "BudgetHubSweeperBeatsBus"},
+    "two-buses": {"BudgetHubSweeperBeatsBus", "BudgetHubDeliverySlow"},
+    "postgres-stopped": {"BudgetHubCommitErrors", "BudgetHubLogUnreadable"},
+    "pool-exhausted": {"BudgetHubPoolExhausted", "BudgetHubLogUnreadable"},
+    "tokens-refused": {"BudgetHubTokensRefused"},
+    "certificates-away": {"BudgetHubTokensUnverifiable"},
+    "node-killed": {"BudgetHubDown"},
+}
+# Where only one of the two hubs has the trouble.
+SECOND_ONLY = {"node-deaf": "BudgetHubNodeDeaf", "node-killed": "BudgetHubDown"}
+
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="there is no promtool")
+
+
+class Alert(NamedTuple):
+    name: str
+    expression: str
+    for_s: float
+
+
+def alerts() -> list[Alert]:
+    (group,) = yaml.safe_load(ALERTS.read_text())["groups"]
+    return [
+        Alert(rule["alert"], rule["expr"], parser.parse_duration(rule["for"]).total_seconds())
+        for rule in group["rules"]
+    ]
+
+
+@cache
+def fired(trouble: str, scraped_every_s: int) -> dict[str, set[Labels]]:
+    """The alerts that fired at any time of the recording, and for which series."""
+    everything, ends_s = recorded((RECORDED / f"{trouble}.yml").read_text())
+    recording = {
+        labels: [sample for sample in samples if sample.at_s % scraped_every_s == 0]
+        for labels, samples in everything.items()
+    }
+    raised: dict[str, set[Labels]] = {}
+    for alert in alerts():
+        for _, series in firing(alert.expression, alert.for_s, recording, ends_s, EVERY_S):
+            if series:
+                raised.setdefault(alert.name, set()).update(series)
+    return raised
+
+
+def test_there_is_a_recording_of_every_trouble() -> None:
+    assert TROUBLES.keys() == RAISED.keys() == {path.stem for path in RECORDED.glob("*.yml")}
+
+
+@pytest.mark.parametrize("scraped_every_s", [INTERVAL_S, EVERY_S])
+@pytest.mark.parametrize("trouble", RAISED)
+def test_a_trouble_raises_its_alerts_and_no_other(trouble: str, scraped_every_s: int) -> None:
+    assert fired(trouble, scraped_every_s).keys() == RAISED[trouble]
+
+
+@pytest.mark.parametrize(("trouble", "alert"), SECOND_ONLY.items())
+def test_an_alert_names_the_hub_that_has_the_trouble(trouble: str, alert: str) -> None:
+    instances = {dict(labels)["instance"] for labels in fired(trouble, EVERY_S)[alert]}
+    assert instances == {"hub-2:8000"}
+
+
+@pytest.mark.parametrize("trouble", RAISED)
+def test_no_alert_fires_before_the_trouble_begins(trouble: str) -> None:
+    recording, _ = recorded((RECORDED / f"{trouble}.yml").read_text())
+    for alert in alerts():
+        times = firing(alert.expression, 0, recording, HEALTHY_S, EVERY_S)
+        assert not any(series for _, series in times), alert.name
+
+
+@pytest.mark.parametrize("alert", alerts(), ids=lambda alert: alert.name)
+def test_every_alert_is_raised_by_a_trouble(alert: Alert) -> None:
+    assert any(alert.name in raised for raised in RAISED.values())
+
+
+@pytest.mark.parametrize("trouble", RAISED)
+def test_recordings_hold_what_the_alerts_read(trouble: str) -> None:
+    recording, _ = recorded((RECORDED / f"{trouble}.yml").read_text())
+    there = {dict(labels)["__name__"] for labels in recording}
+    assert there == {name for alert in alerts() for name, _ in selected(alert.expression)}
+
+
+@needs_promtool
+def test_promtool_takes_the_rules() -> None:
+    promtool("check", "rules", str(ALERTS))
+
+
+@needs_promtool
+@pytest.mark.parametrize("trouble", RAISED)
+def test_promtool_sees_the_same_alerts_at_the_end_of_each_recording(
+    trouble: str, tmp_path: Path
+) -> None:
+    raw = yaml.safe_load((RECORDED / f"{trouble}.yml").read_text())
+    recording, ends_s = recorded((RECORDED / f"{trouble}.yml").read_text())
+    last_s = ends_s - ends_s % EVERY_S
+    expected = [
+        {"labels": series({**dict(labels), "alertname": alert.name}), "value": 1}
+        for alert in alerts()
+        for labels in dict(firing(alert.expression, alert.for_s, recording, ends_s, EVERY_S))[
+            last_s
+        ]
+    ]
+    case = {
+        **raw,
+        "promql_expr_test": [
+            {
+                "expr": 'max without (alertstate, severity) (ALERTS{alertstate="firing"})',
+                "eval_time": f"{last_s:.0f}s",
+                "exp_samples": expected,
+            }
+        ],
+    }
+    file = tmp_path / "test.yml"
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "rule_files": [str(ALERTS)],
+                "evaluation_interval": f"{EVERY_S}s",
+                "tests": [case],
+            }
+        )
+    )
+    promtool("test", "rules", str(file))
+
+
+def promtool(*arguments: str) -> None:
+    command = ["promtool", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def series(labels: dict[str, str]) -> str:
+    return "{" + ", ".join(f'{key}="{value}"' for key, value in sorted(labels.items())) + "}"
+
+
+# What is named exists.
+
+
+def expressions() -> Iterator[Any]:
+    for alert in alerts():
+        yield pytest.param(alert.expression, id=alert.name)
+    for panel in panels():
+        for target in panel["targets"]:
+            yield pytest.param(target["expr"], id=f"panel {panel['title']}")
+
+
+def panels() -> list[dict[str, Any]]:
+    dashboard = json.loads(DASHBOARD.read_text())
+    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+
+
+def selected(expression: str) -> list[tuple[str, dict[str, str]]]:
+    """The series an expression reads: names, and what their labels are compared with."""
+    expression = expression.replace("$__rate_interval", "1m").replace("$instance", "x")
+    found = []
+
+    def visit(expr: parser.Expr) -> None:
+        selector = expr.vector_selector if isinstance(expr, parser.MatrixSelector) else expr
+        if isinstance(selector, parser.VectorSelector):
+            compared = {each.name: each.value for each in selector.matchers.matchers}
+            found.append((selector.name or "", compared))
+
+    parser.walk(parser.parse(expression), visit)
+    return found
+
+
+@pytest.mark.parametrize("expression", [*expressions()])
+def test_rules_and_dashboard_name_metrics_and_labels_that_exist(expression: str) -> None:
+    known: dict[str, set[str]] = {"up": set()}
+    for metric in METRICS:
+        labels = {"worker", *metric.labels}
+        endings = ("_bucket", "_sum", "_count") if metric.kind == "histogram" else ("",)
+        for ending in endings:
+            known[metric.series + ending] = labels | ({"le"} if ending == "_bucket" else set())
+    assert selected(expression)
+    for name, compared in selected(expression):
+        assert name in known
+        assert compared.keys() <= known[name] | {"job", "instance"}
+
+
+def test_the_first_row_of_the_dashboard_answers_its_question() -> None:
+    first = json.loads(DASHBOARD.read_text())["panels"]
+    assert first[0]["type"] == "row"
+    assert first[0]["title"] == "Are devices getting their events, and how fast?"
+    below = [panel for panel in panels() if panel["gridPos"]["y"] < 9]
+    read = {
+        name
+        for panel in below
+        for target in panel["targets"]
+        for name, _ in selected(target["expr"])
+    }
+    assert "budget_hub_delivery_seconds_bucket" in read
+    assert "budget_hub_bus_connected" in read
+
+
+def test_every_alert_has_an_entry_in_the_runbook_and_every_entry_an_alert() -> None:
+    text = RUNBOOK.read_text()
+    entries = dict(
+        re.findall(r"^## (BudgetHub\w+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    )
+    assert entries.keys() == {alert.name for alert in alerts()}
+    for name, entry in entries.items():
+        for part in ("**Means.**", "**Look at.**", "**Do.**"):
+            assert part in entry, name
+        for named in re.findall(r"`(budget_hub_\w+)", entry):
+            assert any(named.startswith(metric.series) for metric in METRICS), named
+    (group,) = yaml.safe_load(ALERTS.read_text())["groups"]
+    for rule in group["rules"]:
+        assert rule["annotations"]["runbook"] == f"infra/runbook.md#{rule['alert'].lower()}"
+        assert rule["labels"]["severity"] in ("page", "ticket")
+
+
+def test_metrics_table_in_infra_readme_is_generated_from_the_code() -> None:
+    text = (ROOT / "infra" / "README.md").read_text()
+    begin = text.index("\n", text.index("<!-- metrics:")) + 1
+    assert text[begin : text.index("<!-- /metrics -->")] == table()
+
+
+def test_names_follow_the_conventions_of_prometheus() -> None:
+    names = [metric.series for metric in METRICS]
+    assert len(set(names)) == len(names)
+    for metric in METRICS:
+        assert re.fullmatch(r"budget_hub_[a-z]+(_[a-z]+)*", metric.series)
+        assert not metric.name.endswith(("_total", "_count", "_sum", "_bucket"))
+        if metric.kind == "histogram":
+            assert metric.name.endswith(("_seconds", "_events"))
