@@ -4,6 +4,7 @@ import json
 import re
 from base64 import urlsafe_b64decode
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Annotated, Literal
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -192,6 +193,14 @@ class Settings(BaseModel):
             description="Folder of the photos without `S3_BUCKET`; all nodes have the same one",
         ),
     ] = ".data/photos"
+    otel_exporter_otlp_endpoint: Annotated[
+        str | None,
+        Field(
+            pattern=r"^https?://[^\s?#@]+$",
+            description="Collector of traces (OTLP over HTTP); needs the extra `tracing`, takes the"
+            " other `OTEL_` variables of OpenTelemetry too. Absent: no tracing",
+        ),
+    ] = None
     log_format: Annotated[
         Literal["json", "console"], Field(description="`json` for machines, `console` for people")
     ] = "json"
@@ -238,6 +247,13 @@ class Settings(BaseModel):
                 f"each key has {API_KEY_LENGTH_MIN} or more printable ASCII characters, no space"
             )
         return keys
+
+    @field_validator("otel_exporter_otlp_endpoint")
+    @classmethod
+    def _tracing_is_installed(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and not _installed("opentelemetry.exporter.otlp.proto.http"):
+            raise ValueError("needs the extra: pip install 'budget-hub[tracing]'")
+        return endpoint
 
     @field_validator("s3_region", "cdn_base_url")
     @classmethod
@@ -304,6 +320,13 @@ class Settings(BaseModel):
             for name, value in self.model_dump().items()
             if value is not None
         }
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package above it
+        return False
 
 
 def _service_account(encoded: str) -> dict[str, str]:

@@ -26,6 +26,7 @@ from hub.session import (
     SUBSCRIPTIONS_MAX,
     Session,
 )
+from hub.tracing import Correlation
 from hub.verdicts import Verdict
 
 Json = dict[str, Any]
@@ -150,7 +151,14 @@ class FakeHub:
         if self.ended:
             session.leave()
 
-    def post(self, user_id: str, events: Sequence[Any], mode: str, answer: Answer) -> None:
+    def post(
+        self,
+        user_id: str,
+        events: Sequence[Any],
+        mode: str,
+        answer: Answer,
+        correlation: Correlation | None,
+    ) -> None:
         assert not answer.done()
         self.posted.append(Posted(user_id, events, mode, answer))
 
