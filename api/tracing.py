@@ -7,6 +7,7 @@ standard count too, because the SDK reads them itself: `OTEL_TRACES_SAMPLER`,
 """
 
 import asyncio
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from uuid import uuid4
@@ -15,8 +16,8 @@ import structlog
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import (
     Link,
     Span as OtelSpan,
@@ -30,7 +31,7 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 EXPORT_S = 5.0  # for one request to the collector, with its repetitions
-CLOSE_S = 3.0  # for the last spans to leave
+CLOSE_S = 2.0  # for the last spans to leave
 
 _KINDS = {
     "submit": SpanKind.SERVER,
@@ -49,7 +50,9 @@ def open_tracer(endpoint: str) -> "OpenTelemetry":
     resource = Resource.create().merge(ours).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     exporter = OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_S)
-    provider.add_span_processor(BatchSpanProcessor(exporter))
+    # Several lines for each failed request, some of them with the collector's answer.
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+    provider.add_span_processor(BatchSpanProcessor(_Collector(exporter)))
     return OpenTelemetry(provider)
 
 
@@ -93,6 +96,28 @@ class OpenTelemetry:
                 await done.wait()
         except TimeoutError:
             _log.warning("the last traces were not taken", within_s=CLOSE_S)
+
+
+class _Collector(SpanExporter):
+    """Says once that it is away, and once that it is back. Called by the processor's thread."""
+
+    def __init__(self, exporter: SpanExporter) -> None:
+        self._exporter = exporter
+        self._lost = False
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        result = self._exporter.export(spans)
+        lost = result is not SpanExportResult.SUCCESS
+        if lost is not self._lost:
+            self._lost = lost
+            _log.warning("collector of traces lost" if lost else "collector of traces back")
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return self._exporter.force_flush(timeout_millis)
 
 
 class _Span:
