@@ -178,6 +178,7 @@ class Committer:
         self._waiting_events = 0
         self._busy: set[BudgetId] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._told: dict[asyncio.Task[None], BaseException] = {}  # defects that somebody logs
         self._pump_due = False
 
     @property
@@ -253,7 +254,13 @@ class Committer:
     def _start(self, work: "asyncio._CoroutineLike[None]") -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        told = self._told.pop(task, None)
+        if not task.cancelled() and (error := task.exception()) is not told:
+            _log.error("commit failed", exc_info=error)
 
     async def _lane(self, batch: list[Submission]) -> None:
         runs = [_Run(submission, 0, len(submission.events)) for submission in batch]
@@ -267,7 +274,7 @@ class Committer:
             held = await self._settle(runs, wait=False, ours=ours, until_s=_settling())
         except BaseException as error:
             self._measures.commit_failures["defect"] += 1
-            _fail(runs, error)
+            self._fail(runs, error)
             raise
         finally:
             if span is not None:
@@ -292,13 +299,26 @@ class Committer:
             _refuse(runs, Code.BUSY)
         except BaseException as error:
             self._measures.commit_failures["defect"] += 1
-            _fail(runs, error)
+            self._fail(runs, error)
             raise
         finally:
             self._waiting_events -= _events(runs)
             for run in runs:
                 self._busy -= run.budgets()
             self._pump()
+
+    def _fail(self, runs: Sequence[_Run], error: BaseException) -> None:
+        """A defect of ours: nobody waits for ever (P4), the connections end. Whoever submitted
+        logs it, each for himself; the lane does only if none of them is there any more."""
+        lane = asyncio.current_task()
+        for run in runs:
+            submission = run.submission
+            if not submission.answer.done():
+                submission.answer.set_exception(error)
+                if lane is not None:
+                    self._told[lane] = error
+            if submission.origin is not None:
+                submission.origin.end(type(error).__name__)
 
     async def _settle(
         self,
@@ -538,16 +558,6 @@ def _refuse(runs: Sequence[_Run], code: Code) -> None:
             if submission.halted:
                 break
             submission.settle(rejected(event, code))
-
-
-def _fail(runs: Sequence[_Run], error: BaseException) -> None:
-    """A defect of ours: nobody waits for ever (P4), the connections end."""
-    for run in runs:
-        submission = run.submission
-        if not submission.answer.done():
-            submission.answer.set_exception(error)
-        if submission.origin is not None:
-            submission.origin.end(type(error).__name__)
 
 
 def _apart(

@@ -395,19 +395,28 @@ class Session:
         if not self._may(frame.id, len(events), correlation_id):
             return
         self._in_flight += len(events)
-        answer = _Answer(self, frame.id, len(events))
+        answer = _Answer(self, frame.id, len(events), correlation_id)
         correlation = None if correlation_id is None else Correlation(correlation_id, shared=True)
         self._hub.post(self._user_id, events, frame.mode, answer, correlation)
 
-    def answered(self, request_id: RequestId, events: int, verdicts: list[Verdict] | None) -> None:
-        """The verdicts of so many events in flight; None: a defect of ours prevented them."""
+    def answered(self, request_id: RequestId, events: int, verdicts: list[Verdict]) -> None:
+        """The verdicts of so many events in flight."""
         self._in_flight -= events
-        if verdicts is None:
-            self.close(Code.INTERNAL_SERVER_ERROR)
-        elif self._state is not State.CLOSED:
+        if self._state is not State.CLOSED:
             self._wire.write(frames.results(request_id, verdicts))
             if not self._reading:
                 self._read_or_not()
+
+    def failed(self, error: BaseException, correlation_id: str | None) -> None:
+        """A defect of ours prevented verdicts."""
+        _log.error(
+            "frame failed",
+            connection_id=self._connection_id,
+            user_id=self._user_id,
+            correlation_id=correlation_id,
+            exc_info=error,
+        )
+        self.close(Code.INTERNAL_SERVER_ERROR)
 
     # Events out.
 
@@ -434,26 +443,33 @@ class Session:
 class _Answer:
     """Brings the verdicts of one frame to its session; see `hub.committer.Answer`."""
 
-    __slots__ = ("_events", "_request_id", "_session")
+    __slots__ = ("_correlation_id", "_events", "_request_id", "_session")
 
-    def __init__(self, session: Session, request_id: RequestId, events: int) -> None:
+    def __init__(
+        self,
+        session: Session,
+        request_id: RequestId,
+        events: int,
+        correlation_id: str | None,
+    ) -> None:
         self._session: Session | None = session
         self._request_id = request_id
         self._events = events
+        self._correlation_id = correlation_id
 
     def done(self) -> bool:
         return self._session is None
 
     def set_result(self, verdicts: list[Verdict]) -> None:
-        self._give(verdicts)
+        self._taken().answered(self._request_id, self._events, verdicts)
 
     def set_exception(self, error: BaseException) -> None:
-        self._give(None)
+        self._taken().failed(error, self._correlation_id)
 
-    def _give(self, verdicts: list[Verdict] | None) -> None:
+    def _taken(self) -> Session:
         session, self._session = self._session, None
         assert session is not None
-        session.answered(self._request_id, self._events, verdicts)
+        return session
 
 
 class _Following:
