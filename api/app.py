@@ -136,7 +136,9 @@ async def open_app(settings: Settings, workers: Workers | None = None) -> AsyncI
             exception_handlers=ERROR_HANDLERS,
         )
         edge = Edge(cors(rest, settings.origin_list()))
-        sources = metrics.Sources(hub, database, bus, photos, tokens, edge)
+        sources = metrics.Sources(
+            hub, database, bus, photos, tokens, edge, settings.web_concurrency
+        )
         workers = workers or Workers()
         routes = [
             *health.routes(database, bus, photos),

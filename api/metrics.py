@@ -45,7 +45,8 @@ Reading: TypeAlias = dict[str, list[tuple[list[str], Any]]]
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the values are read. `bus` is None for a single node."""
+    """Where the values are read. `bus` is None for a single node; `workers` is how many this server
+    should have."""
 
     hub: Hub
     database: Database
@@ -53,6 +54,7 @@ class Sources:
     photos: Photos
     tokens: CachedTokens
     edge: Edge
+    workers: int
     lag_s: Histogram = field(default_factory=lambda: Histogram(LAG_S))
 
 
@@ -337,6 +339,14 @@ METRICS: Sequence[Metric] = (
         lambda of: _refusals(of),
     ),
     # The process.
+    Metric(
+        "workers",
+        "gauge",
+        (),
+        "How many worker processes this server should have; each of them tells it",
+        "Fewer that tell it than it says: one hangs",
+        lambda of: _one(of.workers),
+    ),
     Metric(
         "loop_lag_seconds",
         "histogram",

@@ -280,8 +280,8 @@ async def in_this_process(
     apps: list[App] = []
 
     @asynccontextmanager
-    async def remembered(settings: Settings) -> AsyncIterator[App]:
-        async with open_app(settings) as app:
+    async def remembered(*settings: Any) -> AsyncIterator[App]:
+        async with open_app(*settings) as app:
             apps.append(app)
             yield app
 

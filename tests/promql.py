@@ -68,6 +68,20 @@ def evaluate(expression: str, recording: Recording, at_s: float) -> Vector:
     return value
 
 
+def selected(expression: str) -> list[tuple[str, dict[str, str]]]:
+    """The series an expression reads: names, and what their labels are compared with."""
+    found = []
+
+    def visit(expr: parser.Expr) -> None:
+        selector = expr.vector_selector if isinstance(expr, parser.MatrixSelector) else expr
+        if isinstance(selector, parser.VectorSelector):
+            compared = {each.name: each.value for each in selector.matchers.matchers}
+            found.append((selector.name or "", compared))
+
+    parser.walk(parser.parse(expression), visit)
+    return found
+
+
 def firing(
     expression: str, for_s: float, recording: Recording, until_s: float, every_s: float
 ) -> Iterator[tuple[float, set[Labels]]]:
@@ -219,7 +233,11 @@ _COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     "<": lambda left, right: left < right,
     "==": lambda left, right: left == right,
 }
-_AGGREGATES: Mapping[str, Callable[[Sequence[float]], float]] = {"sum": sum, "max": max}
+_AGGREGATES: Mapping[str, Callable[[Sequence[float]], float]] = {
+    "sum": sum,
+    "max": max,
+    "count": len,
+}
 
 
 def _increase(samples: Sequence[tuple[float, float]], at_s: float, range_s: float) -> float | None:

@@ -7,7 +7,9 @@ evaluate these recordings.
 """
 
 import asyncio
+import os
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -23,10 +25,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import WebSocketException
 
 from storage.embedded import EmbeddedPostgres
-from tests.cluster import PROGRAM, Cluster, FragileRedis, Node
+from tests.cluster import PROGRAM, Cluster, FragileRedis, Node, family
 from tests.conftest import migrated
-from tests.device import Ended, budget_create, connect, expense_add, new_id
+from tests.device import Ended, Refused, budget_create, connect, expense_add, new_id
 from tests.google import FIREBASE_HUB, Google, Signer, encoded, running
+from tests.promql import Labels, selected
 from tests.proxy import Proxy
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +41,6 @@ HEALTHY_S, BROKEN_S = 60, 180
 WRITES_PER_S = 4  # to each hub
 
 Do: TypeAlias = Callable[[], Awaitable[None]]
-Labels: TypeAlias = frozenset[tuple[str, str]]
 
 
 class Trouble(NamedTuple):
@@ -88,6 +90,22 @@ async def healthy(place: Place) -> AsyncIterator[Trouble]:
 
 
 @asynccontextmanager
+async def deploy(place: Place) -> AsyncIterator[Trouble]:
+    """Not a trouble: one hub after the other is drained and started anew, three times."""
+    async with pair(place) as (cluster, _):
+        nodes = await cluster.start_some(2)
+
+        async def replace() -> None:
+            for number in (0, 1) * 3:
+                await nodes[number].stop()
+                nodes[number] = await cluster.start()
+                await asyncio.sleep(20)
+
+        async with traffic(cluster, nodes):
+            yield Trouble(nodes, replace)
+
+
+@asynccontextmanager
 async def redis_killed(place: Place) -> AsyncIterator[Trouble]:
     async with pair(place) as (cluster, redis):
         nodes = await cluster.start_some(2)
@@ -120,14 +138,12 @@ async def two_buses(place: Place) -> AsyncIterator[Trouble]:
     try:
         async with pair(place) as (cluster, _):
             nodes = await cluster.start_some(2)
-            async with AsyncExitStack() as stack:
-                await stack.enter_async_context(traffic(cluster, nodes))
 
-                async def restart() -> None:
-                    await nodes[1].stop()
-                    nodes[1] = await cluster.start(REDIS_URL=other.url)
-                    await stack.enter_async_context(traffic(cluster, nodes))
+            async def restart() -> None:
+                await nodes[1].stop()
+                nodes[1] = await cluster.start(REDIS_URL=other.url)
 
+            async with traffic(cluster, nodes):
                 yield Trouble(nodes, restart)
     finally:
         other.close()
@@ -177,18 +193,17 @@ async def pool_exhausted(place: Place) -> AsyncIterator[Trouble]:
 
 @asynccontextmanager
 async def tokens_refused(place: Place) -> AsyncIterator[Trouble]:
-    """The hubs were given another secret than the one that signed what clients have."""
-    async with pair(place) as (cluster, _), AsyncExitStack() as stack:
+    """The hubs are restarted with another secret than the one that signed what clients have."""
+    async with pair(place) as (cluster, _):
         nodes = await cluster.start_some(2)
-        await stack.enter_async_context(traffic(cluster, nodes))
 
         async def restart() -> None:
             for number, node in enumerate(nodes):
                 await node.stop()
                 nodes[number] = await cluster.start(AUTH_SECRET="another-secret-by-mistake" * 2)
-            await stack.enter_async_context(knocking(nodes, lambda: cluster.token("ada")))
 
-        yield Trouble(nodes, restart)
+        async with traffic(cluster, nodes):
+            yield Trouble(nodes, restart)
 
 
 @asynccontextmanager
@@ -221,6 +236,23 @@ async def node_killed(place: Place) -> AsyncIterator[Trouble]:
             yield Trouble(nodes, nodes[1].kill)
 
 
+@asynccontextmanager
+async def worker_hung(place: Place) -> AsyncIterator[Trouble]:
+    """One of two workers of the second hub stands still."""
+    async with pair(place) as (cluster, _):
+        nodes = [await cluster.start(WEB_CONCURRENCY="2") for _ in range(2)]
+        workers = [pid for (pid, _), name in family(nodes[1].pid).items() if "api.server" in name]
+
+        async def stop() -> None:
+            os.kill(workers[0], signal.SIGSTOP)
+
+        try:
+            async with traffic(cluster, nodes):
+                yield Trouble(nodes, stop)
+        finally:
+            os.kill(workers[0], signal.SIGCONT)
+
+
 TROUBLES: Mapping[str, Callable[[Place], AbstractAsyncContextManager[Trouble]]]
 
 
@@ -229,32 +261,35 @@ TROUBLES: Mapping[str, Callable[[Place], AbstractAsyncContextManager[Trouble]]]
 
 @asynccontextmanager
 async def traffic(cluster: Cluster, nodes: Sequence[Node]) -> AsyncIterator[None]:
-    """At each hub somebody writes to a budget of his own, over REST, and two devices follow all."""
-    token, nodes = cluster.token("ada"), list(nodes)
+    """At each hub somebody writes to a budget of his own, over REST, and two devices follow all.
+    They find their hub where `nodes` has it at the moment."""
+    token = cluster.token("ada")
     budget_ids = [new_id() for _ in nodes]
 
-    async def write(node: Node, budget_id: str) -> None:
-        async with node.rest(token) as rest:
-            while True:
+    async def write(number: int, budget_id: str) -> None:
+        while True:
+            async with nodes[number].rest(token) as rest:
                 await attempt(rest.post("/events", json={"events": [expense_add(budget_id)]}))
-                await asyncio.sleep(1 / WRITES_PER_S)
+            await asyncio.sleep(1 / WRITES_PER_S)
 
-    async def follow(node: Node) -> None:
+    async def follow(number: int) -> None:
         while True:
             try:
-                async with connect(node.url, token) as device:
+                async with connect(nodes[number].url, token) as device:
                     for budget_id in budget_ids:
                         await device.subscribe(budget_id)
                     await device.until_closed(timeout_s=3600)
-            except (OSError, Ended, TimeoutError, WebSocketException):
-                await asyncio.sleep(1)
+            except (OSError, Ended, Refused, TimeoutError, WebSocketException):
+                pass
+            await asyncio.sleep(1)
 
     async with nodes[0].rest(token) as rest:
         budgets = [budget_create(budget_id) for budget_id in budget_ids]
         made = await rest.post("/events", json={"events": budgets})
         assert made.status_code == 200
-    writers = [write(node, budget_id) for node, budget_id in zip(nodes, budget_ids, strict=True)]
-    async with background(*writers, *(follow(node) for node in nodes * 2)):
+    writers = [write(number, budget_id) for number, budget_id in enumerate(budget_ids)]
+    followers = [follow(number) for number in [*range(len(nodes))] * 2]
+    async with background(*writers, *followers):
         yield
 
 
@@ -311,8 +346,8 @@ def fresh(signer: Signer) -> str:
 def scraped(text: str, instance: str) -> dict[Labels, float]:
     """The samples of one scrape, as Prometheus stores them."""
     samples = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
+    for told_of in text_string_to_metric_families(text):
+        for sample in told_of.samples:
             labels = {
                 "__name__": sample.name,
                 "job": JOB,
@@ -341,8 +376,8 @@ async def scrape(nodes: Sequence[Node]) -> dict[Labels, float]:
 
 def of_alerts() -> frozenset[str]:
     """The names of all series that the alerts read."""
-    text = ALERTS.read_text()
-    return frozenset(re.findall(r"\b(budget_hub_\w+|up)\b(?=[{\[)]| ==)", text))
+    (group,) = yaml.safe_load(ALERTS.read_text())["groups"]
+    return frozenset(name for rule in group["rules"] for name, _ in selected(rule["expr"]))
 
 
 async def record(name: str, place: Place, begin_s: float) -> None:
@@ -404,6 +439,7 @@ async def main(names: Sequence[str]) -> None:
 
 TROUBLES = {
     "healthy": healthy,
+    "deploy": deploy,
     "redis-killed": redis_killed,
     "node-deaf": node_deaf,
     "two-buses": two_buses,
@@ -412,6 +448,7 @@ TROUBLES = {
     "tokens-refused": tokens_refused,
     "certificates-away": certificates_away,
     "node-killed": node_killed,
+    "worker-hung": worker_hung,
 }
 
 

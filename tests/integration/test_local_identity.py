@@ -355,8 +355,9 @@ async def test_refusals_over_http(
 ) -> None:
     answer = await client.post(f"/auth/{path}", content=json.dumps(sent))
     assert (answer.status_code, answer.json()["error"]["message"]) == (status, code)
+    told = answer.text.replace(answer.json()["error"]["requestId"], "")  # chance could write `ada`
     for said in sent.values() if isinstance(sent, dict) else ():
-        assert not said or str(said) not in answer.text  # nothing of it comes back
+        assert not said or str(said) not in told  # nothing of it comes back
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,9 @@ def test_rate_wants_two_samples() -> None:
     assert value("rate(late[1m])") == {}
 
 
-def test_sum_and_max_by() -> None:
+def test_sum_max_and_count_by() -> None:
     assert value("sum(level)") == {frozenset(): 3}
+    assert value("count by (pool) (level)") == {labels(pool="x"): 2}
     assert value("max by (pool) (level)") == {labels(pool="x"): 2}
 
 
