@@ -193,6 +193,12 @@ class Settings(BaseModel):
             description="Folder of the photos without `S3_BUCKET`; all nodes have the same one",
         ),
     ] = ".data/photos"
+    log_format: Annotated[
+        Literal["json", "console"], Field(description="`json` for machines, `console` for people")
+    ] = "json"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Field(description="Least severe log line")
+    ] = "info"
     otel_exporter_otlp_endpoint: Annotated[
         str | None,
         Field(
@@ -201,12 +207,6 @@ class Settings(BaseModel):
             " other `OTEL_` variables of OpenTelemetry too. Absent: no tracing",
         ),
     ] = None
-    log_format: Annotated[
-        Literal["json", "console"], Field(description="`json` for machines, `console` for people")
-    ] = "json"
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Field(description="Least severe log line")
-    ] = "info"
 
     @field_validator("auth_secret", "auth_secret_previous")
     @classmethod
@@ -248,19 +248,19 @@ class Settings(BaseModel):
             )
         return keys
 
-    @field_validator("otel_exporter_otlp_endpoint")
-    @classmethod
-    def _tracing_is_installed(cls, endpoint: str | None) -> str | None:
-        if endpoint is not None and not _installed("opentelemetry.exporter.otlp.proto.http"):
-            raise ValueError("needs the extra: pip install 'budget-hub[tracing]'")
-        return endpoint
-
     @field_validator("s3_region", "cdn_base_url")
     @classmethod
     def _with_the_bucket(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is None and info.data.get("s3_bucket") is not None:
             raise ValueError("is needed with S3_BUCKET")
         return value
+
+    @field_validator("otel_exporter_otlp_endpoint")
+    @classmethod
+    def _tracing_is_installed(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and not _installed("opentelemetry.exporter.otlp.proto.http"):
+            raise ValueError("needs the extra: pip install 'budget-hub[tracing]'")
+        return endpoint
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "Settings":
