@@ -16,17 +16,24 @@ OFTEN = {"OTEL_BSP_SCHEDULE_DELAY": "50", "LOG_LEVEL": "debug"}  # the delay in 
 
 
 class Traced(NamedTuple):
+    """`unheard` tells a collector that is not there."""
+
     nodes: list[Node]
+    unheard: Node
     collector: Collector
 
 
 @pytest.fixture(scope="module")
 async def traced(cluster: Cluster) -> AsyncIterator[Traced]:
-    """Two nodes that tell one collector."""
+    with collecting() as (nowhere, _):
+        pass  # nobody listens there any more
     with collecting() as (address, collector):
-        settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": address, **OFTEN}
-        nodes = await asyncio.gather(*(cluster.start(**settings) for _ in range(2)))
-        yield Traced(list(nodes), collector)
+        *nodes, unheard = await asyncio.gather(
+            cluster.start(OTEL_EXPORTER_OTLP_ENDPOINT=address, **OFTEN),
+            cluster.start(OTEL_EXPORTER_OTLP_ENDPOINT=address, **OFTEN),
+            cluster.start(OTEL_EXPORTER_OTLP_ENDPOINT=nowhere, OTEL_BSP_SCHEDULE_DELAY="50"),
+        )
+        yield Traced(nodes, unheard, collector)
         await cluster.close()  # before the collector that it would miss
 
 
@@ -69,6 +76,7 @@ async def test_a_socket_s_frame_is_followed_to_the_observer_on_another_node(
     assert (publish.parent, deliver.parent) == (submit.id, publish.id)
     assert {span.node for span in (submit, batch, commit, publish)} == {submit.node}
     assert deliver.node != submit.node
+    await until(lambda: bool(lines(there, "tap-1")), DEADLINE_S)
     [line] = lines(there, "tap-1")
     assert (line["event"], line["level"], line["source"]) == ("events delivered", "debug", "bus")
 
@@ -129,10 +137,10 @@ async def test_a_frame_with_a_bad_id_is_refused_and_leaves_nothing_of_it_in_the_
     assert "ann@example.org" not in here.err
 
 
-async def test_p10_a_collector_that_is_away_costs_only_its_traces(cluster: Cluster) -> None:
-    with collecting() as (address, _):
-        pass  # nobody listens there any more
-    node = await cluster.start(OTEL_EXPORTER_OTLP_ENDPOINT=address, OTEL_BSP_SCHEDULE_DELAY="50")
+async def test_p10_a_collector_that_is_away_costs_only_its_traces(
+    cluster: Cluster, traced: Traced
+) -> None:
+    node = traced.unheard
     async with connect(node.url, cluster.token("ann")) as device:
         await device.accepted(budget_create(new_id()))
     assert await node.stop(timeout_s=10) == 0
