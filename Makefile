@@ -39,8 +39,9 @@ test-firebase: install .firebase-tools/installed  ## the identity tests on Fireb
 		firebase-tools@15
 	@touch $@
 
-faults: install  ## the fault tests at length, seeded; STORM_SEED=n repeats a schedule
+faults: install  ## the fault tests at length, and 200 seeded fault runs (40 minutes in all)
 	$(BIN)/pytest -m faults --timeout 1800 --log-cli-level INFO
+	$(BIN)/python -m loadtest faults --runs 200 --record
 
 examples: install  ## take down the examples of the interface's documents from a real hub
 	RENEW_EXAMPLES=1 $(BIN)/pytest tests/acceptance/test_interface.py -k committed
@@ -73,11 +74,8 @@ lock:  ## renew requirements.lock after a change of dependencies (needs uv)
 	echo hatchling | uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
 		--constraints requirements.lock - -o infra/containers/build.lock
 
-bench: install  ## measure, and write loadtest/RESULTS.md (a quarter of an hour, on a quiet machine)
-	$(BIN)/python -m loadtest.bench.fanout --record
-	$(BIN)/python -m loadtest.bench.crossing --record
-	$(BIN)/python -m loadtest.bench.rest --record
-	$(BIN)/python -m loadtest.bench.commit --flat --record
+bench: install  ## measure, and write loadtest/RESULTS.md (half an hour, on a quiet machine)
+	$(BIN)/python -m loadtest.bench --record
 
 scan-infra: $(SCANNER)/bin/checkov  ## look for unsafe settings in Terraform, image and workflows
 	$< --directory . --framework terraform dockerfile github_actions --compact --quiet \

@@ -28,10 +28,12 @@ from api import (
     users,
 )
 from api.auth import routes as auth_routes
+from api.auth.closed_accounts import ClosedAccounts, OpenAccounts
 from api.auth.local import LocalIdentity
 from api.auth.revocation import Accounts, Revocations
 from api.auth.token_cache import CachedTokens
 from api.auth.tokens import Tokens
+from api.closing import Closing
 from api.documents import routes as documents
 from api.edge import Edge, cors
 from api.guard import ApiKeys, Guard, LimitedByUser, PerMinute, RequestLimits
@@ -43,8 +45,11 @@ from hub.committer import APART_MAX, LANES
 from hub.hub import READERS_MAX, Hub, Rates
 from hub.ports import Authenticator
 from storage.bus import RedisBus
+from storage.closures import Closures
+from storage.cluster_bus import ClusterBus
 from storage.database import Database
 from storage.event_log import PostgresLog
+from storage.housekeeping import Housekeeping
 from storage.invites import Invites
 from storage.migrate import pending
 from storage.photo_disk import PUBLIC_PATH, DiskPhotos
@@ -60,6 +65,7 @@ if TYPE_CHECKING:
 
 REST_READS_MAX = 4  # connections beside those of the hub's own readers
 OWNERS_MAX = 2  # and beside both, for invites and link sharing
+HOUSEKEEPING_MAX = 1  # which holds the lock
 
 _log = structlog.get_logger()
 
@@ -96,7 +102,7 @@ async def open_app(settings: Settings, workers: Workers | None = None) -> AsyncI
     database = await Database.connect(
         settings.database_url,
         commits_max=LANES + APART_MAX,
-        reads_max=READERS_MAX + REST_READS_MAX + OWNERS_MAX,
+        reads_max=READERS_MAX + REST_READS_MAX + OWNERS_MAX + HOUSEKEEPING_MAX,
     )
     try:
         async with database.reading() as connection:
@@ -104,15 +110,17 @@ async def open_app(settings: Settings, workers: Workers | None = None) -> AsyncI
                 raise NotMigrated(", ".join(migration.name for migration in lacking))
         log = PostgresLog(database)
         log_id = await log.log_id()
-        bus = None
-        if settings.redis_url is not None:
-            bus = RedisBus(settings.redis_url, log_id, uuid.uuid4().bytes, jitter=random.random)
+        bus = open_bus(settings, log_id)
         rates = Rates(settings.events_per_s_connection, settings.events_per_s_user)
         tracer = _tracer(settings)
         hub = Hub(log, log_id, bus, now_ms=now_ms, jitter=random.random, rates=rates, tracer=tracer)
         keys = ApiKeys(settings.api_key_list())
         counts = RateLimits(
-            settings.redis_url, log_id, settings.auth_secret.encode(), now=time.time
+            settings.redis_url,
+            log_id,
+            settings.auth_secret.encode(),
+            now=time.time,
+            cluster=settings.redis_cluster,
         )
         limits = RequestLimits(
             counts,
@@ -125,11 +133,24 @@ async def open_app(settings: Settings, workers: Workers | None = None) -> AsyncI
             trusted_proxies=settings.trusted_proxies,
         )
         identity = _identity(settings, database, limits)
-        tokens = CachedTokens(identity.authenticator, now_ms=now_ms)
+        cached = CachedTokens(identity.authenticator, now_ms=now_ms)
+        closures = Closures(database)
+        closed = ClosedAccounts(closures, hub)
+        await closed.look()
+        tokens = OpenAccounts(cached, closed)
         limited = LimitedByUser(tokens, limits)
         snapshots = Snapshots(database, REST_READS_MAX)
         store = photo_store(settings)
         photos = Photos(database, store, now=time.time, new_id=new_id)
+        profiles = Profiles(database)
+        closing = Closing(hub, closures, closed, profiles, photos, now_ms=now_ms, new_id=new_id)
+        housekeeping = Housekeeping(
+            database,
+            {"photo uploads": photos.forget, "closing accounts": closing.settle},
+            interval_s=settings.housekeeping_interval_s,
+            now=time.time,
+            jitter=random.random,
+        )
         # The edge is around what it counts for, and so are its numbers' page and the documents.
         rest = Starlette(
             middleware=[Middleware(Guard, keys, limits)],
@@ -137,7 +158,7 @@ async def open_app(settings: Settings, workers: Workers | None = None) -> AsyncI
         )
         edge = Edge(cors(rest, settings.origin_list()))
         sources = metrics.Sources(
-            hub, database, bus, photos, tokens, edge, settings.web_concurrency
+            hub, database, bus, photos, cached, edge, settings.web_concurrency
         )
         workers = workers or Workers()
         routes = [
@@ -156,7 +177,7 @@ async def open_app(settings: Settings, workers: Workers | None = None) -> AsyncI
                 new_id=new_id,
             ),
             *invites.routes(Invites(database, OWNERS_MAX), limited, now_ms=now_ms, new_id=new_id),
-            *users.routes(hub, Profiles(database), photos, limited, now_ms=now_ms, new_id=new_id),
+            *users.routes(profiles, closing, limited, closed_too=LimitedByUser(cached, limits)),
             *photo_routes.routes(photos, store, limited, behind_proxy=settings.trusted_proxies > 0),
         ]
         rest.router.routes += [*routes, *documents.routes(routes)]
@@ -176,13 +197,15 @@ async def open_app(settings: Settings, workers: Workers | None = None) -> AsyncI
         async with aclosing(store), asyncio.TaskGroup() as background:
             tasks = [background.create_task(hub.sweeper.run())]
             tasks.append(background.create_task(photos.run()))
+            tasks.append(background.create_task(closed.run()))
+            tasks.append(background.create_task(housekeeping.run()))
             tasks.append(background.create_task(loop_lag.watch(sources.lag_s)))
             if bus is not None:
                 tasks.append(background.create_task(bus.run(hub)))
             if identity.accounts is not None:
                 revocations = Revocations(
                     identity.accounts,
-                    tokens.cache,
+                    cached.cache,
                     hub,
                     now_ms=now_ms,
                     within_s=settings.revocation_check_s,
@@ -196,7 +219,7 @@ async def open_app(settings: Settings, workers: Workers | None = None) -> AsyncI
                 await hub.close()
                 if tracer is not None:
                     await tracer.close()
-                await tokens.close()
+                await cached.close()
                 await counts.close()
                 for task in tasks:
                     task.cancel()
@@ -240,6 +263,15 @@ def _identity(settings: Settings, database: Database, limits: RequestLimits) -> 
     return _Identity(Tokens(secrets, now=time.time), None, auth_routes.routes(local, limits))
 
 
+def open_bus(settings: Settings, log_id: str) -> RedisBus | ClusterBus | None:
+    """None for a single node."""
+    if settings.redis_url is None:
+        return None
+    if settings.redis_cluster:
+        return ClusterBus(settings.redis_url, log_id, new_node_id=new_node_id, jitter=random.random)
+    return RedisBus(settings.redis_url, log_id, new_node_id(), jitter=random.random)
+
+
 def photo_store(settings: Settings) -> PhotoStore:
     """S3 where there is a bucket, else a folder."""
     if settings.s3_bucket is None:
@@ -265,6 +297,10 @@ def photo_store(settings: Settings) -> PhotoStore:
 
 def now_ms() -> int:
     return int(time.time() * 1000)
+
+
+def new_node_id() -> bytes:
+    return uuid.uuid4().bytes
 
 
 def new_id() -> str:

@@ -32,6 +32,7 @@ from api.stats import Interval, NoMetrics, Reading, check_target, columns, read,
 from hub.errors import BadData, Disconnected
 from storage.database import Database, translated
 from storage.embedded import EmbeddedError, EmbeddedPostgres, EmbeddedRedis
+from storage.log_identity import HubsRunning, renew_log_id
 from storage.migrate import migrate as apply_migrations, pending
 from storage.transfer import Header, Refused, export_budget, import_budget
 from storage.verify import NoSuchBudget, Progress as Verified, verify as verify_budgets
@@ -172,6 +173,18 @@ def import_(
         _out.print(f"imported budget {header.budget_id}, {header.head} events")
 
 
+@main.command("new-log-id")
+def new_log_id() -> None:
+    """Give the log a new identity, after a restore that lost events and before any hub starts.
+
+    Every device then takes a snapshot when it comes back. Refused while hubs are connected.
+    """
+    with _one_line_errors():
+        url = _database_url()
+        asyncio.run(_reach(url))
+        _out.print(f"the log is now {asyncio.run(renew_log_id(url))}")
+
+
 @main.command()
 def token(
     user: Annotated[str, typer.Argument(help="The user's id: any text of 1 to 128 characters.")],
@@ -255,6 +268,17 @@ async def _doctor() -> int:
                 _out.print(f"{'':15} → {finding.do}")
     _out.print("something is wrong" if found else "nothing is wrong")
     return found
+
+
+@main.command(
+    add_help_option=False,  # its own
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def load(context: typer.Context) -> None:
+    """Drive running hubs with simulated devices, and prove that nothing is lost."""
+    from loadtest.__main__ import main as load_main  # only here: a hub has no use for it
+
+    raise typer.Exit(load_main(context.args, "budget-hub load"))
 
 
 async def _verify(budget: UUID | None) -> int:
@@ -391,6 +415,6 @@ def _one_line_errors() -> Iterator[None]:
     except Disconnected as error:
         _err.print(f"budget-hub: the database is out of reach: {error}")
         raise typer.Exit(1) from None
-    except (NotMigrated, server.WorkerFailed) as error:
+    except (HubsRunning, NotMigrated, server.WorkerFailed) as error:
         _err.print(f"budget-hub: {error}")
         raise typer.Exit(1) from None

@@ -354,7 +354,7 @@ async def of_identity(
         )
         return
 
-    async def introduce(_: object) -> None:
+    async def introduce(*_: object) -> None:
         """The doctor signs nobody in."""
 
     keys = firebase.google_keys(now=now)

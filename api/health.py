@@ -6,12 +6,12 @@ from starlette.routing import Route
 
 from api.http import respond
 from hub.errors import Disconnected
-from storage.bus import RedisBus
+from hub.ports import Bus
 from storage.database import Database
 from storage.photos import Photos
 
 
-def routes(database: Database, bus: RedisBus | None, photos: Photos) -> list[Route]:
+def routes(database: Database, bus: Bus | None, photos: Photos) -> list[Route]:
     async def alive(request: Request) -> Response:
         return respond({"status": "ok"})
 

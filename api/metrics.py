@@ -31,6 +31,7 @@ from api.workers import Workers
 from hub.hub import Census, Hub
 from hub.measures import LAG_S, Histogram
 from storage.bus import RedisBus
+from storage.cluster_bus import ClusterBus
 from storage.database import Database
 from storage.photos import Photos
 
@@ -50,7 +51,7 @@ class Sources:
 
     hub: Hub
     database: Database
-    bus: RedisBus | None
+    bus: RedisBus | ClusterBus | None
     photos: Photos
     tokens: CachedTokens
     edge: Edge

@@ -52,6 +52,14 @@ class Settings(BaseModel):
             repr=False,
         ),
     ] = None
+    redis_cluster: Annotated[
+        bool,
+        Field(
+            validate_default=True,
+            description="`REDIS_URL` leads to a node of a Redis Cluster (Redis or Valkey 7 or newer"
+            ": sharded pub/sub)",
+        ),
+    ] = False
     production: Annotated[
         bool, Field(description="Refuse what is for development only: Firebase's emulator")
     ] = False
@@ -193,6 +201,15 @@ class Settings(BaseModel):
             description="Folder of the photos without `S3_BUCKET`; all nodes have the same one",
         ),
     ] = ".data/photos"
+    housekeeping_interval_s: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=24 * 3600,
+            description="How often what has had its time is deleted: invites, refresh tokens,"
+            " uploads, what closed accounts left",
+        ),
+    ] = 600
     log_format: Annotated[
         Literal["json", "console"], Field(description="`json` for machines, `console` for people")
     ] = "json"
@@ -247,6 +264,17 @@ class Settings(BaseModel):
                 f"each key has {API_KEY_LENGTH_MIN} or more printable ASCII characters, no space"
             )
         return keys
+
+    @field_validator("redis_cluster")
+    @classmethod
+    def _with_an_address(cls, cluster: bool, info: ValidationInfo) -> bool:
+        if cluster and "redis_url" in info.data:
+            url = info.data["redis_url"]
+            if url is None or url.startswith("unix:"):
+                raise ValueError("needs a REDIS_URL that begins with redis:// or rediss://")
+            if re.fullmatch(r"[^/]+//[^/?]*(/0?)?(\?.*)?", url) is None:
+                raise ValueError("a cluster has no other database than 0, which REDIS_URL names")
+        return cluster
 
     @field_validator("s3_region", "cdn_base_url")
     @classmethod

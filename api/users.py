@@ -1,6 +1,5 @@
 """`/user` and `/profiles/:userId`: the profile of whoever asks, and what others may see of one."""
 
-from collections.abc import Callable
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -10,16 +9,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.auth.routes import Email
-from api.http import body, error_response, principal, respond
+from api.closing import Closing
+from api.http import body, principal, respond
 from hub.errors import Code, HubError
-from hub.events import ParticipantRemove
-from hub.hub import Hub
 from hub.ports import Authenticator
-from storage.photos import Photos
 from storage.profiles import Profile, Profiles
 
 USER_ID_MAX = 128  # characters
-GONE = {Code.ALREADY_LEFT, Code.NOT_PARTICIPANT, Code.BUDGET_NOT_EXISTS}
 
 Name = Annotated[str, StringConstraints(strict=True, max_length=200, pattern=r"^[^\x00]*$")]
 
@@ -34,14 +30,10 @@ class ProfileFields(BaseModel):
 
 
 def routes(
-    hub: Hub,
-    profiles: Profiles,
-    photos: Photos,
-    authenticator: Authenticator,
-    *,
-    now_ms: Callable[[], int],
-    new_id: Callable[[], str],
+    profiles: Profiles, closing: Closing, authenticator: Authenticator, *, closed_too: Authenticator
 ) -> list[Route]:
+    """`closed_too` lets in who has closed the account already: the answer may have been lost."""
+
     async def read(request: Request) -> Response:
         who = await principal(request, authenticator)
         return respond(_own(await profiles.read(who.user_id)))
@@ -53,22 +45,8 @@ def routes(
         return respond(_own(await profiles.write(who.user_id, fields)))
 
     async def delete(request: Request) -> Response:
-        """Leave every budget, an owned one to who joined it first, then forget the profile. What
-        was done before a failure is not undone: the same request goes on from there."""
-        who = await principal(request, authenticator)
-        for budget_id in await profiles.budgets(who.user_id):
-            event = ParticipantRemove(
-                eventId=new_id(),
-                budgetId=budget_id,
-                when=now_ms(),
-                userId=who.user_id,
-                closesAccount=True,
-            )
-            [verdict] = await hub.submit(who.user_id, [event], "stop")
-            if verdict.error is not None and verdict.error not in GONE:
-                return error_response(request, verdict.error, verdict.detail)
-        await profiles.delete(who.user_id)
-        await photos.clear(who.user_id)
+        who = await principal(request, closed_too)
+        await closing.close(who)
         return respond({"userId": who.user_id})
 
     async def read_other(request: Request) -> Response:

@@ -13,7 +13,8 @@ design 3.1 says an accepted event does; whether it should have been accepted is 
 | … of a category      | its live expenses too: version +1, the event's sequence and `when`      |
 | `budget.create`      | its actor takes part and owns the budget                                |
 | `participant.add`    | the user takes part (again)                                             |
-| `participant.remove` | he does no longer; `owner`, where it is named, owns the budget from now |
+| `participant.remove` | he does no longer                                                       |
+| … either             | `owner`, where it is named, owns the budget from now on                 |
 
 Membership events change no record, so neither a version nor the digest.
 """
@@ -205,7 +206,7 @@ class Replica:
         before = self.members.get(user_id)
         _check(event, "takes part before", not active, before is not None and before.active)
         self.members[user_id] = Member(active, participant["joinedAt"])
-        if not active and event.get("owner") is not None:
+        if event.get("owner") is not None:
             owner = self.members.get(event["owner"])
             _check(event, "new owner takes part", True, owner is not None and owner.active)
             assert self.budget is not None  # `_step` looked

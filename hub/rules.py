@@ -474,7 +474,12 @@ def _add_participant(
         return Code.PARTICIPANT_LIMIT_REACHED
     used = invite._replace(uses=invite.uses + 1) if invite is not None and admitted else None
     member = Membership(event.budget_id, event.user_id, joined_at=now_ms, active=True)
-    return _membership(member._replace(last_sequence=sequence))._replace(invite=used)
+    # The last one to leave is the owner still, until somebody else comes: no budget that anybody
+    # takes part in is without an owner who does.
+    owner = None
+    if _existing(state).owner_id not in (*state.participants, event.user_id):
+        owner = [*state.participants, event.user_id][0]
+    return _membership(member._replace(last_sequence=sequence), owner)._replace(invite=used)
 
 
 def _remove_participant(

@@ -39,6 +39,7 @@ class Replica:
         self.sequence = 0
         self.digest = 0
         self.records: dict[RecordKey, Record] = {}
+        self._expenses: dict[str, set[str]] = {}  # ids, by category
 
     @classmethod
     def from_snapshot(cls, snapshot: Mapping[str, Any]) -> "Replica":
@@ -86,14 +87,19 @@ class Replica:
         """16 lower-case hex digits, as on the wire."""
         return f"{self.digest:016x}"
 
+    def expenses_of(self, category_id: str) -> list[str]:
+        """The ids of its live expenses, which go when it is deleted."""
+        return list(self._expenses.get(category_id, ()))
+
     def difference(self, other: "Replica") -> str | None:
         """Where two replicas of one budget differ, in words; None if they are the same."""
         if self.sequence != other.sequence:
             return f"sequence {self.sequence} against {other.sequence}"
-        for key in sorted(self.records.keys() | other.records.keys()):
-            mine, theirs = self.records.get(key), other.records.get(key)
-            if mine != theirs:
-                return f"{key[0]} {key[1]}: {mine} against {theirs}"
+        if self.records != other.records:
+            for key in sorted(self.records.keys() | other.records.keys()):
+                mine, theirs = self.records.get(key), other.records.get(key)
+                if mine != theirs:
+                    return f"{key[0]} {key[1]}: {mine} against {theirs}"
         if self.digest != other.digest:
             return f"digest {self.digest_text} against {other.digest_text}"
         return None
@@ -126,11 +132,11 @@ class Replica:
 
     def _delete(self, kind: str, event: Mapping[str, Any]) -> None:
         record = self._changed(kind, event)
-        self._take_out(kind, record["id"])
         if kind == "category":
-            for other_kind, other in list(self.records.items()):
-                if other_kind[0] == "expense" and other["categoryId"] == record["id"]:
-                    self._take_out("expense", other["id"])
+            for expense_id in self.expenses_of(record["id"]):
+                self._take_out("expense", expense_id)
+            self._expenses.pop(record["id"], None)
+        self._take_out(kind, record["id"])
 
     def _changed(self, kind: str, event: Mapping[str, Any]) -> Record:
         record = self.records.get((kind, event["recordId"]))
@@ -141,10 +147,14 @@ class Replica:
 
     def _put(self, kind: str, record: Record) -> None:
         self.records[kind, record["id"]] = record
+        if kind == "expense" and record["categoryId"] is not None:
+            self._expenses.setdefault(record["categoryId"], set()).add(record["id"])
         self.digest = (self.digest + fingerprint(kind, record)) % _DIGEST_MODULUS
 
     def _take_out(self, kind: str, record_id: str) -> None:
         record = self.records.pop((kind, record_id))
+        if kind == "expense" and record["categoryId"] is not None:
+            self._expenses.get(record["categoryId"], set()).discard(record_id)
         self.digest = (self.digest - fingerprint(kind, record)) % _DIGEST_MODULUS
 
 

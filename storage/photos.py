@@ -4,7 +4,7 @@ What may fail, and what follows:
 
     after the copy, before the commit    the profile names its old photo; a retry copies again, and
                                          what nobody confirms any more is deleted when its upload
-                                         is forgotten
+                                         is forgotten (`storage.housekeeping`)
     the answer is lost                   a repeat finds the key confirmed and answers the same
     after the commit, before the         the old object stands in photo_leftovers, from the same
     deletion                             transaction; `run` deletes it later
@@ -199,13 +199,20 @@ class Photos:
                 _log.warning("photos not swept", error=f"{type(error).__name__}: {error}")
             await asyncio.sleep(SWEEP_S if self.up else RETRY_S)
 
-    async def sweep(self) -> None:
-        """Forget uploads that nobody can confirm any more, and delete what no profile names."""
-        await self._asked("check", self._store.check())
+    async def forget(self) -> None:
+        """Forget uploads that nobody can confirm any more; what was copied of them is left over
+        then. For housekeeping: one node is enough."""
         await self._store.expire()
         old = self._time() - timedelta(seconds=FORGOTTEN_S)
-        async with self._database.reading() as connection:
-            await connection.execute(FORGET, old, FORGOTTEN_MAX)
+        while True:
+            async with self._database.reading() as connection:
+                done = await connection.execute(FORGET, old, FORGOTTEN_MAX)
+            if int(done.rpartition(" ")[2]) < FORGOTTEN_MAX:
+                return
+
+    async def sweep(self) -> None:
+        """See whether the store is there, and delete what no profile names."""
+        await self._asked("check", self._store.check())
         while True:
             async with self._database.reading() as connection:
                 rows = await connection.fetch(READ_LEFTOVERS, DELETED_MAX)

@@ -13,12 +13,13 @@ from typing import Any
 
 import structlog
 from limits import RateLimitItem
-from limits.aio.storage import RedisStorage, Storage
+from limits.aio.storage import RedisClusterStorage, RedisStorage, Storage
 from limits.aio.strategies import FixedWindowRateLimiter
-from redis.asyncio import ConnectionPool
+from redis.asyncio import ConnectionPool, RedisCluster
+from redis.asyncio.connection import SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
 PATIENCE_S = 0.02  # for an answer of Redis
 AWAY_S = 1.0  # between two attempts while it does not answer: one request of them has to wait
@@ -44,37 +45,45 @@ class RateLimits:
         secret: bytes,
         *,
         now: Callable[[], float],
+        cluster: bool = False,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self._secret = secret[: blake2b.MAX_KEY_SIZE]
         self._now = now
         self._patience_s = patience_s
         self._here = FixedWindowRateLimiter(Windows(now))
-        self._pool: ConnectionPool | None = None
+        self._redis: ConnectionPool | RedisCluster | None = None
         self._shared: FixedWindowRateLimiter | None = None
         self._asked: set[asyncio.Task[float | None]] = set()
         self._ask_again_at_s = 0.0  # by the loop's clock
         self._lost = False  # and not back yet
         if redis_url is not None:
             # Without this `retry` the driver tries again and again by itself.
-            self._pool = ConnectionPool.from_url(
-                redis_url,
-                max_connections=ASKED_MAX,
-                retry=Retry(NoBackoff(), 0, supported_errors=()),
-                socket_connect_timeout=CONNECT_S,
-                socket_timeout=ANSWER_S,
-            )
+            how: dict[str, Any] = {
+                "max_connections": ASKED_MAX,
+                "retry": Retry(NoBackoff(), 0, supported_errors=()),
+                "socket_connect_timeout": CONNECT_S,
+                "socket_timeout": ANSWER_S,
+            }
             # The library's own reading of a URL wants a port in it, and its error quotes the
-            # password; given a pool, it needs no URL.
-            options: dict[str, Any] = {"connection_pool": self._pool}
-            self._shared = FixedWindowRateLimiter(
-                RedisStorage(
-                    "async+redis://",
-                    implementation="redispy",
-                    key_prefix=f"budget-hub:{log_id}:rate",
-                    **options,
+            # password; given these, it needs no URL.
+            said: dict[str, Any] = {
+                "implementation": "redispy",
+                "key_prefix": f"budget-hub:{log_id}:rate",
+            }
+            if cluster:
+                address: dict[str, Any] = {**parse_url(redis_url)}
+                how["ssl"] = address.pop("connection_class", None) is SSLConnection
+                how["require_full_coverage"] = False  # counts of the other shards go on
+                storage: RedisStorage = RedisClusterStorage(
+                    "async+redis+cluster://", **said, **address, **how
                 )
-            )
+                bridge: Any = storage.bridge
+                self._redis = bridge.get_connection()
+            else:
+                self._redis = said["connection_pool"] = ConnectionPool.from_url(redis_url, **how)
+                storage = RedisStorage("async+redis://", **said)
+            self._shared = FixedWindowRateLimiter(storage)
 
     async def take(self, limit: RateLimitItem, whom: str) -> float:
         """Count one more; how many seconds are missing.
@@ -90,8 +99,8 @@ class RateLimits:
         for asked in self._asked:
             asked.cancel()
         await asyncio.gather(*self._asked, return_exceptions=True)
-        if self._pool is not None:
-            await self._pool.disconnect()
+        if self._redis is not None:
+            await self._redis.aclose()
 
     async def _ask(self, limit: RateLimitItem, key: str) -> float | None:
         """What Redis says, None if it does not say it soon."""
@@ -120,7 +129,13 @@ class RateLimits:
         try:
             missing_s = await self._missing_s(limiter, limit, key)
         # The last two are the driver's and uvloop's ways to say that the connection was lost.
-        except (RedisError, OSError, AttributeError, RuntimeError) as error:
+        except (
+            RedisError,
+            RedisClusterException,
+            OSError,
+            AttributeError,
+            RuntimeError,
+        ) as error:
             if not self._lost:  # once for each time it is lost
                 self._lost = True
                 _log.warning("rate limits are counted here", error=type(error).__name__)

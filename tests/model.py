@@ -127,7 +127,11 @@ class Model:
         if refusal:
             return rejected(head, refusal)
 
+        passed_on: Wire = {}
         if joins:
+            if not book.active and user != book.owner:  # who comes to an empty budget owns it
+                book.owner = user
+                passed_on = {"owner": user}
             book.members.setdefault(user, {})
             book.members[user] |= {"joinedAt": self.now_ms, "active": True, "removed": False}
         else:
@@ -136,7 +140,9 @@ class Model:
         participant = {"userId": user, "budgetId": event["budgetId"], "joinedAt": joined_at}
         sequence = len(book.log) + 1
         of_event = {"sequence": sequence, "actorId": actor, "when": event["when"]}
-        book.log.append({**head, **of_event, "participant": participant, "digest": book.digest})
+        book.log.append(
+            {**head, **of_event, "participant": participant, **passed_on, "digest": book.digest}
+        )
         verdict = {**head, "status": "accepted", "sequence": sequence}
         book.accepted[event["eventId"]] = (actor, content, verdict)
         return deepcopy(verdict)

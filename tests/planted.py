@@ -24,6 +24,7 @@ from storage.bus import RedisBus
 from storage.event_log import PostgresLog, PostgresTransaction
 
 SLOW_COMMIT_S = 0.5
+BEGINNINGS = ("budget.create", "participant.add")  # a storm must be able to begin
 EVERY = 20  # events, or frames, between two strokes of a bug
 
 
@@ -76,14 +77,14 @@ def ack_before_commit() -> None:
         found: list[LogRow],
     ) -> list[tuple[Submission, Verdict]]:
         decided = decide(self, runs, states, ours, found)
-        if any(verdict.event_type == "budget.create" for _, verdict in decided):
-            return decided  # a storm must be able to begin
+        if any(verdict.event_type in BEGINNINGS for _, verdict in decided):
+            return decided
         for submission, verdict in decided:
             submission.settle(verdict)
         return []
 
     async def slow(self: PostgresTransaction, states: Sequence[BudgetState]) -> None:
-        if all(state.changes[0].row.event_type != "budget.create" for state in states):
+        if all(state.changes[0].row.event_type not in BEGINNINGS for state in states):
             await asyncio.sleep(SLOW_COMMIT_S)
         await write(self, states)
 
@@ -119,6 +120,34 @@ def no_publish_no_sweep() -> None:
 
     _plant(RedisBus, "publish", publish)
     _plant(Sweeper, "_notice", notice)
+
+
+def gap_fill_dropped() -> None:
+    """Every fifth frame does not reach the other nodes, and what is missing before the next one is
+    not read from the log."""
+    publish, offer = RedisBus.publish, Feed.offer
+    published = count(1)
+
+    def lossy(self: RedisBus, frames: Sequence[Frame]) -> None:
+        publish(self, [frame for frame in frames if next(published) % 5])
+
+    def careless(self: Feed, frame: Frame) -> None:
+        if self.track.known:
+            self.track.position = max(self.track.position, frame.from_sequence - 1)
+        offer(self, frame)
+
+    _plant(RedisBus, "publish", lossy)
+    _plant(Feed, "offer", careless)
+
+
+def removed_and_still_served() -> None:
+    """Who is removed stays subscribed to what he follows live."""
+    deliver = Feed._deliver
+
+    def generous(self: Feed, frame: Frame) -> None:
+        deliver(self, frame._replace(removes=None))
+
+    _plant(Feed, "_deliver", generous)
 
 
 def delivered_twice() -> None:
@@ -169,6 +198,8 @@ BUGS: Mapping[str, Callable[[], None]] = {
         ack_before_commit,
         catch_up_off_by_one,
         no_publish_no_sweep,
+        gap_fill_dropped,
+        removed_and_still_served,
         delivered_twice,
         stale_edit_wins,
         change_not_stored,

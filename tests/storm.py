@@ -12,18 +12,18 @@ import asyncio
 import contextlib
 import logging
 import random
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple, Self
 from uuid import UUID
 
 import asyncpg
+import orjson
 from websockets.exceptions import InvalidHandshake
 
-from storage.embedded import EmbeddedPostgres
-from tests.checker import Figures, History, LogRow
+from loadtest.checker import Figures, Violation, check as check_history
+from loadtest.cluster import FragilePostgres
+from loadtest.history import History
 from tests.cluster import Cluster, Node, Process, token, until
 from tests.device import (
     Broken,
@@ -97,35 +97,6 @@ class Plan(NamedTuple):
         for kind in kinds:
             after = rng.randint(self.calm // 2, self.calm * 3 // 2)
             yield Fault(kind, rng.randrange(2), after, rng.uniform(0.1, FREEZE_S_MAX))
-
-
-class FragilePostgres:
-    """A Postgres that crashes and comes back at the same URL with everything it acknowledged.
-
-    It is durable: a process that is killed loses nothing without that too, but commits that wait
-    for the disk are what hubs meet in earnest, and what a crash most often interrupts."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        # Bound for good and never listening, so that nobody takes the port while it is away.
-        self._keeper = socket.socket()
-        self._keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._keeper.bind(("127.0.0.1", 0))
-        self._server = self._start()
-        self.url = self._server.url
-
-    async def crash(self) -> None:
-        """End it at once, without a checkpoint, and start it again."""
-        await asyncio.to_thread(self._server.stop, "immediate")
-        self._server = await asyncio.to_thread(self._start)
-        assert self._server.url == self.url
-
-    def close(self) -> None:
-        self._server.stop()
-        self._keeper.close()
-
-    def _start(self) -> EmbeddedPostgres:
-        return EmbeddedPostgres.start(self._folder, port=self._keeper.getsockname()[1])
 
 
 class Fleet:
@@ -223,7 +194,7 @@ class Writer:
                     try:
                         await self._write(device, enough)
                     finally:
-                        self._history.received(f"writer of {self._user_id}", device.frames)
+                        take(self._history, f"writer of {self._user_id}", device, self._user_id)
             except LOST as lost:
                 assert not isinstance(lost, Ended) or lost.code == CONNECTION_LOST, lost
                 self.reconnected += 1
@@ -239,7 +210,7 @@ class Writer:
             for frame in self._frames():
                 now_s = time.monotonic()
                 for event in frame:
-                    self._history.invoked(self._user_id, event, now_s)
+                    self._history.submitted(self._user_id, event, now_s)
                 posted.append((frame, await device.post(frame, mode)))
             for frame, request_id in posted:
                 verdicts = await self._verdicts(device, request_id)
@@ -362,7 +333,7 @@ class Observer:
                     try:
                         await self._follow(device)
                     finally:
-                        self._history.received(self._name, device.frames)
+                        take(self._history, self._name, device, self._user_id)
                         for budget_id, stream in device.streams.items():
                             self._cursors[budget_id] = stream.cursor
                         self._device = None
@@ -458,7 +429,7 @@ class _Storm:
             for task in watching:
                 task.cancel()
         figures = await check(self._history, self._cluster, self._fleet.nodes(), self._budgets)
-        assert self._history.refusals() == []
+        assert list(self._history.refusals()) == []
         await self._verify()
         took_s = time.monotonic() - began_s
         reconnected = sum(writer.reconnected for writer in self._writers)
@@ -529,7 +500,14 @@ async def check(
         rows = await connection.fetch(READ_LOG, ids)
     finally:
         await connection.close()
-    log = [LogRow(row[0], row[1], row[2], row[3], row[4].encode()) for row in rows]
+    logs: dict[str, list[Json]] = {}
+    for budget_id, *place, text in rows:
+        event = orjson.loads(text)
+        stored = [budget_id, *place]
+        named = [event.get(n) for n in ("budgetId", "sequence", "eventId", "version")]
+        if stored != named:
+            raise Violation("dense", f"the row {stored} holds another event: {event}")
+        logs.setdefault(budget_id, []).append(event)
     snapshots: dict[str, list[Json]] = {}
     for node in nodes:
         for user_id, budget_ids in budgets.items():
@@ -538,7 +516,21 @@ async def check(
                     response = await rest.get(f"/budgets/{budget_id}")
                     assert response.status_code == 200, response.text
                     snapshots.setdefault(budget_id, []).append(response.json())
-    return history.check(log, snapshots)
+    return check_history(history, logs, snapshots)
+
+
+def take(history: History, name: str, device: Device, user_id: str) -> None:
+    """Note everything that arrived on one connection of a device, which is closed."""
+    for frame in device.frames:
+        body = frame.body
+        match body["type"]:
+            case "results":
+                for verdict in body["results"]:
+                    history.answered(verdict, frame.at_s)
+            case "subscribed":
+                history.subscribed(name, body["budgetId"], body["key"], frame.at_s, user_id)
+            case "events":
+                history.saw(name, body["budgetId"], body["events"], frame.at_s)
 
 
 def _shared(budget_id: str, number: int) -> str:

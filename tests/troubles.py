@@ -24,13 +24,14 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import WebSocketException
 
+from loadtest.cluster import FragileRedis
+from loadtest.proxy import Proxy
 from storage.embedded import EmbeddedPostgres
-from tests.cluster import PROGRAM, Cluster, FragileRedis, Node, family
+from tests.cluster import PROGRAM, Cluster, Node, family
 from tests.conftest import migrated
 from tests.device import Ended, Refused, budget_create, connect, expense_add, new_id
 from tests.google import FIREBASE_HUB, Google, Signer, encoded, running
 from tests.promql import Labels, selected
-from tests.proxy import Proxy
 
 ROOT = Path(__file__).parents[1]
 ALERTS = ROOT / "infra" / "prometheus" / "alerts.yml"

@@ -10,6 +10,7 @@ import json
 import re
 import threading
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -54,12 +55,13 @@ _log = structlog.get_logger()
 class Firebase:
     """An `Authenticator` for ID tokens, and the `Accounts` behind them. `now` gives epoch seconds.
 
-    `introduce` is called with what a token says of its user, if it says anything."""
+    `introduce` is called with what a token says of its user, if it says anything, and when it was
+    issued."""
 
     def __init__(
         self,
         client: auth.Client,
-        introduce: Callable[[Profile], Awaitable[None]],
+        introduce: Callable[[Profile, datetime], Awaitable[None]],
         *,
         now: Callable[[], float],
     ) -> None:
@@ -83,7 +85,7 @@ class Firebase:
         valid_since_ms = await self._standing.of(who.user_id)
         if valid_since_ms is not None and who.issued_at_ms < valid_since_ms:
             raise HubError(Code.NOT_LOGGED_IN)
-        await self._introduced(profile_of(who.user_id, claims))
+        await self._introduced(profile_of(who.user_id, claims), who.issued_at_ms)
         return who
 
     async def valid_since_ms(self, user_ids: Collection[UserId]) -> Mapping[UserId, int]:
@@ -125,12 +127,12 @@ class Firebase:
             for user in found.users
         }
 
-    async def _introduced(self, profile: Profile | None) -> None:
+    async def _introduced(self, profile: Profile | None, issued_at_ms: int) -> None:
         if profile is None:
             return
         try:
             async with asyncio.timeout(INTRODUCING_S):
-                await self._introduce(profile)
+                await self._introduce(profile, datetime.fromtimestamp(issued_at_ms / 1000, UTC))
         except (BadData, Disconnected, Held, LostRace, TimeoutError) as error:
             # Signing in does not need it (P10); the user's next token brings it again.
             _log.warning("profile not filled", user_id=profile.user_id, cause=type(error).__name__)

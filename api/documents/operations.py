@@ -342,7 +342,8 @@ OPERATIONS: Sequence[Operation] = (
             "Join a budget by an invite, or by its bare id",
             {200: Answer(answers.Joined, "The user takes part; also when he did before")},
             "The bare id lets in while link sharing is on. Who left may come back; who was removed "
-            "needs an invite made after that." + also,
+            "needs an invite made after that. Whoever joins a budget that its owner left empty "
+            "owns it; the `participant.add` event names him as `owner`." + also,
             parameters=(
                 BUDGET,
                 Parameter("invite", "query", str, "The invite's token; absent: by the bare id"),
@@ -464,7 +465,8 @@ OPERATIONS: Sequence[Operation] = (
         "Close one's account",
         {200: Answer(answers.Forgotten, "The profile is gone; also when there was none")},
         "The user leaves every budget. What he owns passes to whoever joined it first, whom the "
-        "`participant.remove` event names as `owner`.",
+        "`participant.remove` event names as `owner`. No token counts any more that was issued "
+        "before, except for this request again.",
     ),
     Operation(
         "GET",

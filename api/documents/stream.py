@@ -104,10 +104,14 @@ class Membership(TypedDict):
 class _OfParticipant(_Streamed):
     recordId: UserId
     participant: Membership
+    owner: NotRequired[
+        Annotated[UserId, Field(description="Who owns the budget from now on, where it passes on")]
+    ]
 
 
 class ParticipantAdded(_OfParticipant):
-    """Somebody joined. Made by the server: no version, and `when` is its clock."""
+    """Somebody joined. Made by the server: no version, and `when` is its clock. Whoever joins a
+    budget that its owner has left empty is its `owner` from then on."""
 
     eventType: Literal["participant.add"]
 
@@ -116,9 +120,6 @@ class ParticipantRemoved(_OfParticipant):
     """Somebody left, or was removed: his subscriptions end with it."""
 
     eventType: Literal["participant.remove"]
-    owner: NotRequired[
-        Annotated[UserId, Field(description="Who owns the budget from now on, where it passes on")]
-    ]
 
 
 StreamEvent = TypeAliasType(

@@ -49,7 +49,8 @@ from hub.committer import LANES
 from hub.events import parse_event
 from hub.rules import BudgetState, Change, decide
 from hub.sweeper import COMPARED_MAX, LOOKBACK_S
-from loadtest.bench.results import Row, write_section
+from loadtest.bench import load
+from loadtest.bench.results import Row, show, write_section
 from storage import event_log
 from storage.database import COMMIT_SESSION, Database
 from storage.embedded import EmbeddedPostgres
@@ -96,6 +97,7 @@ def main(
     flat: Annotated[bool, typer.Option(help="Again with 5 million rows, 100,000 budgets.")] = False,
     record: Annotated[bool, typer.Option(help="Write loadtest/RESULTS.md.")] = False,
 ) -> None:
+    before = load.before(_console)
     with (
         tempfile.TemporaryDirectory(prefix="budget-hub-bench-") as folder,
         EmbeddedPostgres.start(Path(folder), settings=POSTGRES) as postgres,
@@ -103,10 +105,9 @@ def main(
     ):
         rounds = runner.run(measure(postgres.url, duration_s, flat))
     found = rows(rounds)
-    for row in found:
-        _console.print(f"{row.says}: {row.reached:.2f} ({row.goal}); {row.made_of}")
+    show(found, _console)
     if record:
-        write_section("commit", found, NOTES)
+        write_section("commit", found, NOTES, before)
 
 
 def rows(rounds: Sequence[Mapping[str, float]]) -> list[Row]:
@@ -236,18 +237,21 @@ def hub_process(url: str, redis_url: str = "") -> Iterator[tuple[str, str]]:
         "EVENTS_PER_S_USER": "1000000",  # all devices of the bench are one user's
         "REQUESTS_PER_MIN_USER": "0",
         "REQUESTS_PER_MIN_ADDRESS": "0",
+        "LOGINS_PER_MIN_ADDRESS": "0",
+        "LOGINS_PER_MIN_EMAIL": "0",
     }
     command = [str(Path(sys.executable).with_name("budget-hub"))]
     token = subprocess.run(
         [*command, "token", USER], env=environ, stdout=subprocess.PIPE, text=True, check=True
     ).stdout.strip()
     hub = subprocess.Popen([*command, "serve"], env=environ, stdout=subprocess.PIPE, text=True)
+    assert hub.stdout is not None
     try:
-        assert hub.stdout is not None
         yield hub.stdout.readline().split()[-1], token
     finally:
         hub.terminate()
         hub.wait(20)
+        hub.stdout.close()
 
 
 async def through_hub(

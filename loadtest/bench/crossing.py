@@ -19,9 +19,10 @@ import typer
 import uvloop
 from rich.console import Console
 
+from loadtest.bench import load
 from loadtest.bench.commit import hub_process, seed
 from loadtest.bench.fast_socket import FastSocket, connect
-from loadtest.bench.results import Row, write_section
+from loadtest.bench.results import Row, show, write_section
 from storage.embedded import EmbeddedPostgres, EmbeddedRedis
 from storage.migrate import migrate
 
@@ -52,6 +53,7 @@ class Observer:
 
 
 def main(record: Annotated[bool, typer.Option(help="Write loadtest/RESULTS.md.")] = False) -> None:
+    before = load.before(_console)
     with (
         tempfile.TemporaryDirectory(prefix="budget-hub-bench-") as folder,
         EmbeddedPostgres.start(Path(folder) / "postgres") as postgres,
@@ -59,9 +61,10 @@ def main(record: Annotated[bool, typer.Option(help="Write loadtest/RESULTS.md.")
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         row = runner.run(measure(postgres.url, redis.url))
-    _console.print(f"{row.says}: {row.reached:.2f} ({row.goal}); {row.made_of}")
+    show([row], _console)
     if record:
-        write_section("crossing", [row], "Two hub processes, Postgres, Redis and the devices.")
+        notes = "Two hub processes, Postgres, Redis and the devices."
+        write_section("crossing", [row], notes, before)
 
 
 async def measure(url: str, redis_url: str) -> Row:

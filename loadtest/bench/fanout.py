@@ -30,7 +30,7 @@ import uvicorn
 import uvloop
 from rich.console import Console
 
-from api import server
+from api import logs, server
 from api.app import open_app
 from api.auth.tokens import Tokens
 from api.settings import Settings
@@ -38,8 +38,10 @@ from api.wire import DirectProtocol
 from hub.frames import FRAME_BYTES_MAX, Frame, event_frames
 from hub.hub import Hub
 from hub.ports import LogEvent
+from loadtest.bench import load
 from loadtest.bench.commit import USER, hub_process, seed
-from loadtest.bench.results import Row, write_section
+from loadtest.bench.process import Process as HubProcess
+from loadtest.bench.results import Row, show, write_section
 from storage.embedded import EmbeddedPostgres
 from storage.migrate import migrate
 
@@ -70,6 +72,7 @@ def main(
         IDLE_SOCKETS
     ),
 ) -> None:
+    before = load.before(_console)
     with (
         tempfile.TemporaryDirectory(prefix="budget-hub-bench-") as folder,
         EmbeddedPostgres.start(Path(folder)) as postgres,
@@ -79,18 +82,17 @@ def main(
         source = Path(__file__).with_suffix(".c")
         subprocess.run(["cc", "-O2", "-o", program, source], check=True)
         rows = runner.run(measure(postgres.url, program, idle_sockets))
-    for row in rows:
-        _console.print(f"{row.says}: {row.reached:.2f} ({row.goal}); {row.made_of}")
+    show(rows, _console)
     if record:
-        write_section("fanout", rows, "One hub process; one core for it, one for the drain.")
+        notes = "One hub process; one core for it, one for the drain."
+        write_section("fanout", rows, notes, before)
 
 
 async def measure(url: str, program: Path, idle_sockets: int) -> list[Row]:
     await migrate(url)
     [budget] = await seed(url, 1)
     with hub_process(url) as (hub_url, token):
-        port = int(hub_url.rpartition(":")[2])
-        accept_per_s, kib = await idle(program, port, token, idle_sockets)
+        accept_per_s, kib = await idle(program, hub_url, token, idle_sockets)
     async with hub_here(url) as (hub, port, token):
         request = upgrade(token, f"/sync?budgetId={budget.id}&key={budget.head}")
         async with drain(program, port, SOCKETS, request) as received:
@@ -158,19 +160,19 @@ async def bare(program: Path, data: bytes) -> float:
     return SOCKETS * ROUNDS / elapsed_s
 
 
-async def idle(program: Path, port: int, token: str, sockets: int) -> tuple[float, float]:
-    """Connections accepted a second, and KiB of RSS for each, of the hub at `port`."""
-    pid = _listener(port)
+async def idle(program: Path, url: str, token: str, sockets: int) -> tuple[float, float]:
+    """Connections accepted a second, and KiB of RSS for each, of the hub at `url`."""
+    hub, port = HubProcess.listening(url), int(url.rpartition(":")[2])
     request = upgrade(token, "/sync")
     async with drain(program, port, 100, request):  # what is made once
         await asyncio.sleep(1)
-    before_kib, began_s = _rss_kib(pid), time.perf_counter()
+    before_kib, began_s = hub.memory_kib(), time.perf_counter()
     async with drain(program, port, sockets, request) as received:
         last = -1
         while (total := await received()) != last:  # every welcome has come
             last, until_s = total, time.perf_counter()
             await asyncio.sleep(0.25)
-        kib = (_rss_kib(pid) - before_kib) / sockets
+        kib = (hub.memory_kib() - before_kib) / sockets
     return sockets / (until_s - began_s), kib
 
 
@@ -178,7 +180,8 @@ async def idle(program: Path, port: int, token: str, sockets: int) -> tuple[floa
 async def hub_here(url: str) -> AsyncIterator[tuple[Hub, int, str]]:
     """A hub in this process: itself, its port, and a token of the bench's user."""
     secret = secrets.token_hex(32)
-    settings = Settings(database_url=url, auth_secret=secret, port=0)
+    settings = Settings(database_url=url, auth_secret=secret, port=0, log_level="warning")
+    logs.configure(settings)
     listening = server.bind("127.0.0.1", 0)
     async with open_app(settings) as app:
         config = uvicorn.Config(
@@ -266,24 +269,6 @@ async def _until(true: Callable[[], bool], timeout_s: float = 60) -> None:
     deadline_s = time.perf_counter() + timeout_s
     while not true() and time.perf_counter() < deadline_s:  # noqa: ASYNC110 - nothing tells
         await asyncio.sleep(0.01)
-
-
-def _listener(port: int) -> int:
-    """The process that listens on the port: a child of this one (Linux)."""
-    children = Path(f"/proc/self/task/{_self_pid()}/children").read_text().split()
-    hubs = [int(pid) for pid in children if b"serve" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    return hubs[-1]
-
-
-def _self_pid() -> str:
-    return Path("/proc/self").resolve().name
-
-
-def _rss_kib(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1])
-    raise RuntimeError("no VmRSS")
 
 
 if __name__ == "__main__":

@@ -25,9 +25,11 @@ from rich.console import Console
 
 from hub.events import parse_event
 from hub.rules import Change, decide
+from loadtest.bench import load
 from loadtest.bench.commit import POSTGRES, USER, connected, hub_process, seed
 from loadtest.bench.fast_socket import connect
-from loadtest.bench.results import Row, write_section
+from loadtest.bench.process import Process
+from loadtest.bench.results import Row, show, write_section
 from storage.database import SESSION
 from storage.embedded import EmbeddedPostgres
 from storage.event_log import PostgresTransaction
@@ -79,16 +81,16 @@ class Client:
 
 
 def main(record: Annotated[bool, typer.Option(help="Write loadtest/RESULTS.md.")] = False) -> None:
+    before = load.before(_console)
     with (
         tempfile.TemporaryDirectory(prefix="budget-hub-bench-") as folder,
         EmbeddedPostgres.start(Path(folder) / "postgres", settings=POSTGRES) as postgres,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         rows = runner.run(measure(postgres.url))
-    for row in rows:
-        _console.print(f"{row.says}: {row.reached:.2f} ({row.goal}); {row.made_of}")
+    show(rows, _console)
     if record:
-        write_section("rest", rows, NOTES)
+        write_section("rest", rows, NOTES, before)
 
 
 NOTES = f"""One hub process, one client at a time; medians of {ROUNDS} rounds. The bare statement is
@@ -107,15 +109,15 @@ async def measure(url: str) -> list[Row]:
         path = f"/budgets/{budget_id}"
         first, body = await client.get(path)
         assert b" 200 " in first and len(body) > 1_000_000
-        pid = _server_pid(hub_url)
-        before_kib, ways = _memory_kib(pid, "VmRSS"), _ways(hub_url, token, budget_id, head)
+        hub = Process.listening(hub_url)
+        before_kib, ways = hub.memory_kib(), _ways(hub_url, token, budget_id, head)
         for _ in range(ROUNDS):
             http_ms.append(await _timed_ms(client.get(path)))
             bare_ms.append(await _timed_ms(bare.fetchrow(READ_SNAPSHOT, budget_id, USER)))
             for name, way in ways.items():
                 took_ms = await _timed_ms(way())
                 per_s.setdefault(name, []).append(head / took_ms * 1000)
-        grown_mib = (_memory_kib(pid, "VmHWM") - before_kib) / 1024
+        grown_mib = (hub.memory_kib("VmHWM") - before_kib) / 1024
         etag = _ETAG.search(first)
         assert etag is not None
         offered = f"If-None-Match: {etag[1].decode()}\r\n"
@@ -237,30 +239,6 @@ async def _timed_ms(work: Awaitable[object]) -> float:
     began_s = time.perf_counter()
     await work
     return (time.perf_counter() - began_s) * 1000
-
-
-def _server_pid(url: str) -> int:
-    """Whoever listens there: found by the socket's inode, since the hub is this process's child."""
-    port = urlsplit(url).port
-    inode = ""
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[3] == "0A" and int(fields[1].partition(":")[2], 16) == port:
-            inode = fields[9]
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            if str(link.readlink()) == f"socket:[{inode}]":
-                return int(link.parts[2])
-        except OSError:
-            continue
-    raise RuntimeError("nobody listens there")
-
-
-def _memory_kib(pid: int, name: str) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1])
-    raise RuntimeError(f"no {name}")
 
 
 if __name__ == "__main__":

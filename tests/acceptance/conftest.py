@@ -9,10 +9,11 @@ from typing import NamedTuple
 import asyncpg
 import pytest
 
+from loadtest.cluster import FragileRedis
+from loadtest.proxy import Proxy
 from storage.embedded import EmbeddedPostgres, EmbeddedRedis
-from tests.cluster import PROGRAM, Cluster, FragileRedis, Node, all_say, checked
+from tests.cluster import PROGRAM, Cluster, Node, all_say, checked
 from tests.conftest import with_database
-from tests.proxy import Proxy
 
 _numbers = itertools.count(1)
 

@@ -15,6 +15,7 @@ import pytest
 
 from api.auth.tokens import Tokens
 from hub.errors import HubError
+from loadtest.proxy import Proxy
 from storage.embedded import EmbeddedPostgres
 from tests.cluster import (
     AUTH_SECRET,
@@ -29,7 +30,6 @@ from tests.cluster import (
 )
 from tests.conftest import with_database
 from tests.device import Device, budget_create, connect, expense_add, new_id
-from tests.proxy import Proxy
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

@@ -12,14 +12,15 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from loadtest.cluster import FragilePostgres
+from loadtest.history import History
+from loadtest.proxy import Proxy
 from storage.database import IDLE_IN_TRANSACTION_S
 from storage.embedded import EmbeddedRedis
-from tests.checker import History
 from tests.cluster import P7_S, POLL_S, Cluster, checked, token, until
 from tests.conftest import migrated
 from tests.device import Device, Json, budget_create, connect, expense_add, new_id
-from tests.proxy import Proxy
-from tests.storm import FragilePostgres, Plan, check, storm
+from tests.storm import Plan, check, storm, take
 
 BUSY_S = 2.0  # what a machine that also runs everything else may add
 DELAY_S = 0.4  # long enough to stop a hub between two of its statements
@@ -85,7 +86,7 @@ async def test_a_frozen_hub_holds_no_budget_for_long(fragile_cluster: Cluster) -
     history = History()
 
     def noted(event: Json) -> Json:
-        history.invoked("ada", event, time.monotonic())
+        history.submitted("ada", event, time.monotonic())
         return event
 
     async def settled(device: Device, event: Json, request_id: int) -> Json:
@@ -137,7 +138,7 @@ async def test_a_frozen_hub_holds_no_budget_for_long(fragile_cluster: Cluster) -
         for device in (free, stuck[0]):
             await device.reached(contended, 2 + len(stuck))
         for device in (*stuck, free):
-            history.received(f"device {id(device)}", device.frames)
+            take(history, f"device {id(device)}", device, "ada")
         await check(history, fragile_cluster, [frozen, awake], {"ada": [contended, unconcerned]})
 
 

@@ -219,9 +219,9 @@ async def test_a_closed_account_leaves_its_budgets_to_who_joined_first(
     await ben.ask("POST", f"/budgets/{budget_id}/join")
     assert await ann.refused("DELETE", f"/budgets/{budget_id}/leave") == "OWNER_CANNOT_LEAVE"
     assert await ann.ask("DELETE", "/user") == {"userId": ann.id}
-    await ann.ask("DELETE", "/user")
-    assert await ann.refused("GET", "/user") == "USER_NOT_FOUND"
-    assert await ann.refused("GET", f"/budgets/{budget_id}") == "NOT_PARTICIPANT"
+    await ann.ask("DELETE", "/user")  # the answer may have been lost
+    for path in ("/user", f"/budgets/{budget_id}"):
+        assert await ann.refused("GET", path) == "NOT_LOGGED_IN"
     events = await ben.ask("GET", f"/events?budgetId={budget_id}")
     last = events["events"][-1]
     assert (last["eventType"], last["recordId"], last["owner"]) == (

@@ -17,11 +17,11 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from loadtest.proxy import Proxy
 from storage.embedded import EmbeddedRedis
 from tests.cluster import Cluster, Node, family, process_state, token, until
 from tests.crowd import SMALL_BYTES, Crowd, open_spectator
 from tests.device import budget_create, connect, expense_add, new_id
-from tests.proxy import Proxy
 from tests.travel import Travel
 
 BUSY_S = 3.0  # what a machine that also runs everything else may add

@@ -20,13 +20,13 @@ from redis.asyncio import Redis
 from websockets import frames
 
 from hub.committer import SETTLE_S
+from loadtest.cluster import FragilePostgres, FragileRedis
+from loadtest.proxy import Proxy
 from storage.bus import DEAF_S, HEARTBEAT_S
 from tests.acceptance.conftest import Pair
-from tests.cluster import P7_S, POLL_S, Cluster, FragileRedis, Node, all_say, checked, until
+from tests.cluster import P7_S, POLL_S, Cluster, Node, all_say, checked, until
 from tests.conftest import migrated
 from tests.device import Device, Json, Refused, budget_create, connect, expense_add, new_id
-from tests.proxy import Proxy
-from tests.storm import FragilePostgres
 
 BUSY_S = 1.0  # what a machine that also runs everything else may add
 DEAF_AFTER_S = DEAF_S + HEARTBEAT_S
@@ -298,26 +298,16 @@ async def test_p8_a_budget_that_was_left_is_not_listened_to(site: Site) -> None:
 # Postgres
 
 
-class AwayPostgres(FragilePostgres):
-    """Stops as in a crash, and comes back at the same URL when it is told to."""
-
-    async def stop(self) -> None:
-        await asyncio.to_thread(self._server.stop, "immediate")
-
-    async def start(self) -> None:
-        self._server = await asyncio.to_thread(self._start)
-
-
 @pytest.fixture(scope="module")
-def away_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwayPostgres]:
-    postgres = AwayPostgres(tmp_path_factory.mktemp("away"))
+def away_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FragilePostgres]:
+    postgres = FragilePostgres(tmp_path_factory.mktemp("away"))
     yield postgres
     postgres.close()
 
 
 @pytest.fixture
 async def away_cluster(
-    away_postgres: AwayPostgres, site: Site, tmp_path: Path
+    away_postgres: FragilePostgres, site: Site, tmp_path: Path
 ) -> AsyncIterator[Cluster]:
     """No node yet, on a Postgres that goes away. At the end no log may hold a defect."""
     url = await migrated(away_postgres.url, f"faults_{next(_numbers)}")
@@ -333,7 +323,7 @@ async def away_cluster(
     ],
 )
 async def test_p1_p10_postgres_stopped_and_back(
-    away_s: float, rounds: int, away_cluster: Cluster, away_postgres: AwayPostgres
+    away_s: float, rounds: int, away_cluster: Cluster, away_postgres: FragilePostgres
 ) -> None:
     """Sockets stay open, nobody is told anything false, `/readyz` says 503; afterwards everything
     acknowledged is in the log, and at every device."""

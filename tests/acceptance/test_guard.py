@@ -21,8 +21,9 @@ from api.app import open_app
 from api.settings import Settings
 from hub.errors import Code
 from hub.frames import PROTOCOL
+from loadtest.cluster import FragileRedis
 from tests.acceptance.test_rest import BODY_BYTES_MAX, a_budget, refused
-from tests.cluster import AUTH_SECRET, Cluster, FragileRedis, Node, until
+from tests.cluster import AUTH_SECRET, Cluster, Node, until
 from tests.device import category_add, connect, new_id, open_device
 
 KEYS = ["android-key-0123456789", "web-key-0123456789"]

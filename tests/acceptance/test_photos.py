@@ -7,12 +7,12 @@ import httpx2
 import pytest
 
 from hub.photos import PhotoType
+from loadtest.proxy import Proxy
 from storage.embedded import EmbeddedPostgres, EmbeddedRedis
 from tests.cluster import Cluster, Node, all_say, checked
 from tests.conftest import migrated
 from tests.device import budget_create, new_id
 from tests.pictures import picture
-from tests.proxy import Proxy
 from tests.s3 import CREDENTIALS, REGION, S3Front, s3_service
 
 BUCKET = "photos-of-the-acceptance-tests"

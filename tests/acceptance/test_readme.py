@@ -161,4 +161,4 @@ def test_every_command_that_is_named_exists() -> None:
         command.name or (command.callback.__name__ if command.callback else "")
         for command in main.registered_commands
     }
-    assert set(re.findall(r"`budget-hub ([a-z]+)", README)) == known
+    assert set(re.findall(r"`budget-hub ([a-z-]+)", README)) == known

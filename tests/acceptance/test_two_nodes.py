@@ -11,8 +11,10 @@ from statistics import median
 
 import pytest
 
+from loadtest.cluster import FragileRedis
+from loadtest.proxy import Proxy
 from loadtest.replica import Replica
-from tests.cluster import P7_S, Cluster, FragileRedis, Node, all_say, until
+from tests.cluster import P7_S, Cluster, Node, all_say, until
 from tests.device import (
     Device,
     Json,
@@ -23,7 +25,6 @@ from tests.device import (
     expense_edit,
     new_id,
 )
-from tests.proxy import Proxy
 
 BUSY_S = 1.0  # what a machine that also runs everything else may add
 

@@ -20,6 +20,7 @@ from websockets.frames import Opcode
 from api import server
 from api.app import App
 from api.settings import Settings
+from loadtest.proxy import Proxy
 from storage.embedded import EmbeddedRedis
 from tests.cluster import AUTH_SECRET, Cluster, Node, token, until
 from tests.crowd import (
@@ -46,7 +47,6 @@ from tests.device import (
     new_id,
     open_device,
 )
-from tests.proxy import Proxy
 
 BUSY_S = 3.0  # what a machine that also runs everything else may add
 CLOSE_S = 1.0  # what the hub gives a close frame to leave

@@ -17,11 +17,11 @@ from redis.asyncio import Redis
 from hub.frames import Frame
 from hub.presence import NodeId
 from hub.records import BudgetId, UserId
+from loadtest.proxy import PIECE_BYTES, Proxy
 from storage import bus as storage_bus
 from storage.bus import CONNECT_S, DEAF_S, HEARTBEAT_S, OUTGOING_BYTES_MAX, RedisBus
 from storage.embedded import EmbeddedRedis
 from tests.cluster import POLL_S, until
-from tests.proxy import PIECE_BYTES, Proxy
 
 KILLS = 60
 SLOW_S = 0.15  # enough for anything else to happen first
@@ -36,7 +36,9 @@ class Stalling(Proxy):
         super().__init__(url)
         self._word = word
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flowing: asyncio.Event
+    ) -> None:
         while data := await reader.read(PIECE_BYTES):
             if self._word in data:
                 await asyncio.Event().wait()

@@ -23,10 +23,10 @@ from hub.events import INTEGER_MAX
 from hub.ports import Want
 from hub.records import BudgetId, UserId
 from hub.rules import BudgetState
+from loadtest.proxy import Proxy
 from loadtest.replica import Replica
 from storage.database import Database, translated
 from storage.event_log import PostgresLog, PostgresTransaction
-from tests.proxy import Proxy
 from tests.racing import (
     Elsewhere,
     Halt,

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from api.settings import Settings, SettingsError
 from hub.errors import Code, Disconnected, HubError
 from hub.hub import Attached, Hub
 from hub.ports import Principal
+from storage.closures import Closures
 from storage.database import Database
 from storage.profiles import Profile, Profiles
 from tests.google import PROJECT, Google, Signer, ask_at, encoded, running
@@ -66,13 +68,13 @@ def introduced() -> list[Profile]:
 
 @pytest.fixture
 def firebase(google: Google, introduced: list[Profile]) -> Firebase:
-    async def introduce(profile: Profile) -> None:
+    async def introduce(profile: Profile, issued_at: datetime) -> None:
         introduced.append(profile)
 
     return firebase_of(google, introduce)
 
 
-def firebase_of(google: Google, introduce: Callable[[Profile], Any]) -> Firebase:
+def firebase_of(google: Google, introduce: Callable[[Profile, datetime], Any]) -> Firebase:
     client = open_client(
         PROJECT, google.service_account(), emulated=False, keys=google_keys(now=time.time)
     )
@@ -530,6 +532,23 @@ async def test_the_first_token_fills_the_profile_and_no_other_changes_it(
     assert await profiles.read("ada") == Profile("ada", "a@example.org", None, "King", None)
 
 
+async def test_a_token_from_before_the_account_was_closed_brings_no_name_back(
+    database: Database, google: Google
+) -> None:
+    profiles = Profiles(database)
+    firebase = firebase_of(google, profiles.introduce)
+    token = google.signer.token("ada", name="Ada", email="a@example.org")
+    issued_at = datetime.fromtimestamp(0, UTC)
+    await Closures(database).close("ada", issued_at=issued_at)
+    await firebase.authenticate(token)
+    with pytest.raises(HubError, match="USER_NOT_FOUND"):
+        await profiles.read("ada")
+    async with database.reading() as connection:  # she comes back
+        await connection.execute("UPDATE closed_accounts SET closed_at = to_timestamp(0)")
+    await firebase.authenticate(token)
+    assert (await profiles.read("ada")).first_name == "Ada"
+
+
 async def test_a_token_that_says_nothing_makes_no_profile(
     firebase: Firebase, google: Google, introduced: list[Profile]
 ) -> None:
@@ -538,7 +557,7 @@ async def test_a_token_that_says_nothing_makes_no_profile(
 
 
 async def test_p10_without_the_database_users_are_let_in(google: Google) -> None:
-    async def introduce(profile: Profile) -> None:
+    async def introduce(profile: Profile, issued_at: datetime) -> None:
         raise Disconnected("the password is in here")
 
     with capture_logs() as logs:

@@ -384,6 +384,20 @@ async def test_who_joins_in_the_batch_that_creates_the_budget_is_counted_with_it
     await agrees(elsewhere, database, budget_id)
 
 
+async def test_p2_who_joins_in_one_batch_is_numbered_in_the_order_of_the_log(
+    node: Node, elsewhere: Elsewhere, database: Database
+) -> None:
+    """They join in the same millisecond, and one of them is to be the next owner."""
+    budget_id = await a_budget(node)
+    answers = [joins(node, budget_id, f"user-{number}") for number in range(9)]
+    assert [await outcome(answer) for answer in answers] == ["accepted"] * 9
+    log = await agrees(elsewhere, database, budget_id)
+    rows = await elsewhere.connection.fetch(
+        "SELECT user_id FROM participants WHERE budget_id = $1 ORDER BY number", budget_id
+    )
+    assert [row[0] for row in rows] == [log[0]["actorId"], *(e["recordId"] for e in log[1:])]
+
+
 @pytest.mark.parametrize("act", ["joins", "leaves"])
 async def test_p4_membership_whose_commit_was_not_heard_of_is_settled_once(
     act: str, node: Node, elsewhere: Elsewhere, database: Database

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -25,6 +26,7 @@ from api.http import ERROR_HANDLERS
 from api.photos import routes
 from hub.errors import Code, Disconnected, HubError, StoreDown
 from hub.photos import PHOTO_BYTES_MAX, PhotoType, public_object, temp_object
+from loadtest.proxy import Proxy
 from storage.database import Database
 from storage.embedded import EmbeddedPostgres
 from storage.photo_disk import DiskPhotos
@@ -35,12 +37,12 @@ from storage.profiles import Profiles
 from tests.conftest import with_database
 from tests.device import new_id
 from tests.pictures import HEADS, TEXT, picture
-from tests.proxy import Proxy
 from tests.s3 import ACCESS_KEY_ID, POLICY, REGION, SECRET_ACCESS_KEY, S3Front, s3_service
 
 SECRET = b"s" * 32
 CDN = "https://cdn.example.org"
 DAY_S = 24 * 3600
+LATER = datetime(9999, 1, 1, tzinfo=UTC)
 # Never used, all is plain HTTP; but to make one for each client takes a tenth of a second.
 NO_TLS = ssl.create_default_context()
 
@@ -110,6 +112,11 @@ class World:
             exception_handlers=ERROR_HANDLERS,
         )
         self.hub = AsyncClient(transport=ASGITransport(Edge(app)), base_url="http://hub")
+
+    async def forget(self) -> None:
+        """As housekeeping does, and then what is left over goes."""
+        await self.photos.forget()
+        await self.photos.sweep()
 
     async def ask(self, method: str, path: str, user_id: str = "ann", **how: Any) -> Response:
         token, _ = self.tokens.issue(user_id)
@@ -751,7 +758,7 @@ async def test_a_closed_account_leaves_no_photo(world: World) -> None:
     del world.watched.around["publish"]
     bens = await world.confirmed(picture(mark=3), "ben")
     assert len(await world.public()) == 3
-    await world.profiles.delete("ann")
+    await world.profiles.delete("ann", made_until=LATER)
     await world.photos.sweep()
     assert await world.public() == {public_object("ben", bens)}
     refused(await world.confirm(copied), Code.PHOTO_NOT_FOUND)
@@ -763,7 +770,7 @@ async def test_an_account_that_closes_during_a_confirm_stays_closed(world: World
 
     async def close(now: str) -> None:
         if now == "after":
-            await world.profiles.delete("ann")
+            await world.profiles.delete("ann", made_until=LATER)
 
     world.watched.around["publish"] = close
     refused(await world.confirm(key), Code.PHOTO_NOT_FOUND)
@@ -783,10 +790,10 @@ async def test_uploads_are_forgotten_with_what_was_copied_of_them(world: World) 
     world.watched.around["publish"] = fail
     refused(await world.confirm(copied), Code.PHOTOS_UNAVAILABLE)
     world.clock.ahead_s = FORGOTTEN_S - 60
-    await world.photos.sweep()
+    await world.forget()
     assert len(await world.public()) == 2
     world.clock.ahead_s = FORGOTTEN_S + 60
-    await world.photos.sweep()
+    await world.forget()
     assert await world.public() == {public_object("ann", used)}
     async with world.database.reading() as connection:
         assert await connection.fetchval("SELECT count(*) FROM photo_leftovers") == 0
@@ -887,10 +894,10 @@ async def test_disk_forgets_what_was_not_confirmed_for_a_day(disk: OnDisk) -> No
     await disk.upload(picture(mark=2))
     (disk.folder / "incoming" / "left-by-a-crash").write_bytes(b"half")
     await disk.later(DAY_S - 60)
-    await disk.photos.sweep()
+    await disk.forget()
     assert len(await disk.objects()) == 4
     await disk.later(DAY_S + 60)
-    await disk.photos.sweep()
+    await disk.forget()
     assert await disk.objects() == {public_object("ann", used)}
 
 

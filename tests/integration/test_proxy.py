@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
+from loadtest.proxy import Proxy
 from storage.embedded import EmbeddedPostgres
-from tests.proxy import Proxy
 
 DEADLINE_S = 10.0
 NOTHING_S = 0.2  # how long nothing must happen
@@ -98,6 +98,30 @@ async def test_cut_resets_and_refuses_until_healed(proxy: Proxy) -> None:
     again = await Client.connect(proxy)
     await again.echoes(b"after")
     again.close()
+
+
+async def test_what_is_held_back_was_done() -> None:
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.put_nowait(await reader.read(100))
+        writer.write(b"done")
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, Proxy(f"http://127.0.0.1:{port}") as proxy:
+        client = await Client.connect(proxy)
+        proxy.hold_back()
+        client.writer.write(b"do it")
+        async with asyncio.timeout(DEADLINE_S):
+            assert await heard.get() == b"do it"
+        assert await client.silent()
+        await proxy.heal()
+        async with asyncio.timeout(DEADLINE_S):
+            assert await client.reader.readexactly(4) == b"done"
+        client.close()
 
 
 async def test_black_hole_holds_old_and_new_connections(proxy: Proxy) -> None:

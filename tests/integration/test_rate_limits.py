@@ -10,11 +10,11 @@ import pytest
 from limits import RateLimitItemPerMinute
 from redis.asyncio import Redis
 
+from loadtest.cluster import FragileRedis
+from loadtest.proxy import Proxy
 from storage import rate_limits
 from storage.embedded import EmbeddedRedis
 from storage.rate_limits import RateLimits, Windows
-from tests.cluster import FragileRedis
-from tests.proxy import Proxy
 
 SECRET = b"rate-limits-are-hashed-with-this"
 FIVE = RateLimitItemPerMinute(5, 1, "user")

@@ -208,6 +208,12 @@ def test_members_come_and_go_and_the_budget_passes_to_a_new_owner() -> None:
     assert (before.budget.owner_id, after.budget.owner_id) == ("ann", "bob")
     assert after.budget.version == 1
     assert (after.head, after.budget.last_sequence, after.digest) == (9, 9, before.digest)
+    for user_id in ("eve", "bob"):
+        story.membership("participant.remove", user_id, joined_at=50)
+    story.membership("participant.add", "zoe", joined_at=80, owner="zoe")
+    last = replay(story)
+    assert last.budget is not None
+    assert last.budget.owner_id == "zoe"
 
 
 @pytest.mark.parametrize(

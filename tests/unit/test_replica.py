@@ -1,14 +1,11 @@
-"""The load script's own judgement: the replica against values computed by hand, and the checker
-against histories with planted faults."""
+"""The load script's own idea of a budget, against values computed by hand."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from loadtest.device import Seen, Verdict
 from loadtest.replica import Diverged, Replica, fingerprint
-from loadtest.smoke import History, faults_of, percentile, stream_fault
 
 BUDGET = "00000000-0000-4000-8000-00000000000b"
 CATEGORY = "00000000-0000-4000-8000-00000000000c"
@@ -105,6 +102,15 @@ def test_an_expense_that_moved_into_the_category_goes_with_it() -> None:
     )  # fmt: skip
     gone = event(8, "category.delete", CATEGORY, BUDGET_2, version=2)
     assert list(replica_after([*story()[:6], moved, gone]).records) == [("budget", BUDGET)]
+
+
+def test_the_expenses_of_an_edited_category_go_with_it_too() -> None:
+    renamed = {"id": CATEGORY, "version": 2, "name": "Meals", "allocate": "200.00"}
+    digest = BUDGET_2 + fingerprint("category", renamed) + EXPENSE_2 + OTHER_1
+    edited = event(7, "category.edit", CATEGORY, digest, version=2, name="Meals")
+    gone = event(8, "category.delete", CATEGORY, BUDGET_2 + OTHER_1, version=3)
+    replica = replica_after([*story()[:6], edited, gone])
+    assert list(replica.records) == [("expense", OTHER_EXPENSE), ("budget", BUDGET)]
 
 
 def test_deleting_the_budget_leaves_its_other_records() -> None:
@@ -223,130 +229,3 @@ def test_a_difference_outside_the_digest_is_found_too() -> None:
     other["expenses"][0]["createdBy"] = "bob"
     difference = replica_after(story()[:5]).difference(Replica.from_snapshot(other))
     assert difference is not None and EXPENSE in difference
-
-
-# The checker
-
-
-def stream(*sequences: int) -> list[Seen]:
-    return [Seen(sequence, f"event-{sequence}", 0.0) for sequence in sequences]
-
-
-NAMES = {sequence: f"event-{sequence}" for sequence in range(1, 6)}
-
-
-@pytest.mark.parametrize(
-    ("sequences", "complaint"),
-    [
-        ((1, 2, 3, 4, 5), None),
-        ((1, 2, 4, 5), "missed: sequence 3 (event event-3) never came, after 2 came 4"),
-        ((2, 3, 4, 5), "missed: sequence 1 (event event-1) never came, after 0 came 2"),
-        ((1, 2, 3, 4), "missed: sequence 5 (event event-5) never came"),
-        ((), "missed: sequence 1 (event event-1) never came"),
-        ((1, 2, 2, 3, 4, 5), "repeated: sequence 2 (event event-2) came again"),
-        ((1, 2, 3, 4, 5, 1), "repeated: sequence 1 (event event-1) came again"),
-        ((1, 3, 2, 4, 5), "misordered: sequence 3 (event event-3) came before 2"),
-        ((1, 2, 3, 5, 4), "misordered: sequence 5 (event event-5) came before 4"),
-    ],
-)
-def test_a_stream_is_whole_only_if_dense_and_in_order(
-    sequences: tuple[int, ...], complaint: str | None
-) -> None:
-    assert stream_fault(stream(*sequences), head=5, names=NAMES) == complaint
-
-
-def test_the_right_sequence_with_another_event_is_a_fault() -> None:
-    seen = [*stream(1, 2), Seen(3, "event-x", 0.0), *stream(4, 5)]
-    fault = stream_fault(seen, head=5, names=NAMES)
-    assert fault is not None and fault.startswith("mistaken: sequence 3 (event event-x)")
-
-
-def accepted(sequence: int) -> Verdict:
-    return Verdict("accepted", sequence, None, False, 0.0)
-
-
-CONFLICT = Verdict("conflict", None, None, False, 0.0)
-
-
-def clean() -> History:
-    """Five accepted events, one conflict and one undecided event; two devices."""
-    return History(
-        "b",
-        {name: accepted(sequence) for sequence, name in NAMES.items()}
-        | {
-            "stale": CONFLICT,
-            "undecided": Verdict("rejected", None, "BUSY", True, 0.0),
-        },
-        stream(1, 2, 3, 4, 5),
-        5,
-        {"device 0": stream(1, 2, 3, 4, 5), "device 1": stream(1, 2, 3, 4, 5)},
-    )
-
-
-def test_a_clean_history_has_no_fault() -> None:
-    assert faults_of(clean()) == []
-
-
-def lost_from_the_log(history: History) -> History:
-    # head, devices and log agree; only the acknowledgement tells
-    short = stream(1, 2, 3, 4)
-    return history._replace(log=short, head=4, seen={"device 0": short})
-
-
-def submitted(history: History, **verdicts: Verdict | None) -> History:
-    return history._replace(submitted={**history.submitted, **verdicts})
-
-
-@pytest.mark.parametrize(
-    ("plant", "complaint"),
-    [
-        (lost_from_the_log, "the log: missed: sequence 5 (event event-5) never came"),
-        (
-            lambda history: history._replace(log=stream(1, 2, 3, 4, 4, 5)),
-            "the log: event event-4 is there 2 times",
-        ),
-        (
-            lambda history: history._replace(log=[*stream(1, 2, 3, 4, 5), Seen(6, "x", 0.0)]),
-            "the log: event x was never sent",
-        ),
-        (
-            lambda history: history._replace(log=[*stream(1, 2, 3, 4, 5), Seen(6, "stale", 0.0)]),
-            "the log: event stale is there, though its verdict was conflict",
-        ),
-        (lambda history: submitted(history, late=None), "event late got no verdict"),
-        (
-            lambda history: submitted(history, twin=accepted(2)),
-            "events event-2 and twin both became 2",
-        ),
-        (
-            lambda history: submitted(
-                history, bad=Verdict("rejected", None, "INVALID_EVENT", False, 0.0)
-            ),
-            "event bad was rejected: INVALID_EVENT",
-        ),
-        (
-            lambda history: history._replace(seen={**history.seen, "device 1": stream(1, 2, 4, 5)}),
-            "device 1: missed: sequence 3 (event event-3) never came, after 2 came 4",
-        ),
-        (
-            lambda history: history._replace(
-                seen={**history.seen, "device 1": stream(1, 2, 3, 3, 4, 5)}
-            ),
-            "device 1: repeated: sequence 3 (event event-3) came again",
-        ),
-        (
-            lambda history: history._replace(
-                seen={**history.seen, "device 1": stream(1, 3, 2, 4, 5)}
-            ),
-            "device 1: misordered: sequence 3 (event event-3) came before 2",
-        ),
-    ],
-)
-def test_a_planted_fault_is_found(plant: Callable[[History], History], complaint: str) -> None:
-    assert f"budget b: {complaint}" in faults_of(plant(clean()))
-
-
-def test_percentiles_are_values_that_were_measured() -> None:
-    assert percentile([5.0], 0.99) == 5.0
-    assert percentile([float(n) for n in range(1, 101)], 0.50) == 50.0
-    assert percentile([float(n) for n in range(1, 101)], 0.99) == 99.0

@@ -829,9 +829,26 @@ def test_the_owner_leaves_last_and_may_come_back_as_the_owner() -> None:
     leaves(state, "ann")
     assert len(state.participants) == 0
     assert refused(state, "ann", LEAVES, "ann") is Code.NOT_PARTICIPANT
-    joins(state, "ann")
+    assert joins(state, "ann").passes_on is False
     joins(state, "zoe")
     removes(state, "ann", "zoe")
+
+
+def test_who_comes_to_a_budget_that_its_owner_left_empty_owns_it() -> None:
+    """There is nobody else who could; the owner of before is a participant like all others."""
+    state = house()
+    leaves(state, "ben")
+    removes(state, "ann", "cyd")
+    leaves(state, "ann")
+    change = joins(state, "zoe")
+    assert change.passes_on
+    assert orjson.loads(change.row.event)["owner"] == "zoe"
+    again = joins(state, "ann")
+    assert not again.passes_on
+    assert "owner" not in orjson.loads(again.row.event)
+    assert refused(state, "ann", LEAVES, "zoe") is Code.NOT_OWNER
+    assert refused(state, "zoe", LEAVES, "zoe") is Code.OWNER_CANNOT_LEAVE
+    removes(state, "zoe", "ann")
 
 
 @pytest.mark.parametrize(

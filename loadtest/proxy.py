@@ -6,6 +6,8 @@ In front of Postgres, Redis or a hub, on a port of its own:
     cut          every connection is reset and new ones are refused
     black_hole   connections stay and new ones are accepted, but nothing passes; what was sent
                  waits, as behind a broken link, and arrives after `heal`
+    hold_back    as a black hole, but only for what comes back: what is asked for is done, and
+                 nobody hears of it
     delay_s      every piece of data is held up for so long
 """
 
@@ -27,7 +29,8 @@ class Proxy:
         assert parts.hostname is not None and parts.port is not None
         self._url = parts
         self._upstream = parts.hostname, parts.port
-        self._flowing = asyncio.Event()
+        self._flowing = asyncio.Event()  # there
+        self._flowing_back = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._links: set[asyncio.Task[None]] = set()
         self.delay_s = 0.0
@@ -49,6 +52,7 @@ class Proxy:
         """Forward again, at once, what may have been held back too."""
         self.delay_s = 0.0
         self._flowing.set()
+        self._flowing_back.set()
         if self._server is None:
             self._server = await asyncio.start_server(self._accept, sock=_bound(self.port))
 
@@ -62,6 +66,10 @@ class Proxy:
 
     def black_hole(self) -> None:
         self._flowing.clear()
+        self._flowing_back.clear()
+
+    def hold_back(self) -> None:
+        self._flowing_back.clear()
 
     async def __aenter__(self) -> Self:
         await self.heal()
@@ -83,8 +91,8 @@ class Proxy:
             there_reader, there_writer = await asyncio.open_connection(*self._upstream)
             writers.append(there_writer)
             async with asyncio.TaskGroup() as both:
-                both.create_task(self._pump(reader, there_writer))
-                both.create_task(self._pump(there_reader, writer))
+                both.create_task(self._pump(reader, there_writer, self._flowing))
+                both.create_task(self._pump(there_reader, writer, self._flowing_back))
             for each in writers:
                 each.close()
                 await each.wait_closed()
@@ -94,13 +102,15 @@ class Proxy:
             for each in writers:
                 _reset(each)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flowing: asyncio.Event
+    ) -> None:
         while data := await reader.read(PIECE_BYTES):
             await asyncio.sleep(self.delay_s)
-            await self._flowing.wait()
+            await flowing.wait()
             writer.write(data)
             await writer.drain()
-        await self._flowing.wait()
+        await flowing.wait()
         writer.write_eof()
 
 

@@ -1,0 +1,86 @@
+"""Tokens of accounts that were closed here: they count no more, on any node.
+
+`closed_accounts` in Postgres is short, since it forgets what is older than any token; so each node
+knows it by heart and asks only for what is new. No request waits for that.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+import structlog
+
+from hub.errors import Code, Disconnected, HubError
+from hub.hub import Hub
+from hub.ports import Authenticator, Principal
+from hub.records import UserId
+from storage.closures import ROWS_MAX, Closure, Closures
+
+CHECK_S = 1.0  # a closed account is gone everywhere within two, as who was removed is (P9)
+OVERLAP_S = 10.0  # how long a closure may take from its time to its commit
+KNOWN_MAX = 100_000  # some 10 MB; above, the oldest are forgotten, and count until they expire
+
+_log = structlog.get_logger()
+
+
+class ClosedAccounts:
+    """Which tokens do not count because of their age."""
+
+    def __init__(self, closures: Closures, hub: Hub) -> None:
+        self._closures = closures
+        self._hub = hub
+        self._closed_at_ms: OrderedDict[UserId, int] = OrderedDict()
+        self._seen_until = datetime.fromtimestamp(0, UTC)
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(CHECK_S)
+            try:
+                await self.look()
+            except Disconnected as lost:
+                _log.debug("closed accounts unknown", error=str(lost))
+
+    async def look(self) -> None:
+        """Learn of what was closed since. Raises `Disconnected`."""
+        last = Closure("", self._seen_until - timedelta(seconds=OVERLAP_S))
+        while True:
+            closures = await self._closures.since(last.closed_at, last.user_id)
+            self.learn(closures)
+            if len(closures) < ROWS_MAX:
+                return
+            last = closures[-1]
+
+    def learn(self, closures: Iterable[Closure]) -> None:
+        """End every session that goes by a token of theirs."""
+        closed_at_ms: dict[UserId, int] = {}
+        for user_id, closed_at in closures:
+            closed_at_ms[user_id] = int(closed_at.timestamp() * 1000)
+            if self._closed_at_ms.get(user_id, 0) < closed_at_ms[user_id]:
+                self._closed_at_ms[user_id] = closed_at_ms[user_id]
+                self._closed_at_ms.move_to_end(user_id)
+            self._seen_until = max(self._seen_until, closed_at)
+        while len(self._closed_at_ms) > KNOWN_MAX:
+            self._closed_at_ms.popitem(last=False)
+        # Also of those that are known: a session may have been on its way in when they became so.
+        if closed_at_ms:
+            self._hub.sign_out(closed_at_ms)
+
+    def refuses(self, who: Principal) -> bool:
+        """Whether the token was issued before its account was closed."""
+        return who.issued_at_ms < self._closed_at_ms.get(who.user_id, 0)
+
+
+class OpenAccounts:
+    """An `Authenticator` that asks another one, and refuses tokens of accounts closed since."""
+
+    def __init__(self, authenticator: Authenticator, closed: ClosedAccounts) -> None:
+        self._authenticator = authenticator
+        self._closed = closed
+
+    async def authenticate(self, token: str) -> Principal:
+        """Raises `HubError` as the other one does, and `NOT_LOGGED_IN`."""
+        who = await self._authenticator.authenticate(token)
+        if self._closed.refuses(who):
+            raise HubError(Code.NOT_LOGGED_IN)
+        return who

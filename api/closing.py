@@ -1,0 +1,87 @@
+"""Closing an account: out of every budget, and nothing personal left (design 3.4).
+
+First it is closed, in Postgres, and no token counts any more that was issued before: on this node
+at once, on the others within two seconds. What a device does on one of those meanwhile is found by
+a second pass, from housekeeping; it also finishes what a failure interrupted.
+
+    shared data (budgets, records, the log)   stays; it names users by their ids only
+    takes part                                leaves by an event each, an owned budget passes on
+    profile, login, refresh tokens            deleted
+    photos, uploads                           deleted, also what was copied and never confirmed
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from api.auth.closed_accounts import ClosedAccounts
+from hub.errors import Code, HubError
+from hub.events import ParticipantRemove
+from hub.hub import Hub
+from hub.ports import Principal
+from storage.closures import Closure, Closures
+from storage.photos import Photos
+from storage.profiles import Profiles
+
+LATE_S = 10.0  # after its closing an account may still have done something; later it is a new one
+GONE = {Code.ALREADY_LEFT, Code.NOT_PARTICIPANT, Code.BUDGET_NOT_EXISTS}
+
+
+class Closing:
+    def __init__(
+        self,
+        hub: Hub,
+        closures: Closures,
+        closed: ClosedAccounts,
+        profiles: Profiles,
+        photos: Photos,
+        *,
+        now_ms: Callable[[], int],
+        new_id: Callable[[], str],
+    ) -> None:
+        self._hub = hub
+        self._closures = closures
+        self._closed = closed
+        self._profiles = profiles
+        self._photos = photos
+        self._now_ms = now_ms
+        self._new_id = new_id
+
+    async def close(self, who: Principal) -> None:
+        """Close the account of `who`; again changes nothing. Raises `HubError`, `Disconnected`:
+        what was done until then is not undone, and the same call goes on from there."""
+        issued_at = datetime.fromtimestamp(who.issued_at_ms / 1000, UTC)
+        closure = await self._closures.close(who.user_id, issued_at=issued_at)
+        self._closed.learn([closure])
+        await self._clear(closure)
+
+    async def settle(self) -> None:
+        """The second pass, for everybody who needs it. Raises `Disconnected`, and the `HubError` of
+        one that has to be tried again, when all the others are done."""
+        now = datetime.fromtimestamp(self._now_ms() / 1000, UTC)
+        failed: HubError | None = None
+        for closure in await self._closures.unsettled(now - timedelta(seconds=2 * LATE_S)):
+            try:
+                await self._clear(closure)
+                await self._closures.settle(closure)
+            except HubError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+
+    async def _clear(self, closure: Closure) -> None:
+        user_id = closure.user_id
+        until = closure.closed_at + timedelta(seconds=LATE_S)
+        # First what it could sign in with again.
+        await self._profiles.delete(user_id, made_until=until)
+        for budget_id in await self._profiles.budgets(user_id, joined_until=until):
+            event = ParticipantRemove(
+                eventId=self._new_id(),
+                budgetId=budget_id,
+                when=self._now_ms(),
+                userId=user_id,
+                closesAccount=True,
+            )
+            [verdict] = await self._hub.submit(user_id, [event], "stop")
+            if verdict.error is not None and verdict.error not in GONE:
+                raise HubError(verdict.error, verdict.detail)
+        await self._photos.clear(user_id)

@@ -1,0 +1,137 @@
+"""Housekeeping: what has had its time is deleted, by one node at a time.
+
+    what                                       kept for
+    invites                                    30 days after their end: until then who comes by one
+                                               is told that it ran out
+    refresh tokens (families)                  a day after their end
+    accounts that were closed                  two days, longer than any token; then only what is
+                                               not settled
+    photos that were uploaded, not confirmed   a day (`temp/` of the disk's store; a bucket has a
+                                               rule of its own) and two (their rows)
+
+Each statement deletes at most `ROWS_MAX` rows, which an index finds, so that nobody waits for it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime, timedelta
+
+import structlog
+
+from hub.errors import BadData, Disconnected, Held, HubError, LostRace, StoreDown
+from storage.database import Database
+
+ROWS_MAX = 1_000
+RETRY_S = 60.0  # after a failure, where the interval is longer
+INVITES_KEPT_S = 30 * 24 * 3600
+FAMILIES_KEPT_S = 24 * 3600
+CLOSURES_KEPT_S = 48 * 3600  # `budget-hub token` makes tokens of a day
+
+# Any constant of our own. The lock is the session's, so it is gone with a node that is.
+LOCK_KEY = 7_264_910_332
+LOCK = "SELECT pg_try_advisory_lock($1)"
+UNLOCK = "SELECT pg_advisory_unlock($1)"
+
+DELETE_INVITES = """
+DELETE FROM invites WHERE (budget_id, id) IN (
+    SELECT budget_id, id FROM invites
+    WHERE expires_at < (extract(epoch FROM $1::timestamptz) * 1000)::bigint AND uses >= 0
+    ORDER BY expires_at LIMIT $2
+)
+"""
+DELETE_FAMILIES = """
+DELETE FROM refresh_families WHERE id IN (
+    SELECT id FROM refresh_families WHERE expires_at < $1 ORDER BY expires_at LIMIT $2
+)
+"""
+DELETE_CLOSURES = """
+DELETE FROM closed_accounts WHERE user_id IN (
+    SELECT user_id FROM closed_accounts WHERE closed_at < $1 AND settled
+    ORDER BY closed_at LIMIT $2
+)
+"""
+DELETIONS = (
+    ("invites", DELETE_INVITES, INVITES_KEPT_S),
+    ("refresh tokens", DELETE_FAMILIES, FAMILIES_KEPT_S),
+    ("closed accounts", DELETE_CLOSURES, CLOSURES_KEPT_S),
+)
+
+_log = structlog.get_logger()
+
+
+class Housekeeping:
+    """`chores` are done too, by name. `now` gives epoch seconds, `jitter` a random number from 0 to
+    1: nodes that start together take turns."""
+
+    def __init__(
+        self,
+        database: Database,
+        chores: Mapping[str, Callable[[], Awaitable[None]]],
+        *,
+        interval_s: float,
+        now: Callable[[], float],
+        jitter: Callable[[], float],
+    ) -> None:
+        self._database = database
+        self._chores = chores
+        self._interval_s = interval_s
+        self._now = now
+        self._jitter = jitter
+        self._failing: set[str] = set()  # and told so
+
+    async def run(self) -> None:
+        """Every `interval_s` seconds, until cancelled."""
+        await asyncio.sleep(self._interval_s * self._jitter())
+        while True:
+            await self.tidy()
+            wait_s = min(self._interval_s, RETRY_S) if self._failing else self._interval_s
+            await asyncio.sleep(wait_s)
+
+    async def tidy(self) -> bool:
+        """Do everything once; False if another node is at it. Raises nothing: what fails is logged
+        the first time and tried again the next."""
+        ours = False
+
+        async def all_of_it() -> None:
+            nonlocal ours
+            async with self._database.reading() as connection:
+                ours = await connection.fetchval(LOCK, LOCK_KEY)
+                if ours:
+                    try:
+                        await self._chore_by_chore()
+                    finally:
+                        await connection.execute(UNLOCK, LOCK_KEY)
+
+        await self._attempt("lock", all_of_it)
+        return ours
+
+    async def _chore_by_chore(self) -> None:
+        for name, statement, kept_s in DELETIONS:
+
+            async def delete(statement: str = statement, kept_s: float = kept_s) -> None:
+                await self._delete(statement, kept_s)
+
+            await self._attempt(name, delete)
+        for name, chore in self._chores.items():
+            await self._attempt(name, chore)
+
+    async def _attempt(self, name: str, chore: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await chore()
+        except (BadData, Disconnected, Held, HubError, LostRace, StoreDown) as error:
+            if name not in self._failing:
+                self._failing.add(name)
+                cause = f"{type(error).__name__}: {error}"
+                _log.warning("housekeeping failed", chore=name, error=cause)
+        else:
+            if name in self._failing:
+                self._failing.discard(name)
+                _log.warning("housekeeping works again", chore=name)
+
+    async def _delete(self, statement: str, kept_s: float) -> None:
+        before = datetime.fromtimestamp(self._now(), UTC) - timedelta(seconds=kept_s)
+        while True:
+            async with self._database.reading() as connection:
+                done = await connection.execute(statement, before, ROWS_MAX)
+            if int(done.rpartition(" ")[2]) < ROWS_MAX:
+                return

@@ -1,0 +1,307 @@
+"""The bus and the rate limits on a real Redis Cluster: three primaries, of which one has a replica.
+
+The tests are in the order of what they break; each leaves the cluster whole."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from limits import RateLimitItemPerMinute
+from redis.crc import key_slot
+from redis.exceptions import MovedError
+from structlog.testing import capture_logs
+
+from api.settings import Settings, SettingsError
+from hub.frames import Frame
+from hub.presence import NodeId
+from hub.records import BudgetId, UserId
+from storage import bus as storage_bus, cluster_bus
+from storage.bus import BUCKETS, DEAF_S, HEARTBEAT_S, bucket_of
+from storage.cluster_bus import LOOK_S, ClusterBus, address_of
+from storage.rate_limits import RateLimits
+from tests.cluster import POLL_S, until
+from tests.redis_cluster import Member, RedisCluster
+
+BUDGETS = 30  # of each shard some
+BUSY_S = 3.0  # what a machine that also runs everything else may add
+
+
+class Node:
+    """A bus that runs, and what it told its listener."""
+
+    def __init__(self, url: str, log_id: str) -> None:
+        self.bus = ClusterBus(url, log_id, new_node_id=lambda: uuid4().bytes, jitter=random.random)
+        self.frames: list[Frame] = []
+        self.attended: list[tuple[BudgetId, Mapping[UserId, int]]] = []
+        self.gone: set[NodeId] = set()
+        self.restorations = 0
+
+    def received(self, frame: Frame) -> None:
+        self.frames.append(frame)
+
+    def attending(
+        self, budget_id: BudgetId, node_id: NodeId, users: Mapping[UserId, int], *, asks: bool
+    ) -> None:
+        self.attended.append((budget_id, users))
+
+    def silent(self, node_id: NodeId) -> None:
+        self.gone.add(node_id)
+
+    async def restored(self) -> None:
+        self.restorations += 1
+
+    async def follow(self, budget_ids: list[BudgetId]) -> None:
+        async with asyncio.timeout(10):
+            await asyncio.gather(*(self.bus.subscribe(each) for each in budget_ids))
+
+    def heard(self, sequence: int) -> set[BudgetId]:
+        return {frame.budget_id for frame in self.frames if frame.from_sequence == sequence}
+
+
+@asynccontextmanager
+async def running(url: str, log_id: str) -> AsyncIterator[Node]:
+    """A node of that log, once it is linked with every shard."""
+    node = Node(url, log_id)
+    task = asyncio.create_task(node.bus.run(node))
+    try:
+        await until(lambda: node.bus.connected or task.done(), 10)
+        yield node
+    finally:
+        task.cancel()
+        [ended] = await asyncio.gather(task, return_exceptions=True)
+        assert isinstance(ended, asyncio.CancelledError), ended
+
+
+@pytest.fixture(scope="module")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RedisCluster]:
+    folder: Path = tmp_path_factory.mktemp("redis-cluster")
+    cluster = await RedisCluster.start(folder, primaries=3, replicas=1)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def log_id() -> str:
+    return str(uuid4())
+
+
+@pytest.fixture
+def budgets(cluster: RedisCluster, log_id: str) -> dict[BudgetId, Member]:
+    """And the shard of each; every shard has some."""
+    found = [str(uuid4()) for _ in range(BUDGETS)]
+    shards = {each: cluster.primary_of(f"{{{bucket_of(each)}}}") for each in found}
+    assert len(set(shards.values())) == 3
+    return shards
+
+
+@pytest.fixture
+async def pair(
+    cluster: RedisCluster, log_id: str, budgets: dict[BudgetId, Member]
+) -> AsyncIterator[tuple[Node, Node]]:
+    """Two nodes that follow all budgets, each led to the cluster by another of its servers."""
+    await cluster.until_whole()
+    async with (
+        running(cluster.members[0].url, log_id) as here,
+        running(cluster.members[-1].url, log_id) as there,
+    ):
+        for node in (here, there):
+            await node.follow(list(budgets))
+        yield here, there
+
+
+def publish(node: Node, budget_ids: set[BudgetId], sequence: int) -> None:
+    node.bus.publish([Frame(each, sequence, sequence, b"x") for each in sorted(budget_ids)])
+
+
+async def crossing(
+    here: Node, there: Node, budget_ids: set[BudgetId], sequence: int, timeout_s: float
+) -> int:
+    """Publish them again and again until each has crossed once; the next sequence."""
+
+    def crossed() -> bool:
+        return budget_ids <= {f.budget_id for f in there.frames if f.from_sequence >= sequence}
+
+    async with asyncio.timeout(timeout_s):
+        latest = sequence
+        while not crossed():
+            publish(here, budget_ids, latest)
+            latest += 1
+            await asyncio.sleep(5 * POLL_S)
+    return latest
+
+
+async def test_frames_cross_on_every_shard(
+    pair: tuple[Node, Node], budgets: dict[BudgetId, Member]
+) -> None:
+    """Byte for byte, and nobody hears himself, nor what it has left."""
+    here, there = pair
+    left = next(iter(budgets))
+    there.bus.unsubscribe(left)
+    await there.follow([str(uuid4()) for _ in range(BUDGETS)])  # asked for after that
+    frames = [Frame(each, 1, 2, bytes(range(256)), removes="Zoë") for each in budgets]
+    here.bus.publish(frames)
+    await until(lambda: len(there.frames) >= BUDGETS - 1, 10)
+    assert sorted(there.frames) == sorted(frame for frame in frames if frame.budget_id != left)
+    assert here.frames == []
+
+
+async def test_presence_crosses_and_ends_with_its_node(
+    cluster: RedisCluster, log_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_bus, "SILENT_S", 1.5)
+    budget_id = str(uuid4())
+    async with running(cluster.url, log_id) as here:
+        await here.follow([budget_id])
+        async with running(cluster.url, log_id) as there:
+            there.bus.announce(budget_id, {"ada": 2}, asks=True)
+            await until(lambda: here.attended == [(budget_id, {"ada": 2})], 10)
+            assert here.gone == set()
+        await until(lambda: len(here.gone) == 3, 10)  # of each shard one
+
+
+async def test_p9_histories_never_mix(cluster: RedisCluster) -> None:
+    budget_id = str(uuid4())
+    ours, theirs = str(uuid4()), str(uuid4())
+    async with (
+        running(cluster.url, ours) as here,
+        running(cluster.url, ours) as there,
+        running(cluster.url, theirs) as other,
+    ):
+        for node in (there, other):
+            await node.follow([budget_id])
+        publish(here, {budget_id}, 1)
+        await until(lambda: bool(there.frames), 10)
+        await asyncio.sleep(HEARTBEAT_S)
+        assert other.frames == []
+
+
+async def test_rate_limits_count_together(cluster: RedisCluster, log_id: str) -> None:
+    """Users are of all shards."""
+    nodes = [
+        RateLimits(member.url, log_id, b"secret", now=time.time, cluster=True, patience_s=10)
+        for member in cluster.members[:2]
+    ]
+    try:
+        limit = RateLimitItemPerMinute(5, 1, "user")
+        for user in range(9):
+            within = [not await node.take(limit, f"user-{user}") for node in nodes * 4]
+            assert within == [True] * 5 + [False] * 3
+    finally:
+        for node in nodes:
+            await node.close()
+
+
+async def test_p7_a_slot_that_moves_takes_its_channels_along(
+    cluster: RedisCluster, pair: tuple[Node, Node], budgets: dict[BudgetId, Member]
+) -> None:
+    """When the cluster grows: nobody's connection is lost, and the old shard carries it no more."""
+    here, there = pair
+    budget_id = next(each for each, shard in budgets.items() if shard is cluster.primaries[2])
+    slot = key_slot(f"{{{bucket_of(budget_id)}}}".encode())
+    old, new = cluster.primaries[2], cluster.primaries[1]
+    ids = [await each.ask("CLUSTER MYID") for each in (old, new)]
+    await new.ask("CLUSTER SETSLOT", slot, "IMPORTING", ids[0])
+    await old.ask("CLUSTER SETSLOT", slot, "MIGRATING", ids[1])
+    for each in (new, old):
+        await each.ask("CLUSTER SETSLOT", slot, "NODE", ids[1])
+    with pytest.raises(MovedError):
+        await old.ask("SPUBLISH", f"{{{bucket_of(budget_id)}}}", "x")
+    sequence = await crossing(here, there, {budget_id}, 1, 4 * LOOK_S + DEAF_S + BUSY_S)
+    await until(lambda: here.bus.connected and there.bus.connected, 10)
+    assert there.restorations > 3  # so that nothing of before is missed
+    await crossing(here, there, set(budgets), sequence, 10)
+
+
+@pytest.mark.parametrize("fault", ["killed", "frozen"])
+async def test_p10_a_lost_shard_takes_only_its_own_along(
+    cluster: RedisCluster, pair: tuple[Node, Node], budgets: dict[BudgetId, Member], fault: str
+) -> None:
+    """Its connections may look well all the while: each shard has its own heartbeat."""
+    here, there = pair
+    lost = cluster.primaries[1]
+    others = {each for each, shard in budgets.items() if shard is cluster.primaries[0]}
+    lost.kill() if fault == "killed" else lost.freeze()
+    try:
+        await until(lambda: not (here.bus.connected or there.bus.connected), DEAF_S + BUSY_S)
+        publish(here, others, 1)
+        await until(lambda: there.heard(1) == others, 10)
+        publish(here, set(budgets) - others, 1)  # in vain, and without harm
+        newcomer = next(each for each, shard in budgets.items() if shard is lost)
+        there.bus.unsubscribe(newcomer)
+        await there.follow([newcomer])  # waits for nobody who is away
+        before = there.restorations
+    finally:
+        lost.restart() if fault == "killed" else lost.thaw()
+    await until(lambda: here.bus.connected and there.bus.connected, 20)
+    assert there.restorations > before
+    await crossing(here, there, set(budgets), 2, 10)
+
+
+async def test_p7_a_replica_that_takes_over_is_found(
+    cluster: RedisCluster, pair: tuple[Node, Node], budgets: dict[BudgetId, Member]
+) -> None:
+    """Also by the node whose URL leads to the one that is gone."""
+    here, there = pair
+    lost = cluster.primaries[0]
+    lost.kill()
+    try:
+        await until(lambda: not (here.bus.connected or there.bus.connected), 10)
+        await until(lambda: here.bus.connected and there.bus.connected, 30)
+        await crossing(here, there, set(budgets), 1, 10)
+    finally:
+        lost.restart()
+
+
+async def test_a_bus_that_finds_no_cluster_waits_for_nobody(
+    log_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_bus, "LOOK_S", 0.1)
+    node = Node("redis://127.0.0.1:1", log_id)
+    task = asyncio.create_task(node.bus.run(node))
+    await node.follow([str(uuid4())])
+    publish(node, {str(uuid4())}, 1)
+    with capture_logs() as logs:
+        await asyncio.sleep(0.5)
+    assert [line["event"] for line in logs] == ["cluster lost"]  # once, however often it looks
+    assert not task.done()
+    assert not node.bus.connected
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize("made", [lambda n: str(uuid4()), lambda n: f"{n:08x}-0000-7000-8000-0"])
+def test_buckets_are_of_equal_size(made: Callable[[int], BudgetId]) -> None:
+    """Whatever kind of UUID clients make."""
+    counts = [0] * BUCKETS
+    for number in range(20 * BUCKETS):
+        counts[bucket_of(made(number))] += 1
+    assert 2 < min(counts) <= max(counts) < 50
+
+
+ENVIRON = {"DATABASE_URL": "postgres://hub", "AUTH_SECRET": "s" * 32, "REDIS_CLUSTER": "true"}
+
+
+@pytest.mark.parametrize("url", ["", "unix:///run/redis.sock", "redis://:word@host:6379/1"])
+def test_a_cluster_needs_an_address_that_can_be_one(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"^REDIS_CLUSTER: ") as refused:
+        Settings.from_env({**ENVIRON, "REDIS_URL": url})
+    assert "word" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "found"),
+    [
+        ("redis://host", "10.0.0.2", "redis://10.0.0.2:7000"),
+        ("rediss://u:p%40@host:1/0?a=f", "b.c", "rediss://u:p%40@b.c:7000/0?a=f"),
+        ("redis://:pass@[::1]:6379", "fd00::2", "redis://:pass@[fd00::2]:7000"),
+    ],
+)
+def test_each_shard_is_reached_as_the_first_one(url: str, host: str, found: str) -> None:
+    """With the same credentials, and by TLS where that was."""
+    assert Settings.from_env({**ENVIRON, "REDIS_URL": url}).redis_cluster
+    assert address_of(url, host, 7000) == found
