@@ -71,7 +71,7 @@ lock:  ## renew requirements.lock after a change of dependencies (needs uv)
 	uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
 		--all-extras --group dev pyproject.toml -o requirements.lock
 	uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
-		--constraints requirements.lock pyproject.toml -o infra/containers/serve.lock
+		--constraints requirements.lock --extra tracing pyproject.toml -o infra/containers/serve.lock
 	echo hatchling | uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
 		--constraints requirements.lock - -o infra/containers/build.lock
 

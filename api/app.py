@@ -7,7 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 from starlette.applications import Starlette
@@ -60,6 +60,9 @@ from storage.rate_limits import RateLimits
 from storage.snapshots import Snapshots
 from storage.users import Users
 
+if TYPE_CHECKING:
+    from api.tracing import OpenTelemetry
+
 REST_READS_MAX = 4  # connections beside those of the hub's own readers
 OWNERS_MAX = 2  # and beside both, for invites and link sharing
 HOUSEKEEPING_MAX = 1  # which holds the lock
@@ -109,7 +112,8 @@ async def open_app(settings: Settings, workers: Workers | None = None) -> AsyncI
         log_id = await log.log_id()
         bus = open_bus(settings, log_id)
         rates = Rates(settings.events_per_s_connection, settings.events_per_s_user)
-        hub = Hub(log, log_id, bus, now_ms=now_ms, jitter=random.random, rates=rates)
+        tracer = _tracer(settings)
+        hub = Hub(log, log_id, bus, now_ms=now_ms, jitter=random.random, rates=rates, tracer=tracer)
         keys = ApiKeys(settings.api_key_list())
         counts = RateLimits(
             settings.redis_url,
@@ -213,12 +217,22 @@ async def open_app(settings: Settings, workers: Workers | None = None) -> AsyncI
             finally:
                 await workers.close()
                 await hub.close()
+                if tracer is not None:
+                    await tracer.close()
                 await cached.close()
                 await counts.close()
                 for task in tasks:
                     task.cancel()
     finally:
         await database.close()
+
+
+def _tracer(settings: Settings) -> "OpenTelemetry | None":
+    if settings.otel_exporter_otlp_endpoint is None:
+        return None
+    from api import tracing  # here: it is an extra
+
+    return tracing.open_tracer(settings.otel_exporter_otlp_endpoint)
 
 
 class _Identity(NamedTuple):

@@ -7,6 +7,7 @@ from starlette.routing import Route
 
 from api.http import (
     VARY,
+    correlation,
     error_response,
     json_body,
     path_id,
@@ -32,7 +33,8 @@ def routes(hub: Hub, snapshots: Snapshots, authenticator: Authenticator) -> list
         if not isinstance(raw, dict):
             raise HubError(Code.BAD_REQUEST, "the body is not an object")
         event = {**raw, "eventType": "budget.create", "budgetId": raw.get("id")}
-        [verdict] = await hub.submit(who.user_id, parse_batch([event], 1), "stop")
+        events = parse_batch([event], 1)
+        [verdict] = await hub.submit(who.user_id, events, "stop", correlation(request))
         if verdict.error is not None:
             return error_response(request, verdict.error, verdict.detail)
         return respond(verdict.to_wire(legacy_event=True), 201)

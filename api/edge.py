@@ -9,6 +9,8 @@ import structlog
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from hub.tracing import Correlation
+
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 CONTENT_SECURITY_POLICY = (
     b"default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -38,9 +40,11 @@ class Edge:
         self.refusals: Counter[str] = Counter()  # answers from 400 on, by code
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = id_of(scope["headers"])
+        given = given_id(scope["headers"])
+        request_id = given or uuid.uuid4().hex
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
+        state["correlation"] = Correlation(request_id, shared=given is not None)
         # For the rest of the request's task, which is uvicorn's, and logs after us.
         structlog.contextvars.bind_contextvars(request_id=request_id)
         status, complete = 0, False
@@ -91,11 +95,16 @@ def cors(app: ASGIApp, origins: Collection[str]) -> ASGIApp:
 
 def id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """The request's own id, or a new one where it has none that could be repeated."""
+    return given_id(headers) or uuid.uuid4().hex
+
+
+def given_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The request's own id, if it could be repeated."""
     request_id = ""
     for name, value in headers:
         if name == b"x-request-id":
             request_id = value.decode("latin-1")
-    return request_id if REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex
+    return request_id if REQUEST_ID.fullmatch(request_id) else None
 
 
 def _log_failure(scope: Scope, status: int) -> None:

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.followers import EventStream, EventStreamResponse, Poll, RestEvent, rest_event
-from api.http import as_int, as_uuid, json_body, path_id, principal, query_int, respond
+from api.http import as_int, as_uuid, correlation, json_body, path_id, principal, query_int, respond
 from hub.committer import Mode
 from hub.errors import Code, HubError
 from hub.events import EVENTS_PER_REQUEST_MAX, parse_batch
@@ -29,7 +29,7 @@ def routes(hub: Hub, authenticator: Authenticator, *, now_ms: Callable[[], int])
         events = parse_batch(
             raw.get("events") if isinstance(raw, dict) else None, EVENTS_PER_REQUEST_MAX
         )
-        verdicts = await hub.submit(who.user_id, events, mode)
+        verdicts = await hub.submit(who.user_id, events, mode, correlation(request))
         partly = mode == "each" and not all(verdict.settled for verdict in verdicts)
         return respond(
             {"events": [verdict.to_wire(legacy_event=True) for verdict in verdicts]},

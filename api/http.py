@@ -20,6 +20,7 @@ from hub import wire_json
 from hub.errors import BadData, Code, Disconnected, Held, HubError, LostRace, StoreDown
 from hub.events import INTEGER_MAX, Uuid, describe
 from hub.ports import Authenticator, Principal
+from hub.tracing import Correlation
 
 BODY_BYTES_MAX = 256 * 1024
 COMPRESSED_FROM_BYTES = 1024
@@ -73,6 +74,12 @@ def bearer(authorization: str) -> str | None:
     """The token of an `Authorization` header, None if it holds none."""
     scheme, _, token = authorization.partition(" ")
     return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+def correlation(request: Request) -> Correlation:
+    """What the request is called in the logs; the client's own id goes with its events too."""
+    called: Correlation = request.state.correlation
+    return called
 
 
 def path_id(request: Request, name: str) -> str:

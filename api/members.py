@@ -11,13 +11,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.http import error_response, path_id, principal, respond
+from api.http import correlation, error_response, path_id, principal, respond
 from api.invites import token_hash
 from hub.errors import Code, HubError
 from hub.events import Event, ParticipantAdd, ParticipantRemove
 from hub.hub import Hub
 from hub.ports import Authenticator
 from hub.records import BudgetId, UserId
+from hub.tracing import Correlation
 from storage.snapshots import Snapshots
 
 
@@ -40,7 +41,7 @@ def routes(
             participantsMax=participants_max,
             invite=None if token is None else token_hash(token),
         )
-        refused = await refusal(who.user_id, event)
+        refused = await refusal(who.user_id, event, correlation(request))
         if refused is not None and refused is not Code.ALREADY_PARTICIPANT:
             return error_response(request, refused)
         budget, participant = await snapshots.joined(budget_id, who.user_id)
@@ -52,7 +53,7 @@ def routes(
         who = await principal(request, authenticator)
         budget_id = path_id(request, "budget_id")
         event = ParticipantRemove(**made(budget_id), userId=who.user_id)
-        refused = await refusal(who.user_id, event)
+        refused = await refusal(who.user_id, event, correlation(request))
         if refused is not None and refused is not Code.NOT_PARTICIPANT:
             return error_response(request, refused)
         return respond({"budgetId": budget_id, "userId": who.user_id})
@@ -66,7 +67,7 @@ def routes(
         who = await principal(request, authenticator)
         budget_id, user_id = path_id(request, "budget_id"), _user_id(request)
         event = ParticipantRemove(**made(budget_id), userId=user_id)
-        refused = await refusal(who.user_id, event)
+        refused = await refusal(who.user_id, event, correlation(request))
         already = Code.NOT_PARTICIPANT if user_id == who.user_id else Code.ALREADY_LEFT
         if refused is not None and refused is not already:
             return error_response(request, refused)
@@ -75,8 +76,8 @@ def routes(
     def made(budget_id: BudgetId) -> Mapping[str, object]:
         return {"eventId": new_id(), "budgetId": budget_id, "when": now_ms()}
 
-    async def refusal(actor: UserId, event: Event) -> Code | None:
-        [verdict] = await hub.submit(actor, [event], "stop")
+    async def refusal(actor: UserId, event: Event, called: Correlation) -> Code | None:
+        [verdict] = await hub.submit(actor, [event], "stop", called)
         return verdict.error
 
     joining = Route("/budgets/{budget_id}/join", join, methods=["GET", "POST"])

@@ -4,6 +4,7 @@ import json
 import re
 from base64 import urlsafe_b64decode
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Annotated, Literal
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -215,6 +216,14 @@ class Settings(BaseModel):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="Least severe log line")
     ] = "info"
+    otel_exporter_otlp_endpoint: Annotated[
+        str | None,
+        Field(
+            pattern=r"^https?://[^\s?#@]+$",
+            description="Collector of traces (OTLP over HTTP); needs the extra `tracing`, takes the"
+            " other `OTEL_` variables of OpenTelemetry too. Absent: no tracing",
+        ),
+    ] = None
 
     @field_validator("auth_secret", "auth_secret_previous")
     @classmethod
@@ -274,6 +283,13 @@ class Settings(BaseModel):
             raise ValueError("is needed with S3_BUCKET")
         return value
 
+    @field_validator("otel_exporter_otlp_endpoint")
+    @classmethod
+    def _tracing_is_installed(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and not _installed("opentelemetry.exporter.otlp.proto.http"):
+            raise ValueError("needs the extra: pip install 'budget-hub[tracing]'")
+        return endpoint
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "Settings":
         """Raises `SettingsError`. An empty variable counts as absent."""
@@ -332,6 +348,13 @@ class Settings(BaseModel):
             for name, value in self.model_dump().items()
             if value is not None
         }
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package above it
+        return False
 
 
 def _service_account(encoded: str) -> dict[str, str]:

@@ -27,7 +27,8 @@ socket only loses the answer.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import structlog
@@ -35,9 +36,17 @@ import structlog
 from hub.errors import BadData, Code, Disconnected, Held, LostRace
 from hub.events import Invalid, ParticipantAdd, Submitted
 from hub.measures import Measures
-from hub.ports import EventLog, Want
+from hub.ports import EventLog, Tracer, Want
 from hub.records import BudgetId, UserId
 from hub.rules import BudgetState, Change, LogRow, decide, rejected
+from hub.tracing import (
+    NO_ORIGINS,
+    Origin,
+    Origins,
+    begin_batch,
+    begin_commit,
+    correlation_ids,
+)
 from hub.verdicts import Verdict
 
 Mode: TypeAlias = Literal["stop", "each"]
@@ -66,7 +75,17 @@ class Answer(Protocol):
 class Submission:
     """Events of one user, in order, and the verdicts they have so far."""
 
-    __slots__ = ("actor", "answer", "budgets", "events", "halted", "measures", "mode", "verdicts")
+    __slots__ = (
+        "actor",
+        "answer",
+        "budgets",
+        "events",
+        "halted",
+        "measures",
+        "mode",
+        "origin",
+        "verdicts",
+    )
 
     def __init__(
         self,
@@ -75,12 +94,14 @@ class Submission:
         mode: Mode,
         answer: Answer,
         measures: Measures,
+        origin: Origin | None = None,
     ) -> None:
         self.actor = actor
         self.events = events
         self.mode = mode
         self.answer = answer
         self.measures = measures
+        self.origin = origin
         self.budgets = _budgets(events)
         self.verdicts: list[Verdict] = []
         self.halted = False  # mode `stop` met an event that was not accepted
@@ -89,10 +110,27 @@ class Submission:
         """Add the verdict of the next event; answer when it was the last."""
         self.verdicts.append(verdict)
         self.measures.settled(verdict)
-        if self.mode == "stop" and verdict.status != "accepted":
-            self.halted = True
-        if (self.halted or len(self.verdicts) == len(self.events)) and not self.answer.done():
-            self.answer.set_result(self.verdicts)
+        if verdict.status != "accepted":
+            if self.mode == "stop":
+                self.halted = True
+            if self.origin is not None:
+                self._tell(verdict)
+        if self.halted or len(self.verdicts) == len(self.events):
+            if not self.answer.done():
+                self.answer.set_result(self.verdicts)
+            if self.origin is not None:
+                self.origin.end()
+
+    def _tell(self, verdict: Verdict) -> None:
+        """For who looks for the client's id: at `debug`, what users do is no failure of ours."""
+        _log.debug(
+            "event not accepted",
+            correlation_ids=correlation_ids([self.origin]),
+            budget_id=verdict.budget_id,
+            event_id=verdict.event_id,
+            status=verdict.status,
+            code=None if verdict.error is None else verdict.error.name,
+        )
 
 
 class _Run(NamedTuple):
@@ -114,19 +152,22 @@ class _Run(NamedTuple):
 
 class Committer:
     """`deliver` is called after each commit, for each budget, with its new rows in order and the
-    time they were written (epoch milliseconds; 0: by an earlier attempt, nobody knows when)."""
+    time they were written (epoch milliseconds; 0: by an earlier attempt, nobody knows when), and
+    where they came from."""
 
     def __init__(
         self,
         log: EventLog,
-        deliver: Callable[[BudgetId, Sequence[LogRow], int], None],
+        deliver: Callable[[BudgetId, Sequence[LogRow], int, Origins], None],
         *,
         now_ms: Callable[[], int],
         jitter: Callable[[], float],
         lanes: int = LANES,
         measures: Measures | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._log = log
+        self._tracer = tracer
         self._deliver = deliver
         self._now_ms = now_ms
         self._jitter = jitter  # a random number from 0 to 1
@@ -137,6 +178,7 @@ class Committer:
         self._waiting_events = 0
         self._busy: set[BudgetId] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._told: dict[asyncio.Task[None], BaseException] = {}  # defects that somebody logs
         self._pump_due = False
 
     @property
@@ -153,12 +195,19 @@ class Committer:
         self.post(actor, events, mode, answer)
         return answer
 
-    def post(self, actor: UserId, events: Sequence[Submitted], mode: Mode, answer: Answer) -> None:
+    def post(
+        self,
+        actor: UserId,
+        events: Sequence[Submitted],
+        mode: Mode,
+        answer: Answer,
+        origin: Origin | None = None,
+    ) -> None:
         """The same for an answer of the caller's; it may be given at once, where there is no room.
 
         What it writes right after the commit leaves together with the events that the commit
         delivers: one write to a socket instead of two."""
-        submission = Submission(actor, events, mode, answer, self._measures)
+        submission = Submission(actor, events, mode, answer, self._measures, origin)
         if self._waiting_events + len(events) > WAITING_EVENTS_MAX:
             _refuse([_Run(submission, 0, len(events))], Code.BUSY)
             return
@@ -205,19 +254,31 @@ class Committer:
     def _start(self, work: "asyncio._CoroutineLike[None]") -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        told = self._told.pop(task, None)
+        if not task.cancelled() and (error := task.exception()) is not told:
+            _log.error("commit failed", exc_info=error)
 
     async def _lane(self, batch: list[Submission]) -> None:
         runs = [_Run(submission, 0, len(submission.events)) for submission in batch]
+        span = None
+        if self._tracer is not None:
+            origins = [submission.origin for submission in batch]
+            span = begin_batch(self._tracer, origins, _events(runs))
         held: list[_Run] = []
         ours: set[tuple[BudgetId, str]] = set()
         try:
             held = await self._settle(runs, wait=False, ours=ours, until_s=_settling())
         except BaseException as error:
             self._measures.commit_failures["defect"] += 1
-            _fail(runs, error)
+            self._fail(runs, error)
             raise
         finally:
+            if span is not None:
+                span.end()
             held_budgets = {budget for run in held for budget in run.budgets()}
             for submission in batch:
                 self._busy -= submission.budgets
@@ -238,13 +299,26 @@ class Committer:
             _refuse(runs, Code.BUSY)
         except BaseException as error:
             self._measures.commit_failures["defect"] += 1
-            _fail(runs, error)
+            self._fail(runs, error)
             raise
         finally:
             self._waiting_events -= _events(runs)
             for run in runs:
                 self._busy -= run.budgets()
             self._pump()
+
+    def _fail(self, runs: Sequence[_Run], error: BaseException) -> None:
+        """A defect of ours: nobody waits for ever (P4), the connections end. Whoever submitted
+        logs it, each for himself; the lane does only if none of them is there any more."""
+        lane = asyncio.current_task()
+        for run in runs:
+            submission = run.submission
+            if not submission.answer.done():
+                submission.answer.set_exception(error)
+                if lane is not None:
+                    self._told[lane] = error
+            if submission.origin is not None:
+                submission.origin.end(type(error).__name__)
 
     async def _settle(
         self,
@@ -269,7 +343,7 @@ class Committer:
                 failures["race"] += 1
                 races += 1
                 if races == RACES_MAX:
-                    _log.error("commit keeps losing races", error=str(race))
+                    _log.error("commit keeps losing races", error=str(race), **_named(runs))
                     _refuse(runs, Code.BUSY)
                     return []
                 await asyncio.sleep(0.01 * self._jitter() if races > 1 else 0)
@@ -285,7 +359,7 @@ class Committer:
             except Disconnected as lost:
                 failures["disconnected"] += 1
                 if asyncio.get_running_loop().time() >= until_s:
-                    _log.warning("commit given up", error=str(lost))
+                    _log.warning("commit given up", error=str(lost), **_named(runs))
                     _refuse(runs, Code.UNAVAILABLE)
                     return []
                 await asyncio.sleep(pause_s * (0.5 + self._jitter()))
@@ -304,7 +378,7 @@ class Committer:
         first."""
         halves = _halves(runs)
         if halves is None:
-            _log.error("an event cannot be stored", error=str(bad))
+            _log.error("an event cannot be stored", error=str(bad), **_named(runs))
             _refuse(runs, Code.INTERNAL_SERVER_ERROR)
             return []
         held: list[_Run] = []
@@ -327,7 +401,7 @@ class Committer:
         want = _wanted(runs)
         if want.budgets:
             begun_s = asyncio.get_running_loop().time()
-            async with self._log.transaction() as transaction:
+            async with self._traced(runs), self._log.transaction() as transaction:
                 away = await transaction.lock(want.budgets, wait=wait)
                 free, held = _apart(runs, away)
                 if held:
@@ -351,15 +425,20 @@ class Committer:
         if written_at_ms:
             self._measures.commit_s.observe(asyncio.get_running_loop().time() - begun_s)
             self._measures.batch_events.observe(len(decided))
+        origins = _origins(decided) if any(run.submission.origin for run in runs) else {}
         for row in found:
-            self._deliver(row.budget_id, [row], 0)
+            self._deliver(row.budget_id, [row], 0, origins.get(row.budget_id, NO_ORIGINS))
         for budget_id, state in states.items():
             if state.changes:
                 rows = [change.row for change in state.changes]
-                self._deliver(budget_id, rows, written_at_ms)
+                self._deliver(budget_id, rows, written_at_ms, origins.get(budget_id, NO_ORIGINS))
         for submission, verdict in decided:
             submission.settle(verdict)
         return held
+
+    def _traced(self, runs: Sequence[_Run]) -> AbstractAsyncContextManager[None]:
+        """A span of the transaction, where somebody wants one."""
+        return _UNTRACED if self._tracer is None else _commit(self._tracer, runs)
 
     def _decide(
         self,
@@ -396,6 +475,40 @@ class Committer:
                     stopped.add(submission)
                     break
         return decided
+
+
+_UNTRACED = nullcontext()
+
+
+@asynccontextmanager
+async def _commit(tracer: Tracer, runs: Sequence[_Run]) -> AsyncIterator[None]:
+    span = begin_commit(tracer, [run.submission.origin for run in runs])
+    failure: str | None = None
+    try:
+        yield
+    except BaseException as error:
+        failure = type(error).__name__
+        raise
+    finally:
+        if span is not None:
+            span.end(failure)
+
+
+def _origins(decided: Sequence[tuple[Submission, Verdict]]) -> dict[BudgetId, dict[int, Origin]]:
+    """Of the events that are new in the log, by budget and sequence."""
+    origins: dict[BudgetId, dict[int, Origin]] = {}
+    for submission, verdict in decided:
+        origin, sequence, budget_id = submission.origin, verdict.sequence, verdict.budget_id
+        if origin is None or sequence is None or budget_id is None or verdict.duplicate:
+            continue
+        origins.setdefault(budget_id, {})[sequence] = origin
+    return origins
+
+
+def _named(runs: Sequence[_Run]) -> dict[str, tuple[str, ...]]:
+    """What the clients call it, for a log line."""
+    ids = correlation_ids(run.submission.origin for run in runs)
+    return {"correlation_ids": ids} if ids else {}
 
 
 def _budgets(events: Sequence[Submitted]) -> set[BudgetId]:
@@ -445,13 +558,6 @@ def _refuse(runs: Sequence[_Run], code: Code) -> None:
             if submission.halted:
                 break
             submission.settle(rejected(event, code))
-
-
-def _fail(runs: Sequence[_Run], error: BaseException) -> None:
-    """A defect of ours: nobody waits for ever (P4), the connections end."""
-    for run in runs:
-        if not run.submission.answer.done():
-            run.submission.answer.set_exception(error)
 
 
 def _apart(

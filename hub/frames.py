@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic.alias_generators import to_camel
 
 from hub import wire_json
@@ -58,12 +58,21 @@ class Unsubscribe(_ClientFrame):
     budget_id: Uuid
 
 
+# Something to search for that a client chose: no name, address or text of anybody fits in.
+CORRELATION_ID = r"^[A-Za-z0-9._-]{1,64}$"
+_CORRELATION_BYTES_MAX = 16 + 64 + 6  # with its sequence, quotes and what stands between
+
+
 class Events(_ClientFrame):
     """Submit 1 to 100 events; each is checked on its own (`hub.events.parse_batch`)."""
 
     type: Literal["events"]
     events: list[Any]
     mode: Literal["stop", "each"] = "stop"
+    correlation_id: Annotated[
+        Annotated[str, StringConstraints(strict=True, pattern=CORRELATION_ID)] | None,
+        Field(description="Goes with the events to every log line about them and to who gets them"),
+    ] = None
 
 
 class Ping(_ClientFrame):
@@ -121,12 +130,20 @@ def _request_id(raw: Mapping[str, object]) -> RequestId:
 # To the client
 
 
+class Context(NamedTuple):
+    """What is known about how a frame's events came: the span that published them (a W3C
+    `traceparent`), and what their clients call them."""
+
+    trace: str | None
+    correlation_ids: tuple[str, ...]
+
+
 class Frame(NamedTuple):
     """Consecutive events of one budget, encoded once: `data` goes as it is to sockets and nodes.
 
     A frame ends at a `participant.remove` (`removes` is the user) and at `budget.delete`
     (`deletes`), because subscriptions end there. `written_at_ms` is when its first event was
-    written to the log (epoch milliseconds; 0: not known).
+    written to the log (epoch milliseconds; 0: not known). `context` is not sent to sockets.
     """
 
     budget_id: BudgetId
@@ -136,6 +153,7 @@ class Frame(NamedTuple):
     removes: UserId | None = None
     deletes: bool = False
     written_at_ms: int = 0
+    context: Context | None = None
 
 
 class Streamed(Protocol):
@@ -152,32 +170,51 @@ class Streamed(Protocol):
 
 
 def event_frames(
-    budget_id: BudgetId, rows: Iterable[Streamed], written_at_ms: int = 0
+    budget_id: BudgetId,
+    rows: Iterable[Streamed],
+    written_at_ms: int = 0,
+    correlation_ids: Mapping[int, str] = {},
 ) -> Iterator[Frame]:
     """The `events` frames that carry these consecutive rows of the log, the first of which was
-    written at `written_at_ms`."""
+    written at `written_at_ms`. `correlation_ids` is what the clients called them, by sequence."""
     part: list[Streamed] = []
     size = 0
     for row in rows:
         if part and size + len(row.event) > FRAME_BYTES_MAX - 512:  # 512: the frame around them
-            yield _event_frame(budget_id, part, written_at_ms)
+            yield _event_frame(budget_id, part, written_at_ms, correlation_ids)
             part, size = [], 0
         part.append(row)
         size += len(row.event) + 1
+        if correlation_ids:
+            size += _CORRELATION_BYTES_MAX
         if row.event_type in ("participant.remove", "budget.delete"):
-            yield _event_frame(budget_id, part, written_at_ms)
+            yield _event_frame(budget_id, part, written_at_ms, correlation_ids)
             part, size = [], 0
     if part:
-        yield _event_frame(budget_id, part, written_at_ms)
+        yield _event_frame(budget_id, part, written_at_ms, correlation_ids)
 
 
-def _event_frame(budget_id: BudgetId, rows: Sequence[Streamed], written_at_ms: int) -> Frame:
+def _event_frame(
+    budget_id: BudgetId,
+    rows: Sequence[Streamed],
+    written_at_ms: int,
+    correlation_ids: Mapping[int, str],
+) -> Frame:
     first, last = rows[0], rows[-1]
-    text = b'{"type":"events","budgetId":"%b","fromSequence":%d,"toSequence":%d,"events":[%b]}' % (
-        budget_id.encode(),
-        first.sequence,
-        last.sequence,
-        b",".join([row.event for row in rows]),
+    called = b""
+    if correlation_ids:
+        ids = {str(s): id for row in rows if (id := correlation_ids.get(s := row.sequence))}
+        if ids:
+            called = b',"correlationIds":%b' % orjson.dumps(ids)
+    text = (
+        b'{"type":"events","budgetId":"%b","fromSequence":%d,"toSequence":%d%b,"events":[%b]}'
+        % (
+            budget_id.encode(),
+            first.sequence,
+            last.sequence,
+            called,
+            b",".join([row.event for row in rows]),
+        )
     )
     return Frame(
         budget_id,

@@ -18,11 +18,20 @@ from hub.feed import Feed, Follower, Subscription, permitted
 from hub.frames import Frame, event_frames
 from hub.limits import Bucket, Rate, reconnect_spread_ms
 from hub.measures import Measures
-from hub.ports import Bus, EventLog, Page, Principal
+from hub.ports import Bus, EventLog, Page, Principal, Tracer
 from hub.presence import NodeId
 from hub.records import BudgetId, UserId
 from hub.rules import LogRow
 from hub.sweeper import Sweeper
+from hub.tracing import (
+    Correlation,
+    Origins,
+    begin_deliver,
+    begin_publish,
+    begin_submission,
+    of_frame,
+    shared_ids,
+)
 from hub.verdicts import Verdict
 
 BURST_S = 10  # of the rate may be taken at once
@@ -90,7 +99,8 @@ class Census(NamedTuple):
 
 
 class Hub:
-    """`log_id` identifies the log's history (design 1). `bus` None is a single node."""
+    """`log_id` identifies the log's history (design 1). `bus` None is a single node, `tracer` None
+    no tracing."""
 
     def __init__(
         self,
@@ -101,8 +111,10 @@ class Hub:
         now_ms: Callable[[], int],
         jitter: Callable[[], float],
         rates: Rates,
+        tracer: Tracer | None = None,
     ) -> None:
         self.rates = rates
+        self._tracer = tracer
         self.log = log
         self.log_id = log_id
         self._bus = bus
@@ -117,18 +129,40 @@ class Hub:
         self._now_ms = now_ms
         self.sweeper = Sweeper(log, self._feeds, self.measures)
         self._committer = Committer(
-            log, self._committed, now_ms=now_ms, jitter=jitter, measures=self.measures
+            log,
+            self._committed,
+            now_ms=now_ms,
+            jitter=jitter,
+            measures=self.measures,
+            tracer=tracer,
         )
 
     def submit(
-        self, actor: UserId, events: Sequence[Submitted], mode: Mode
+        self,
+        actor: UserId,
+        events: Sequence[Submitted],
+        mode: Mode,
+        correlation: Correlation | None = None,
     ) -> asyncio.Future[list[Verdict]]:
-        """Decide and commit the events in order; see `Committer.submit`."""
-        return self._committer.submit(actor, events, mode)
+        """Decide and commit the events in order; the future gives their verdicts: in `stop` mode up
+        to and with the first that is not accepted. Cancelling it does not cancel the commit."""
+        answer: asyncio.Future[list[Verdict]] = asyncio.get_running_loop().create_future()
+        self.post(actor, events, mode, answer, correlation)
+        return answer
 
-    def post(self, actor: UserId, events: Sequence[Submitted], mode: Mode, answer: Answer) -> None:
+    def post(
+        self,
+        actor: UserId,
+        events: Sequence[Submitted],
+        mode: Mode,
+        answer: Answer,
+        correlation: Correlation | None = None,
+    ) -> None:
         """The same without waiting for the loop's next turn; see `Committer.post`."""
-        self._committer.post(actor, events, mode, answer)
+        origin = None
+        if correlation is not None or self._tracer is not None:
+            origin = begin_submission(self._tracer, correlation, len(events))
+        self._committer.post(actor, events, mode, answer, origin)
 
     def subscribe(
         self, user_id: UserId, budget_id: BudgetId, key: int, follower: Follower
@@ -157,8 +191,8 @@ class Hub:
     def received(self, frame: Frame) -> None:
         """A frame from the bus."""
         feed = self._feeds.get(frame.budget_id)
-        if feed is not None and feed.offer(frame):
-            self.measures.fed["bus"] += _events(frame)
+        if feed is not None:
+            self._offer(feed, frame, "bus")
 
     def attending(
         self, budget_id: BudgetId, node_id: NodeId, users: Mapping[UserId, int], *, asks: bool
@@ -228,15 +262,56 @@ class Hub:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _committed(self, budget_id: BudgetId, rows: Sequence[LogRow], written_at_ms: int) -> None:
-        frames = list(event_frames(budget_id, rows, written_at_ms))
+    def _committed(
+        self,
+        budget_id: BudgetId,
+        rows: Sequence[LogRow],
+        written_at_ms: int,
+        origins: Origins,
+    ) -> None:
+        if not origins:
+            self._publish(budget_id, list(event_frames(budget_id, rows, written_at_ms)))
+            return
+        spans = []
+        frames = []
+        for frame in event_frames(budget_id, rows, written_at_ms, shared_ids(origins)):
+            said, span = begin_publish(self._tracer, of_frame(origins, frame), frame)
+            frames.append(said)
+            spans.append(span)
+        self._publish(budget_id, frames)
+        for span in spans:
+            if span is not None:
+                span.end()
+
+    def _publish(self, budget_id: BudgetId, frames: Sequence[Frame]) -> None:
         feed = self._feeds.get(budget_id)
         if feed is not None:
             for frame in frames:
-                if feed.offer(frame):
-                    self.measures.fed["commit"] += _events(frame)
+                self._offer(feed, frame, "commit")
         if self._bus is not None:
             self._bus.publish(frames)
+
+    def _offer(self, feed: Feed, frame: Frame, source: str) -> None:
+        """To the feed, from a commit here or from the bus."""
+        context, span = frame.context, None
+        if context is not None and self._tracer is not None:
+            span = begin_deliver(self._tracer, context, frame)
+        delivered = feed.offer(frame)
+        if delivered:
+            self.measures.fed[source] += _events(frame)
+        if context is None:
+            return
+        if span is not None:
+            span.end(None if delivered else "not the next one")
+        if context.correlation_ids:
+            _log.debug(
+                "events delivered" if delivered else "events not next",
+                correlation_ids=context.correlation_ids,
+                budget_id=frame.budget_id,
+                from_sequence=frame.from_sequence,
+                to_sequence=frame.to_sequence,
+                source=source,
+            )
 
     async def _listen(self, feed: Feed) -> None:
         # It may have been abandoned already, and then nobody would unsubscribe.

@@ -145,6 +145,39 @@ class BusListener(Protocol):
         ...
 
 
+class Span(Protocol):
+    """One step on the way of an event, from its beginning to `end`."""
+
+    @property
+    def context(self) -> str:
+        """What names it to other nodes and spans: a W3C `traceparent`."""
+        ...
+
+    def link(self, context: str) -> None:
+        """That other span has to do with this one."""
+        ...
+
+    def end(self, failure: str | None = None) -> None:
+        """It is over, or failed for that reason: a word of ours, never what a client wrote."""
+        ...
+
+
+class Tracer(Protocol):
+    """Keeps a record of spans. It never waits, and drops what is too much."""
+
+    def begin(
+        self,
+        name: str,
+        *,
+        parent: str | None = None,
+        links: Sequence[str] = (),
+        attributes: Mapping[str, str | int] = {},
+    ) -> Span | None:
+        """A new span under `parent`, or the first of a new trace; None where it is not to be
+        recorded."""
+        ...
+
+
 class Wire(Protocol):
     """One connection, as a session sees it. It calls the session's `received`, `full`, `drained`
     and `lost`."""

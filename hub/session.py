@@ -32,6 +32,7 @@ from hub.hub import Hub
 from hub.limits import Bucket
 from hub.ports import Authenticator, Principal, Wire
 from hub.records import BudgetId, UserId
+from hub.tracing import Correlation
 from hub.verdicts import Verdict
 
 AUTH_S = 5.0
@@ -226,8 +227,17 @@ class Session:
         detail: str | None = None,
         *,
         retry_after_ms: int | None = None,
+        correlation_id: str | None = None,
     ) -> None:
         self._hub.measures.refused(code)
+        # At `debug`: a client may send hundreds of bad frames a second.
+        _log.debug(
+            "frame refused",
+            connection_id=self._connection_id,
+            user_id=self._user_id,
+            code=code.name,
+            correlation_id=correlation_id,
+        )
         self._wire.write(frames.error(request_id, code, detail, retry_after_ms=retry_after_ms))
 
     def _close(self, code: Code, reason: str) -> None:
@@ -269,7 +279,7 @@ class Session:
             else:
                 self._wire.pause_reading()
 
-    def _may(self, request_id: RequestId, cost: int) -> bool:
+    def _may(self, request_id: RequestId, cost: int, correlation_id: str | None = None) -> bool:
         """Whether the rates allow it; if not, the client is told when it may come again, and one
         that does not listen is closed."""
         now_s = self._now_ms() / 1000
@@ -281,7 +291,12 @@ class Session:
             return True
         self._strikes += 1
         after_ms = int(missing_s * 1000) + 1
-        self._refuse(request_id, Code.RATE_LIMITED, retry_after_ms=after_ms)
+        self._refuse(
+            request_id,
+            Code.RATE_LIMITED,
+            retry_after_ms=after_ms,
+            correlation_id=correlation_id,
+        )
         if self._strikes > STRIKES_MAX:
             self.close(Code.RATE_LIMITED)
         return False
@@ -370,27 +385,38 @@ class Session:
     # Events in.
 
     def _submit(self, frame: frames.Events) -> None:
+        correlation_id = frame.correlation_id
         try:
             events = parse_batch(frame.events, EVENTS_PER_FRAME_MAX)
         except HubError as error:
-            if self._may(frame.id, 1):
-                self._refuse(frame.id, error.code, error.detail)
+            if self._may(frame.id, 1, correlation_id):
+                self._refuse(frame.id, error.code, error.detail, correlation_id=correlation_id)
             return
-        if not self._may(frame.id, len(events)):
+        if not self._may(frame.id, len(events), correlation_id):
             return
         self._in_flight += len(events)
-        answer = _Answer(self, frame.id, len(events))
-        self._hub.post(self._user_id, events, frame.mode, answer)
+        answer = _Answer(self, frame.id, len(events), correlation_id)
+        correlation = None if correlation_id is None else Correlation(correlation_id, shared=True)
+        self._hub.post(self._user_id, events, frame.mode, answer, correlation)
 
-    def answered(self, request_id: RequestId, events: int, verdicts: list[Verdict] | None) -> None:
-        """The verdicts of so many events in flight; None: a defect of ours prevented them."""
+    def answered(self, request_id: RequestId, events: int, verdicts: list[Verdict]) -> None:
+        """The verdicts of so many events in flight."""
         self._in_flight -= events
-        if verdicts is None:
-            self.close(Code.INTERNAL_SERVER_ERROR)
-        elif self._state is not State.CLOSED:
+        if self._state is not State.CLOSED:
             self._wire.write(frames.results(request_id, verdicts))
             if not self._reading:
                 self._read_or_not()
+
+    def failed(self, error: BaseException, correlation_id: str | None) -> None:
+        """A defect of ours prevented verdicts."""
+        _log.error(
+            "frame failed",
+            connection_id=self._connection_id,
+            user_id=self._user_id,
+            correlation_id=correlation_id,
+            exc_info=error,
+        )
+        self.close(Code.INTERNAL_SERVER_ERROR)
 
     # Events out.
 
@@ -417,26 +443,33 @@ class Session:
 class _Answer:
     """Brings the verdicts of one frame to its session; see `hub.committer.Answer`."""
 
-    __slots__ = ("_events", "_request_id", "_session")
+    __slots__ = ("_correlation_id", "_events", "_request_id", "_session")
 
-    def __init__(self, session: Session, request_id: RequestId, events: int) -> None:
+    def __init__(
+        self,
+        session: Session,
+        request_id: RequestId,
+        events: int,
+        correlation_id: str | None,
+    ) -> None:
         self._session: Session | None = session
         self._request_id = request_id
         self._events = events
+        self._correlation_id = correlation_id
 
     def done(self) -> bool:
         return self._session is None
 
     def set_result(self, verdicts: list[Verdict]) -> None:
-        self._give(verdicts)
+        self._taken().answered(self._request_id, self._events, verdicts)
 
     def set_exception(self, error: BaseException) -> None:
-        self._give(None)
+        self._taken().failed(error, self._correlation_id)
 
-    def _give(self, verdicts: list[Verdict] | None) -> None:
+    def _taken(self) -> Session:
         session, self._session = self._session, None
         assert session is not None
-        session.answered(self._request_id, self._events, verdicts)
+        return session
 
 
 class _Following:

@@ -23,7 +23,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from hub.frames import Frame
+from hub.frames import Context, Frame
 from hub.ports import BusListener
 from hub.presence import NodeId
 from hub.records import BudgetId, UserId
@@ -43,7 +43,9 @@ BUCKETS = 1024  # of channels in a cluster; no more shards than that have anythi
 _ORIGIN = struct.Struct("!B16s")
 # `_EVENTS`, without the time, is what older nodes sent: while a new version is deployed both come.
 # What a node does not know it leaves alone, and its sweeper finds the events.
-_HEARTBEAT, _EVENTS, _PRESENCE, _BACK, _DATED_EVENTS = range(5)
+# `_CONTEXT` comes right before the events it belongs to, a message of its own, so that a node which
+# does not know it still takes the events.
+_HEARTBEAT, _EVENTS, _PRESENCE, _BACK, _DATED_EVENTS, _CONTEXT = range(6)
 # First and last sequence, whether it deletes, length of the removed user's id.
 _RANGE = struct.Struct("!QQ?H")
 _WRITTEN = struct.Struct("!Q")  # epoch milliseconds; stands before the range
@@ -101,6 +103,8 @@ class RedisBus:
         self._outgoing_bytes = 0
         self._outgoing_some = asyncio.Event()
         self._heard_at_s: dict[NodeId, float] = {}
+        # Of the events that the node will send next: their budget, first sequence, and context.
+        self._contexts: dict[NodeId, tuple[BudgetId, int, Context]] = {}
         self.connected = False
         self._lost = False  # and not back yet
         self.losses: Counter[str] = Counter()  # of the connection, by cause
@@ -150,6 +154,8 @@ class RedisBus:
                 self.frames["dropped"] += len(frames) - number
                 return
             self.frames["published"] += 1
+            if frame.context is not None:
+                self._send(frame.budget_id, _pack_context(self._node_id, frame, frame.context))
             self._send(frame.budget_id, _pack(self._node_id, frame))
 
     def announce(self, budget_id: BudgetId, here: Mapping[UserId, int], *, asks: bool) -> None:
@@ -267,7 +273,11 @@ class RedisBus:
         if kind == _DATED_EVENTS:
             self.frames["received"] += 1
             (written_at_ms,) = _WRITTEN.unpack_from(payload, _ORIGIN.size)
-            listener.received(_unpack(budget_id, payload, _WRITTEN.size, written_at_ms))
+            frame = _unpack(budget_id, payload, _WRITTEN.size, written_at_ms)
+            known = self._contexts.pop(node_id, None)
+            if known is not None and known[:2] == (budget_id, frame.from_sequence):
+                frame = frame._replace(context=known[2])
+            listener.received(frame)
         elif kind == _EVENTS:
             self.frames["received"] += 1
             listener.received(_unpack(budget_id, payload, 0, 0))
@@ -276,6 +286,8 @@ class RedisBus:
             listener.attending(budget_id, node_id, told["users"], asks=told["asks"])
         elif kind == _BACK:
             listener.silent(node_id)
+        elif kind == _CONTEXT:
+            self._contexts[node_id] = (budget_id, *_unpack_context(payload))
 
     async def _keep_alive(self, redis: "Redis", listener: BusListener) -> None:
         """Tell that this node lives, and notice those that do not. Raises `TimeoutError` when we do
@@ -298,6 +310,7 @@ class RedisBus:
             for node_id, heard_at_s in list(self._heard_at_s.items()):
                 if now_s - heard_at_s > SILENT_S:
                     del self._heard_at_s[node_id]
+                    self._contexts.pop(node_id, None)
                     _log.info("node gone", node_id=node_id.hex())
                     listener.silent(node_id)
 
@@ -373,6 +386,16 @@ def _pack(node_id: NodeId, frame: Frame) -> bytes:
     origin = _ORIGIN.pack(_DATED_EVENTS, node_id)
     written = _WRITTEN.pack(frame.written_at_ms)
     return b"".join((origin, written, span, removes, frame.data))
+
+
+def _pack_context(node_id: NodeId, frame: Frame, context: Context) -> bytes:
+    told = orjson.dumps([frame.from_sequence, context.trace, context.correlation_ids])
+    return _ORIGIN.pack(_CONTEXT, node_id) + told
+
+
+def _unpack_context(payload: bytes) -> tuple[int, Context]:
+    from_sequence, trace, correlation_ids = orjson.loads(payload[_ORIGIN.size :])
+    return from_sequence, Context(trace, tuple(correlation_ids))
 
 
 def _unpack(budget_id: BudgetId, payload: bytes, skipped: int, written_at_ms: int) -> Frame:

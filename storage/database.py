@@ -179,9 +179,9 @@ def translated() -> Iterator[None]:
         asyncpg.DeadlockDetectedError,
         asyncpg.SerializationError,
     ) as error:
-        raise LostRace(str(error)) from error
+        raise LostRace(_said(error)) from error
     except asyncpg.LockNotAvailableError as error:
-        raise Held(str(error)) from error
+        raise Held(_said(error)) from error
     except (
         asyncpg.DataError,
         asyncpg.IntegrityConstraintViolationError,
@@ -199,4 +199,11 @@ def translated() -> Iterator[None]:
     ) as error:
         # Lost or refused connections, a server that starts, stops or is full, a statement that took
         # too long: nothing that the events themselves could be blamed for.
-        raise Disconnected(f"{type(error).__name__}: {error}") from error
+        raise Disconnected(f"{type(error).__name__}: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    """For the log: without the DETAIL, in which Postgres quotes keys and rows (P9)."""
+    if isinstance(error, asyncpg.PostgresError) and error.args:
+        return str(error.args[0])
+    return str(error)

@@ -104,7 +104,7 @@ async def submit(database: Database, actor: str, events: Sequence[dict[str, Any]
     """What becomes of the events, one by one, at the door they all go through."""
     committer = Committer(
         PostgresLog(database),
-        lambda budget_id, rows, written_at_ms: None,
+        lambda budget_id, rows, written_at_ms, origins: None,
         now_ms=lambda: 1_700_000_000_123,
         jitter=lambda: 0.5,
     )

@@ -18,6 +18,7 @@ from hub.committer import Committer, Mode
 from hub.events import EVENTS_PER_FRAME_MAX, parse_batch
 from hub.records import BudgetId, UserId
 from hub.rules import LogRow
+from hub.tracing import Origins
 from hub.verdicts import Verdict
 from storage import database as database_module
 from storage.database import Database
@@ -66,7 +67,9 @@ class Node:
             self.log, self.deliver, now_ms=lambda: NOW_MS, jitter=lambda: 0.5, **how
         )
 
-    def deliver(self, budget_id: BudgetId, rows: Sequence[LogRow], written_at_ms: int) -> None:
+    def deliver(
+        self, budget_id: BudgetId, rows: Sequence[LogRow], written_at_ms: int, origins: Origins
+    ) -> None:
         self.delivered += [(budget_id, row.sequence) for row in rows]
 
     def send(

@@ -13,6 +13,7 @@ from api.documents.stream import StreamEvent
 from api.documents.verdicts import Verdict
 from hub import frames
 from hub.events import EVENTS_PER_FRAME_MAX
+from hub.frames import CORRELATION_ID
 
 
 class Events(frames.Events):
@@ -78,6 +79,16 @@ class StreamEvents(TypedDict):
     budgetId: Id
     fromSequence: Sequence
     toSequence: Sequence
+    correlationIds: NotRequired[
+        Annotated[
+            dict[str, Annotated[str, Field(pattern=CORRELATION_ID)]],
+            Field(
+                description="What their clients call them (`correlationId`, or a request's own"
+                " `X-Request-Id`), by sequence, for those that have such an id; only with what"
+                " comes live"
+            ),
+        ]
+    ]
     events: Annotated[list[StreamEvent], Field(min_length=1)]
 
 

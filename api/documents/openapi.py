@@ -78,7 +78,8 @@ def openapi(version: str, served: Collection[tuple[str, str]], calls: Sequence[C
                 "X-Request-Id": {
                     "name": "X-Request-Id",
                     "in": "header",
-                    "description": "Names the request in the hub's log: up to 64 of `A-Za-z0-9._-`",
+                    "description": "Names the request in the hub's log, and its events to who gets"
+                    " them live: up to 64 of `A-Za-z0-9._-`",
                     "schema": {"type": "string"},
                 },
             },

@@ -5,6 +5,7 @@ Two nodes are two committers with connections of their own (`tests/racing.py`).
 """
 
 import asyncio
+import gc
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -859,6 +860,9 @@ async def test_p4_a_defect_fails_the_answers_and_nothing_hangs(
     def broken(*_: object, **__: object) -> Any:
         raise OverflowError("a defect")
 
+    complaints: list[Any] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: complaints.append(context))
     budget_id, other_id = await node.new_budget(), await node.new_budget()
     line = expense(budget_id)
     with monkeypatch.context() as patch:
@@ -876,10 +880,30 @@ async def test_p4_a_defect_fails_the_answers_and_nothing_hangs(
             with pytest.raises(OverflowError):
                 await within(answer)
         await within(node.committer.drain())
+    gc.collect()
+    await asyncio.sleep(0)
+    loop.set_exception_handler(None)
+    assert complaints == []  # each edge logs its own
     # The connections end; a resend settles it, and no budget or lane is stuck.
     expected = ["duplicate"] if where == "deliver" else ["accepted"]
     assert outcomes(await node.told("ann", line)) == expected
     assert outcomes(await node.told("ann", expense(other_id))) == ["accepted"]
+
+
+async def test_a_defect_that_nobody_waits_for_is_logged(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> Any:
+        raise OverflowError("a defect")
+
+    budget_id = await node.new_budget()
+    monkeypatch.setattr(committer_module, "decide", broken)
+    with capture_logs() as lines:
+        node.send("ann", expense(budget_id)).cancel()
+        await within(node.committer.drain())
+        await asyncio.sleep(0)
+    assert [(line["event"], line["log_level"]) for line in lines] == [("commit failed", "error")]
+    assert isinstance(lines[0]["exc_info"], OverflowError)
 
 
 async def test_p4_a_defect_while_apart_fails_the_answer_too(

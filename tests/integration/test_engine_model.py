@@ -34,6 +34,7 @@ from hub.events import (
 from hub.ports import Page, Want
 from hub.records import BudgetId, UserId
 from hub.rules import BudgetState, Change, LogRow
+from hub.tracing import Origins
 from hub.wire_json import decode
 from loadtest.replica import Replica
 from storage import event_log
@@ -100,7 +101,9 @@ class Bench:
     def new_id(self) -> str:
         return f"00000000-0000-4000-a000-{next(self._numbers):012x}"
 
-    def _deliver(self, budget_id: BudgetId, rows: Sequence[LogRow], written_at_ms: int) -> None:
+    def _deliver(
+        self, budget_id: BudgetId, rows: Sequence[LogRow], written_at_ms: int, origins: Origins
+    ) -> None:
         self.delivered.setdefault(budget_id, []).extend(orjson.loads(row.event) for row in rows)
 
     async def submit(self, batches: Sequence[Batch], node: int = 0) -> list[list[Wire]]:
@@ -562,7 +565,9 @@ def stop_goes_on(patch: pytest.MonkeyPatch) -> None:
 def one_delivery_is_lost(patch: pytest.MonkeyPatch) -> None:
     deliver = Bench._deliver
     patch.setattr(
-        Bench, "_deliver", lambda self, budget_id, rows, at: deliver(self, budget_id, rows[:3], at)
+        Bench,
+        "_deliver",
+        lambda self, budget_id, rows, at, origins: deliver(self, budget_id, rows[:3], at, origins),
     )
 
 

@@ -214,7 +214,7 @@ def test_an_events_frame() -> None:
         "events": [{"n": 8}, {}],
     }
     assert frame[:3] == (BUDGET, 8, 9)
-    assert frame[4:] == (None, False, 0)
+    assert frame[4:] == (None, False, 0, None)
 
 
 def test_no_events_no_frame() -> None:
@@ -341,3 +341,39 @@ def test_p8_long_results_are_several_frames_with_every_verdict_once(sizes: list[
         assert (answer["type"], answer["id"]) == ("results", 5)
         sequences += [verdict["sequence"] for verdict in answer["results"]]
     assert sequences == list(range(len(sizes)))
+
+
+def test_events_that_a_client_named_say_so_in_their_own_frame() -> None:
+    rows = [
+        LogEvent(8, "expense.add", "e", b"{}"),
+        LogEvent(9, "budget.delete", BUDGET, b"{}"),
+        LogEvent(10, "expense.add", "e", b"{}"),
+    ]
+    named, plain = event_frames(BUDGET, rows, correlation_ids={8: "tap-8", 9: "tap-9"})
+    assert content(named)["correlationIds"] == {"8": "tap-8", "9": "tap-9"}
+    assert "correlationIds" not in content(plain)
+    assert plain.data == next(event_frames(BUDGET, rows[2:])).data
+
+
+def test_p8_named_events_fit_their_frames_too() -> None:
+    rows = [LogEvent(n, "expense.add", "e", b'{"n":1}') for n in range(10**15, 10**15 + 9_000)]
+    names = {row.sequence: "x" * 64 for row in rows}
+    frames = list(event_frames(BUDGET, rows, correlation_ids=names))
+    assert len(frames) > 1
+    assert max(len(frame.data) for frame in frames) <= FRAME_BYTES_MAX
+    assert sum(len(content(frame)["correlationIds"]) for frame in frames) == 9_000
+
+
+@pytest.mark.parametrize("named", ["tap-17", "A.b_c-9", "x" * 64, None])
+def test_what_a_client_may_call_its_frame(named: str | None) -> None:
+    frame = parse(orjson.dumps({"type": "events", "events": [{}], "correlationId": named}))
+    assert isinstance(frame, Events)
+    assert frame.correlation_id == named
+
+
+@pytest.mark.parametrize("named", ["", "x" * 65, "a b", "ann@example.org", "ä", "a\n", 7, ["a"]])
+def test_what_it_may_not(named: object) -> None:
+    with pytest.raises(BadFrame, match="correlationId") as raised:
+        parse(orjson.dumps({"type": "events", "events": [{}], "correlationId": named}))
+    assert not raised.value.fatal
+    assert "ann" not in raised.value.detail

@@ -5,11 +5,14 @@ import logging
 import sys
 from typing import Any
 
+import asyncpg
 import pytest
 import structlog
 
 from api.logs import configure
 from api.settings import Settings
+from hub.errors import BadData, Disconnected, Held, LostRace
+from storage.database import translated
 
 SECRET = "the-secret-that-nobody-may-ever-read"
 SETTINGS: dict[str, Any] = {
@@ -52,3 +55,20 @@ def test_p9_settings_do_not_show_their_secrets() -> None:
     shown = repr(Settings(**SETTINGS))
     assert SECRET not in shown
     assert "hidden-word" not in shown
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncpg.UniqueViolationError("duplicate key value violates unique constraint"),
+        asyncpg.CheckViolationError("new row violates check constraint"),
+        asyncpg.LockNotAvailableError("lock timeout"),
+        asyncpg.ProgramLimitExceededError("index row size exceeds maximum"),
+    ],
+)
+def test_p9_what_postgres_quotes_goes_no_further(error: asyncpg.PostgresError) -> None:
+    error.detail = f"Key (email)=({SECRET}) already exists."
+    assert SECRET in str(error)
+    with pytest.raises((LostRace, BadData, Held, Disconnected)) as raised, translated():
+        raise error
+    assert SECRET not in str(raised.value)

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import orjson
 import pytest
+from structlog.testing import capture_logs
 
 from hub.committer import Answer
 from hub.errors import Code, HubError
@@ -26,6 +27,7 @@ from hub.session import (
     SUBSCRIPTIONS_MAX,
     Session,
 )
+from hub.tracing import Correlation
 from hub.verdicts import Verdict
 
 Json = dict[str, Any]
@@ -150,7 +152,14 @@ class FakeHub:
         if self.ended:
             session.leave()
 
-    def post(self, user_id: str, events: Sequence[Any], mode: str, answer: Answer) -> None:
+    def post(
+        self,
+        user_id: str,
+        events: Sequence[Any],
+        mode: str,
+        answer: Answer,
+        correlation: Correlation | None,
+    ) -> None:
         assert not answer.done()
         self.posted.append(Posted(user_id, events, mode, answer))
 
@@ -720,10 +729,13 @@ def test_p4_open_events_go_to_the_hub_and_their_verdicts_back(
 
 
 def test_open_a_defect_of_ours_closes_1011(bench: Bench, peer: Peer) -> None:
-    peer.send(events_frame(5))
-    bench.hub.posted.pop().fail()
+    peer.send(events_frame(5) | {"correlationId": "tap-1"})
+    with capture_logs() as lines:
+        bench.hub.posted.pop().fail()
     assert [error_of(frame) for frame in peer.read()] == ["INTERNAL_SERVER_ERROR"]
     assert peer.close_code == 1011
+    [line] = [line for line in lines if line["log_level"] == "error"]
+    assert (line["event"], line["correlation_id"]) == ("frame failed", "tap-1")
     assert_over(bench, peer)
 
 
