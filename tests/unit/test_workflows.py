@@ -111,7 +111,9 @@ def test_a_workflow_may_no_more_than_it_needs(path: Path) -> None:
         writes = {what for what, how in job.get("permissions", {}).items() if how == "write"}
         assert writes <= {"id-token", "packages", "issues"}, name
         if "uses" not in job:
-            assert int(job["timeout-minutes"]) <= 60, name
+            # The night's faults take hours; GitHub itself ends a job after six.
+            longest = 350 if (path.stem, name) == ("nightly", "faults") else 60
+            assert int(job["timeout-minutes"]) <= longest, name
         for step in job.get("steps", []):
             if "checkout" in step.get("uses", ""):
                 assert step["with"]["persist-credentials"] == "false", name
