@@ -1,5 +1,6 @@
 """Which version was before this one, as histories of every shape tell it."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -83,6 +84,8 @@ def committed(root: Path, version: str, changelog: str, migrations: list[str]) -
 
 
 def git(folder: Path, *arguments: str) -> str:
+    # Not what a hook of git, which may run this, says about its own repository.
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     return subprocess.run(
-        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+        ["git", *arguments], cwd=folder, env=environ, capture_output=True, text=True, check=True
     ).stdout.strip()
