@@ -7,8 +7,9 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 
 import pytest
 import redis.asyncio
@@ -55,12 +56,17 @@ needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 # Peers that stop reading
 
 
+def p99(delays: Sequence[float]) -> float:
+    return sorted(delays)[len(delays) * 99 // 100]
+
+
 @needs_linux
 @pytest.mark.parametrize(
-    ("stalled", "megabytes", "ping_s"),
+    ("stalled", "megabytes", "ping_s", "delay"),
     [
-        pytest.param(60, 8, 8, id="60-sockets"),
-        pytest.param(200, 50, 40, marks=pytest.mark.faults, id="200-sockets"),
+        # The worst of so few events would be the worst moment of the machine.
+        pytest.param(60, 8, 8, median, id="60-sockets"),
+        pytest.param(200, 50, 40, p99, marks=pytest.mark.faults, id="200-sockets"),
     ],
 )
 async def test_p8_sockets_that_stop_reading(
@@ -70,6 +76,7 @@ async def test_p8_sockets_that_stop_reading(
     stalled: int,
     megabytes: int,
     ping_s: int,
+    delay: Callable[[Sequence[float]], float],
 ) -> None:
     """They cost no memory, and nobody else time; some of them go on and miss nothing, the others
     are closed."""
@@ -110,7 +117,7 @@ async def test_p8_sockets_that_stop_reading(
                 )
                 assert grown < stalled * STALLED_BYTES_MAX
                 assert grown < megabytes * 1_000_000  # nor what they would share
-                assert p99(during) < max(2 * p99(before), p99(before) + NOISE_S)
+                assert delay(during) < max(2 * delay(before), delay(before) + NOISE_S)
 
                 left = 1 + len(healthy) + len(resuming)
                 await until(lambda: connections(node.url) == left, 2 * ping_s + CLOSE_S + BUSY_S)
@@ -164,10 +171,6 @@ async def delays(
         for spectator in healthy
         for event in spectator.events[budget_id][seen:]
     ]
-
-
-def p99(delays: Sequence[float]) -> float:
-    return sorted(delays)[len(delays) * 99 // 100]
 
 
 # Peers that vanish
