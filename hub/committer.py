@@ -187,12 +187,16 @@ class Committer:
         return self._waiting_events
 
     def submit(
-        self, actor: UserId, events: Sequence[Submitted], mode: Mode
+        self,
+        actor: UserId,
+        events: Sequence[Submitted],
+        mode: Mode,
+        origin: Origin | None = None,
     ) -> asyncio.Future[list[Verdict]]:
         """Queue the events; the future gives their verdicts: in `stop` mode up to and with the
         first that is not accepted. Cancelling the future does not cancel the commit."""
         answer: asyncio.Future[list[Verdict]] = asyncio.get_running_loop().create_future()
-        self.post(actor, events, mode, answer)
+        self.post(actor, events, mode, answer, origin)
         return answer
 
     def post(

@@ -25,6 +25,7 @@ from hub.rules import LogRow
 from hub.sweeper import Sweeper
 from hub.tracing import (
     Correlation,
+    Origin,
     Origins,
     begin_deliver,
     begin_publish,
@@ -146,9 +147,8 @@ class Hub:
     ) -> asyncio.Future[list[Verdict]]:
         """Decide and commit the events in order; the future gives their verdicts: in `stop` mode up
         to and with the first that is not accepted. Cancelling it does not cancel the commit."""
-        answer: asyncio.Future[list[Verdict]] = asyncio.get_running_loop().create_future()
-        self.post(actor, events, mode, answer, correlation)
-        return answer
+        origin = self._origin(correlation, len(events))
+        return self._committer.submit(actor, events, mode, origin)
 
     def post(
         self,
@@ -159,9 +159,7 @@ class Hub:
         correlation: Correlation | None = None,
     ) -> None:
         """The same without waiting for the loop's next turn; see `Committer.post`."""
-        origin = None
-        if correlation is not None or self._tracer is not None:
-            origin = begin_submission(self._tracer, correlation, len(events))
+        origin = self._origin(correlation, len(events))
         self._committer.post(actor, events, mode, answer, origin)
 
     def subscribe(
@@ -261,6 +259,11 @@ class Hub:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _origin(self, correlation: Correlation | None, events: int) -> Origin | None:
+        if correlation is None and self._tracer is None:
+            return None
+        return begin_submission(self._tracer, correlation, events)
 
     def _committed(
         self,

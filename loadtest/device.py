@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from itertools import count
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
@@ -51,8 +51,9 @@ SIGNED_OUT, FLOODED, GONE_AWAY = 4401, 4429, 1012
 OUR_FAULT = frozenset({1007, 1009, 4400})
 
 
-class Witness(Protocol):
-    """Who is told what a device does and sees. Times are of the device's clock, in seconds."""
+class Witness:
+    """Who is told what a device does and sees; this one looks away. Times are of the device's
+    clock, in seconds."""
 
     def submitted(self, user_id: str, event: Event, at_s: float) -> None: ...
 
@@ -81,37 +82,6 @@ class Witness(Protocol):
 
     def troubled(self, device: "Device", trouble: str) -> None:
         """Something that a client copes with: a refusal, a lost answer, a hub out of reach."""
-
-
-class Unwatched:
-    """A witness that looks away."""
-
-    def submitted(self, user_id: str, event: Event, at_s: float) -> None: ...
-
-    def answered(self, device: "Device", verdict: Mapping[str, Any], at_s: float) -> None: ...
-
-    def subscribed(
-        self,
-        observer: str,
-        budget_id: str,
-        key: int,
-        at_s: float,
-        *,
-        user_id: str,
-        snapshot: bool,
-    ) -> None: ...
-
-    def saw(
-        self, observer: str, budget_id: str, events: Sequence[Mapping[str, Any]], at_s: float
-    ) -> None: ...
-
-    def broke(self, observer: str, how: str) -> None: ...
-
-    def connected(self, device: "Device") -> None: ...
-
-    def disconnected(self, device: "Device", lost: Lost) -> None: ...
-
-    def troubled(self, device: "Device", trouble: str) -> None: ...
 
 
 class Device:
@@ -146,7 +116,7 @@ class Device:
         self.inboxes: dict[str, Inbox] = {}  # by budget
         self.opened = 0  # how many connections it has had
         self._rng = rng
-        self._witness: Witness = Unwatched() if witness is None else witness
+        self._witness = witness or Witness()
         self._clock = clock
         self._decode = decode
         self._receive_bytes = receive_bytes

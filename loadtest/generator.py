@@ -31,7 +31,7 @@ import orjson
 import uvloop
 
 from loadtest.account import Account, LocalAccount, Session, SignedAccount
-from loadtest.device import Device, device_name
+from loadtest.device import Device, Witness, device_name
 from loadtest.event_ids import due_s, timed_id, untimed_id
 from loadtest.history import Recorder
 from loadtest.http_client import HttpClient
@@ -41,7 +41,7 @@ from loadtest.plan import Login, Plan
 from loadtest.scenarios import DAY
 from loadtest.stats import Histogram, Sample
 from loadtest.target import Refused, Target, Unreachable
-from loadtest.wire import Decode, Lost
+from loadtest.wire import Decode
 from loadtest.workload import Arrivals, change
 
 OPENING_AT_ONCE = 100  # connections
@@ -57,7 +57,7 @@ EXCUSED_MAX = 10_000
 PAUSE_S = 0.05  # between two looks at what is awaited
 
 
-class Ledger:
+class Ledger(Witness):
     """What the devices of this process do and see: on record for the checker, and counted."""
 
     def __init__(self, recorder: Recorder, epoch_s: float) -> None:
@@ -122,8 +122,6 @@ class Ledger:
     def connected(self, device: Device) -> None:
         if device.opened > 1:
             self.sample.reconnects += 1
-
-    def disconnected(self, device: Device, lost: Lost) -> None: ...
 
     def troubled(self, device: Device, trouble: str) -> None:
         self.sample.errors += 1

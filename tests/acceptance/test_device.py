@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from loadtest.account import SignedAccount
-from loadtest.device import Device, Unwatched
+from loadtest.device import Device, Witness
 from loadtest.inbox import Inbox
 from loadtest.outbox import Event
 from loadtest.replica import Replica
@@ -26,7 +26,7 @@ from tests.device import budget_create, budget_edit, expense_add, expense_edit, 
 WAIT_S = 20.0
 
 
-class Witness(Unwatched):
+class Kept(Witness):
     """Keeps what a test asks for."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Witness(Unwatched):
 class Phone:
     """A device with its witness, on one budget."""
 
-    def __init__(self, device: Device, witness: Witness, budget_id: str) -> None:
+    def __init__(self, device: Device, witness: Kept, budget_id: str) -> None:
         self.device = device
         self.witness = witness
         self.inbox: Inbox = device.follow(budget_id)
@@ -93,7 +93,7 @@ async def phone(
     patience_s: float = 40.0,
     answer_s: float = 20.0,
 ) -> AsyncIterator[Phone]:
-    witness = Witness()
+    witness = Kept()
     device = Device(
         "phone",
         Target.parse(node.url),

@@ -22,6 +22,7 @@ from storage import bus as storage_bus
 from storage.bus import CONNECT_S, DEAF_S, HEARTBEAT_S, OUTGOING_BYTES_MAX, RedisBus
 from storage.embedded import EmbeddedRedis
 from tests.cluster import POLL_S, until
+from tests.listener import Listener, linked
 
 KILLS = 60
 SLOW_S = 0.15  # enough for anything else to happen first
@@ -61,30 +62,13 @@ class Deaf:
     async def restored(self) -> None: ...
 
 
-class Node:
+class Node(Listener):
     """A bus that runs, and all it told its listener."""
 
     def __init__(self, url: str, log_id: str) -> None:
+        super().__init__()
         self.node_id = uuid4().bytes
         self.bus = RedisBus(url, log_id, self.node_id, jitter=random.random)
-        self.frames: list[Frame] = []
-        self.attended: list[tuple[BudgetId, NodeId, Mapping[UserId, int], bool]] = []
-        self.gone: list[NodeId] = []
-        self.restorations = 0
-
-    def received(self, frame: Frame) -> None:
-        self.frames.append(frame)
-
-    def attending(
-        self, budget_id: BudgetId, node_id: NodeId, users: Mapping[UserId, int], *, asks: bool
-    ) -> None:
-        self.attended.append((budget_id, node_id, users, asks))
-
-    def silent(self, node_id: NodeId) -> None:
-        self.gone.append(node_id)
-
-    async def restored(self) -> None:
-        self.restorations += 1
 
     async def follow(self, budget_id: BudgetId) -> None:
         async with asyncio.timeout(10):
@@ -95,13 +79,8 @@ class Node:
 async def running(url: str, log_id: str) -> AsyncIterator[Node]:
     """A node of that log, once it has its connection."""
     node = Node(url, log_id)
-    task = asyncio.create_task(node.bus.run(node))
-    try:
-        await until(lambda: node.bus.connected or task.done(), 10)
+    async with linked(node.bus, node):
         yield node
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 @pytest.fixture
