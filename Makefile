@@ -27,8 +27,9 @@ run: install  ## serve on 127.0.0.1:8000 with an embedded Postgres and Redis
 	@$(BIN)/budget-hub dev
 
 # A module's tests stay together: they share its hubs. Each of the two has its own Postgres and Redis.
+# One hash seed: sets have the same order in every run, and another one in each of `make faults`.
 test: install  ## the whole test suite, on real embedded services
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	PYTHONHASHSEED=0 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-firebase: install .firebase-tools/installed  ## the identity tests on Firebase's own emulator
 	$(BIN)/pytest -m firebase

@@ -13,12 +13,19 @@ from hypothesis import settings
 from storage.database import Database
 from storage.embedded import EmbeddedPostgres, EmbeddedRedis
 from storage.migrate import migrate
+from tests.device import IDS
 
 # Property tests draw the same examples in every `make test`; `make faults` draws others each time.
 settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
 
 _numbers = itertools.count(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What is by chance, like the parts that budgets fall into, is by the same chance each time."""
+    IDS.seed(item.nodeid)
 
 
 @pytest.fixture(scope="session")

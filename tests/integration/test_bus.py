@@ -22,6 +22,7 @@ from storage import bus as storage_bus
 from storage.bus import CONNECT_S, DEAF_S, HEARTBEAT_S, OUTGOING_BYTES_MAX, RedisBus
 from storage.embedded import EmbeddedRedis
 from tests.cluster import POLL_S, until
+from tests.device import new_id
 from tests.listener import Listener, linked
 
 KILLS = 60
@@ -97,12 +98,12 @@ async def proxy(redis: EmbeddedRedis) -> AsyncIterator[Proxy]:
 
 @pytest.fixture
 def log_id() -> str:
-    return str(uuid4())
+    return new_id()
 
 
 @pytest.fixture
 def budget_id() -> BudgetId:
-    return str(uuid4())
+    return new_id()
 
 
 async def until_unheard(admin: Redis, log_id: str, budget_id: BudgetId) -> None:
@@ -156,12 +157,12 @@ async def test_while_a_version_is_deployed_both_of_their_messages_are_heard(
 
 async def test_only_what_is_followed_arrives(redis: EmbeddedRedis, log_id: str) -> None:
     """Also after it was followed for a while."""
-    followed, left, never = (str(uuid4()) for _ in range(3))
+    followed, left, never = (new_id() for _ in range(3))
     async with running(redis.url, log_id) as here, running(redis.url, log_id) as there:
         for each in (followed, left):
             await there.follow(each)
         there.bus.unsubscribe(left)
-        await there.follow(str(uuid4()))  # asked for after that; so it is done
+        await there.follow(new_id())  # asked for after that; so it is done
         here.bus.publish([Frame(each, 1, 1, b"x") for each in (left, never, followed)])
         await until(lambda: bool(there.frames), 5)
         assert [frame.budget_id for frame in there.frames] == [followed]
@@ -169,7 +170,7 @@ async def test_only_what_is_followed_arrives(redis: EmbeddedRedis, log_id: str) 
 
 async def test_p9_histories_never_mix(redis: EmbeddedRedis, budget_id: BudgetId) -> None:
     """Two databases on one Redis, and a budget whose id is in both: a copy of the other's."""
-    ours, theirs = str(uuid4()), str(uuid4())
+    ours, theirs = new_id(), new_id()
     async with (
         running(redis.url, ours) as here,
         running(redis.url, ours) as there,
@@ -212,7 +213,7 @@ async def test_followed_again_before_redis_has_answered(
         await following
         proxy.delay_s = 0
         await until_unheard(admin, log_id, budget_id)
-        await there.follow(str(uuid4()))  # answers come in order: all are here now
+        await there.follow(new_id())  # answers come in order: all are here now
         await there.follow(budget_id)
         here.bus.publish([Frame(budget_id, 1, 1, b"again")])
         await until(lambda: bool(there.frames), 5)
@@ -383,11 +384,11 @@ async def test_a_connection_lost_at_any_moment_never_ends_the_bus(redis: Embedde
     that use it; the bus has to come back from all of them."""
     seed = random.randrange(2**32)
     chance = random.Random(seed)
-    bus = RedisBus(redis.url, str(uuid4()), uuid4().bytes, jitter=chance.random)
+    bus = RedisBus(redis.url, new_id(), uuid4().bytes, jitter=chance.random)
 
     async def come_and_go() -> None:
         while True:
-            budget_id = str(uuid4())
+            budget_id = new_id()
             with suppress(TimeoutError):
                 async with asyncio.timeout(0.001):
                     await bus.subscribe(budget_id)

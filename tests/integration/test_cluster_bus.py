@@ -24,6 +24,7 @@ from storage.bus import BUCKETS, DEAF_S, HEARTBEAT_S, bucket_of
 from storage.cluster_bus import LOOK_S, ClusterBus, address_of
 from storage.rate_limits import RateLimits
 from tests.cluster import POLL_S, until
+from tests.device import new_id
 from tests.listener import Listener, linked
 from tests.redis_cluster import Member, RedisCluster
 
@@ -64,13 +65,13 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Red
 
 @pytest.fixture
 def log_id() -> str:
-    return str(uuid4())
+    return new_id()
 
 
 @pytest.fixture
 def budgets(cluster: RedisCluster, log_id: str) -> dict[BudgetId, Member]:
     """And the shard of each; every shard has some."""
-    found = [str(uuid4()) for _ in range(BUDGETS)]
+    found = [new_id() for _ in range(BUDGETS)]
     shards = {each: cluster.primary_of(f"{{{bucket_of(each)}}}") for each in found}
     assert len(set(shards.values())) == 3
     return shards
@@ -119,7 +120,7 @@ async def test_frames_cross_on_every_shard(
     here, there = pair
     left = next(iter(budgets))
     there.bus.unsubscribe(left)
-    await there.follow([str(uuid4()) for _ in range(BUDGETS)])  # asked for after that
+    await there.follow([new_id() for _ in range(BUDGETS)])  # asked for after that
     frames = [Frame(each, 1, 2, bytes(range(256)), removes="Zoë") for each in budgets]
     here.bus.publish(frames)
     await until(lambda: len(there.frames) >= BUDGETS - 1, 10)
@@ -131,7 +132,7 @@ async def test_presence_crosses_and_ends_with_its_node(
     cluster: RedisCluster, log_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage_bus, "SILENT_S", 1.5)
-    budget_id = str(uuid4())
+    budget_id = new_id()
     async with running(cluster.url, log_id) as here:
         await here.follow([budget_id])
         async with running(cluster.url, log_id) as there:
@@ -144,8 +145,8 @@ async def test_presence_crosses_and_ends_with_its_node(
 
 
 async def test_p9_histories_never_mix(cluster: RedisCluster) -> None:
-    budget_id = str(uuid4())
-    ours, theirs = str(uuid4()), str(uuid4())
+    budget_id = new_id()
+    ours, theirs = new_id(), new_id()
     async with (
         running(cluster.url, ours) as here,
         running(cluster.url, ours) as there,
@@ -242,8 +243,8 @@ async def test_a_bus_that_finds_no_cluster_waits_for_nobody(
     monkeypatch.setattr(cluster_bus, "LOOK_S", 0.1)
     node = Node("redis://127.0.0.1:1", log_id)
     task = asyncio.create_task(node.bus.run(node))
-    await node.follow([str(uuid4())])
-    publish(node, {str(uuid4())}, 1)
+    await node.follow([new_id()])
+    publish(node, {new_id()}, 1)
     with capture_logs() as logs:
         await asyncio.sleep(0.5)
     assert [line["event"] for line in logs] == ["cluster lost"]  # once, however often it looks
@@ -253,7 +254,7 @@ async def test_a_bus_that_finds_no_cluster_waits_for_nobody(
     await asyncio.gather(task, return_exceptions=True)
 
 
-@pytest.mark.parametrize("made", [lambda n: str(uuid4()), lambda n: f"{n:08x}-0000-7000-8000-0"])
+@pytest.mark.parametrize("made", [lambda n: new_id(), lambda n: f"{n:08x}-0000-7000-8000-0"])
 def test_buckets_are_of_equal_size(made: Callable[[int], BudgetId]) -> None:
     """Whatever kind of UUID clients make."""
     counts = [0] * BUCKETS

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 from limits import RateLimitItemPerMinute
@@ -15,6 +14,7 @@ from loadtest.proxy import Proxy
 from storage import rate_limits
 from storage.embedded import EmbeddedRedis
 from storage.rate_limits import RateLimits, Windows
+from tests.device import new_id
 
 SECRET = b"rate-limits-are-hashed-with-this"
 FIVE = RateLimitItemPerMinute(5, 1, "user")
@@ -37,7 +37,7 @@ async def taken(limits: RateLimits, whom: str, times: int) -> int:
 @pytest.fixture
 async def pair(redis: EmbeddedRedis) -> AsyncIterator[tuple[RateLimits, RateLimits]]:
     """Two nodes of one database."""
-    log_id = str(uuid4())
+    log_id = new_id()
     here, there = (
         RateLimits(redis.url, log_id, SECRET, now=time.time, patience_s=PATIENT_S) for _ in range(2)
     )
@@ -129,7 +129,7 @@ async def test_p10_redis_that_is_killed_fails_nothing_and_is_used_again(tmp_path
 
 async def test_p10_redis_that_is_silent_slows_hardly_anything(redis: EmbeddedRedis) -> None:
     async with Proxy(redis.url) as proxy:
-        limits = RateLimits(proxy.url, str(uuid4()), SECRET, now=time.time, patience_s=0.2)
+        limits = RateLimits(proxy.url, new_id(), SECRET, now=time.time, patience_s=0.2)
         try:
             await taken(limits, "ada", 1)
             proxy.black_hole()

@@ -100,7 +100,7 @@ class Node:
 async def running(
     database: Database, redis: EmbeddedRedis, *samplers: Sampler | None
 ) -> AsyncIterator[list[Node]]:
-    log_id = str(uuid4())
+    log_id = new_id()
     nodes = []
     for sampler in samplers:
         bus = RedisBus(redis.url, log_id, uuid4().bytes, jitter=random.random)
@@ -216,7 +216,7 @@ async def test_p7_a_context_never_changes_or_holds_up_the_frame(
     redis: EmbeddedRedis,
 ) -> None:
     """A node of another version, which does not know contexts, reads the same bytes as ever."""
-    log_id, budget_id, node_id = str(uuid4()), new_id(), uuid4().bytes
+    log_id, budget_id, node_id = new_id(), new_id(), uuid4().bytes
     plain = Frame(budget_id, 1, 1, b"\x81\x02{}")
     told = plain._replace(context=Context("00-" + "1" * 32 + "-" + "2" * 16 + "-01", ("tap-19",)))
     bus = RedisBus(redis.url, log_id, node_id, jitter=random.random)
@@ -256,7 +256,7 @@ class HubEar:
 
 
 async def test_a_context_stays_with_its_own_frame(redis: EmbeddedRedis) -> None:
-    log_id, budget_id = str(uuid4()), new_id()
+    log_id, budget_id = new_id(), new_id()
     context = Context(None, ("tap-20", "tap-21"))
     frames = [
         Frame(budget_id, 1, 1, b"a"),
