@@ -41,7 +41,7 @@ test-firebase: install .firebase-tools/installed  ## the identity tests on Fireb
 	@touch $@
 
 faults: install  ## the fault tests at length, and 200 seeded fault runs (40 minutes in all)
-	$(BIN)/pytest tests/unit --hypothesis-profile default
+	$(BIN)/pytest tests/unit --hypothesis-profile others
 	$(BIN)/pytest -m faults --timeout 1800 --log-cli-level INFO
 	$(BIN)/python -m loadtest faults --runs 200 --record
 

@@ -4,19 +4,23 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from storage.database import Database
 from storage.embedded import EmbeddedPostgres, EmbeddedRedis
 from storage.migrate import migrate
 from tests.device import IDS
 
-# Property tests draw the same examples in every `make test`; `make faults` draws others each time.
-settings.register_profile("same", derandomize=True)
+# Property tests draw the same examples in every `make test`, and others in each `make faults`. How
+# long an example takes is the machine's affair: it may be slow, or busy with something else.
+_UNHURRIED: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("same", derandomize=True, **_UNHURRIED)
+settings.register_profile("others", **_UNHURRIED)
 settings.load_profile("same")
 
 _numbers = itertools.count(1)

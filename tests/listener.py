@@ -42,7 +42,7 @@ async def linked(bus: RedisBus | ClusterBus, listener: BusListener) -> AsyncIter
     """The bus, once it has its connections. It must not end by itself."""
     task = asyncio.create_task(bus.run(listener))
     try:
-        await until(lambda: bus.connected or task.done(), 10)
+        await until(lambda: bus.connected or task.done(), 30)
         yield
     finally:
         task.cancel()

@@ -248,6 +248,9 @@ async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.005)
 
 
+AS_IN_SERVICE = dict(database_module.COMMIT_SESSION)
+
+
 def set_session(monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:
     """For connections made from now on."""
     for name, value in settings.items():

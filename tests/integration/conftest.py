@@ -1,20 +1,46 @@
-"""Nodes that race (`tests/racing.py`), for the modules about what they commit."""
+"""Patience for all modules, and nodes that race (`tests/racing.py`) for those about commits."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
 import asyncpg
 import pytest
 
+from hub import committer
+from storage import bus, cluster_bus, database, rate_limits
 from storage.database import Database
-from tests.racing import Elsewhere, Node, Nodes, set_session
+from tests.racing import Elsewhere, Node, Nodes
+
+PATIENT_S = 60
+# What hubs wait for an answer, a lock, a turn or a heartbeat.
+WAITS: tuple[tuple[object, str], ...] = (
+    (database, "COMMAND_TIMEOUT_S"),
+    (database, "ACQUIRE_TIMEOUT_S"),
+    (database, "TURN_S"),
+    (committer, "TURN_S"),
+    (committer, "SETTLE_S"),
+    (bus, "DEAF_S"),
+    (bus, "SILENT_S"),
+    (bus, "STALLED_S"),
+    (cluster_bus, "ANSWER_S"),
+    (rate_limits, "CONNECT_S"),
+    (rate_limits, "ANSWER_S"),
+)
+SERVER_WAITS = ("lock_timeout", "idle_in_transaction_session_timeout", "statement_timeout")
 
 
-@pytest.fixture
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a slow machine nothing here may run into the timeouts it is not about."""
-    set_session(monkeypatch, lock_timeout="60s", idle_in_transaction_session_timeout="60s")
+@pytest.fixture(scope="session", autouse=True)
+def patience() -> Iterator[None]:
+    """On a machine that is slow, or stops for some seconds, nothing here runs into a timeout that
+    it is not about; who is about one sets it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for where, name in WAITS:
+            patch.setattr(where, name, PATIENT_S)
+        for session in (database.SESSION, database.COMMIT_SESSION):
+            for name in SERVER_WAITS:
+                patch.setitem(session, name, f"{PATIENT_S}s")
+        yield
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import random
 import struct
 import time
 import tracemalloc
-from collections import Counter
+from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from itertools import count
+from itertools import count, pairwise
 from uuid import uuid4
 
 import pytest
@@ -19,15 +19,15 @@ from hub.presence import NodeId
 from hub.records import BudgetId, UserId
 from loadtest.proxy import PIECE_BYTES, Proxy
 from storage import bus as storage_bus
-from storage.bus import CONNECT_S, DEAF_S, HEARTBEAT_S, OUTGOING_BYTES_MAX, RedisBus
+from storage.bus import DEAF_S, HEARTBEAT_S, OUTGOING_BYTES_MAX, STALLED_S, RedisBus
 from storage.embedded import EmbeddedRedis
 from tests.cluster import POLL_S, until
 from tests.device import new_id
 from tests.listener import Listener, linked
 
+DEADLINE_S = 30.0
 KILLS = 60
 SLOW_S = 0.15  # enough for anything else to happen first
-BUSY_S = 1.0  # what a machine that also runs everything else may add
 MIB = 1024 * 1024
 
 
@@ -72,8 +72,19 @@ class Node(Listener):
         self.bus = RedisBus(url, log_id, self.node_id, jitter=random.random)
 
     async def follow(self, budget_id: BudgetId) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_S):
             await self.bus.subscribe(budget_id)
+
+    def heard_at_s(self, other: "Node") -> float:
+        """When it heard the other one last, or itself, by the loop's clock."""
+        return self.bus._heard_at_s[other.node_id]
+
+    def hears(self, other: "Node") -> bool:
+        return other.node_id in self.bus._heard_at_s
+
+    def has_not_heard(self, other: "Node", for_s: float) -> None:
+        """As if so much more time had passed since it last did."""
+        self.bus._heard_at_s[other.node_id] -= for_s
 
 
 @asynccontextmanager
@@ -106,12 +117,12 @@ def budget_id() -> BudgetId:
     return new_id()
 
 
-async def until_unheard(admin: Redis, log_id: str, budget_id: BudgetId) -> None:
-    """Wait until Redis would give the budget's frames to nobody."""
-    async with asyncio.timeout(10):
+async def until_heard_by(listeners: int, admin: Redis, log_id: str, budget_id: BudgetId) -> None:
+    """Wait until Redis would give the budget's frames to so many."""
+    async with asyncio.timeout(DEADLINE_S):
         while True:
-            [(_, listeners)] = await admin.pubsub_numsub(f"budget-hub:{log_id}:{budget_id}")
-            if listeners == 0:
+            [(_, number)] = await admin.pubsub_numsub(f"budget-hub:{log_id}:{budget_id}")
+            if number == listeners:
                 return
             await asyncio.sleep(POLL_S)
 
@@ -132,9 +143,9 @@ async def test_frames_cross_byte_for_byte(
         for node in (here, there):
             await node.follow(budget_id)
         here.bus.publish(frames)
-        await until(lambda: len(there.frames) == len(frames), 5)
+        await until(lambda: len(there.frames) == len(frames), DEADLINE_S)
         there.bus.publish([back])
-        await until(lambda: bool(here.frames), 5)
+        await until(lambda: bool(here.frames), DEADLINE_S)
         assert there.frames == frames
         assert here.frames == [back]
 
@@ -151,7 +162,7 @@ async def test_while_a_version_is_deployed_both_of_their_messages_are_heard(
         await admin.publish(channel, origin.pack(200, other) + b"of the future")
         older = origin.pack(1, other) + span.pack(1, 2, True, 3) + b"ada" + b"frame"
         await admin.publish(channel, older)
-        await until(lambda: bool(here.frames), 5)
+        await until(lambda: bool(here.frames), DEADLINE_S)
         assert here.frames == [Frame(budget_id, 1, 2, b"frame", removes="ada", deletes=True)]
 
 
@@ -164,7 +175,7 @@ async def test_only_what_is_followed_arrives(redis: EmbeddedRedis, log_id: str) 
         there.bus.unsubscribe(left)
         await there.follow(new_id())  # asked for after that; so it is done
         here.bus.publish([Frame(each, 1, 1, b"x") for each in (left, never, followed)])
-        await until(lambda: bool(there.frames), 5)
+        await until(lambda: bool(there.frames), DEADLINE_S)
         assert [frame.budget_id for frame in there.frames] == [followed]
 
 
@@ -182,7 +193,7 @@ async def test_p9_histories_never_mix(redis: EmbeddedRedis, budget_id: BudgetId)
         for node, data in ((here, b"ours"), (other, b"theirs")):
             node.bus.publish([Frame(budget_id, 1, 1, data)])
             node.bus.announce(budget_id, {data.decode(): 1}, asks=True)
-        await until(lambda: bool(there.attended) and bool(another.attended), 5)
+        await until(lambda: bool(there.attended) and bool(another.attended), DEADLINE_S)
         assert [frame.data for frame in there.frames] == [b"ours"]
         assert [frame.data for frame in another.frames] == [b"theirs"]
         assert there.attended == [(budget_id, here.node_id, {"ours": 1}, True)]
@@ -198,7 +209,7 @@ async def test_subscribed_means_that_redis_has_said_so(
         proxy.delay_s = SLOW_S
         await there.follow(budget_id)
         here.bus.publish([Frame(budget_id, 1, 1, b"first")])
-        await until(lambda: bool(there.frames), 5)
+        await until(lambda: bool(there.frames), DEADLINE_S)
 
 
 async def test_followed_again_before_redis_has_answered(
@@ -206,17 +217,18 @@ async def test_followed_again_before_redis_has_answered(
 ) -> None:
     """P7: who came, left at once and comes back hears everything."""
     async with running(redis.url, log_id) as here, running(proxy.url, log_id) as there:
-        proxy.delay_s = SLOW_S
+        proxy.hold_back()
         following = asyncio.create_task(there.follow(budget_id))
-        await asyncio.sleep(SLOW_S / 3)  # asked for; the answer is on its way
+        await until_heard_by(1, admin, log_id, budget_id)  # the answer is on its way
+        assert not following.done()
         there.bus.unsubscribe(budget_id)
         await following
-        proxy.delay_s = 0
-        await until_unheard(admin, log_id, budget_id)
+        await proxy.heal()
+        await until_heard_by(0, admin, log_id, budget_id)
         await there.follow(new_id())  # answers come in order: all are here now
         await there.follow(budget_id)
         here.bus.publish([Frame(budget_id, 1, 1, b"again")])
-        await until(lambda: bool(there.frames), 5)
+        await until(lambda: bool(there.frames), DEADLINE_S)
 
 
 async def test_left_before_it_was_asked_for(
@@ -227,7 +239,7 @@ async def test_left_before_it_was_asked_for(
         following = asyncio.create_task(node.follow(budget_id))
         await asyncio.sleep(0)  # it has begun, and nothing else has had its turn
         node.bus.unsubscribe(budget_id)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_S):
             await following
 
 
@@ -239,7 +251,7 @@ async def test_p8_what_is_published_without_redis_is_dropped(
     async with running(proxy.url, log_id) as here, running(redis.url, log_id) as there:
         await there.follow(budget_id)
         await proxy.cut()
-        await until(lambda: not here.bus.connected, 5)
+        await until(lambda: not here.bus.connected, DEADLINE_S)
         tracemalloc.start()
         try:
             before, _ = tracemalloc.get_traced_memory()
@@ -251,9 +263,9 @@ async def test_p8_what_is_published_without_redis_is_dropped(
             tracemalloc.stop()
         assert after - before < MIB
         await proxy.heal()
-        await until(lambda: here.bus.connected, 10)
+        await until(lambda: here.bus.connected, DEADLINE_S)
         here.bus.publish([Frame(budget_id, 2001, 2001, b"live")])
-        await until(lambda: bool(there.frames), 5)
+        await until(lambda: bool(there.frames), DEADLINE_S)
         assert [frame.from_sequence for frame in there.frames] == [2001]
         assert there.attended == []
 
@@ -282,61 +294,87 @@ async def test_every_node_is_heard_every_second(
     redis: EmbeddedRedis, admin: Redis, log_id: str
 ) -> None:
     """A heartbeat each, on the log's one channel, whatever is followed."""
+    beats: dict[bytes, list[float]] = defaultdict(list)  # when they came
+
+    def are_heard() -> bool:
+        """A second apart at most: a machine that stops may hold some of them up, and not all."""
+        gaps = [[b - a for a, b in pairwise(times)] for times in beats.values()]
+        return len(gaps) == 2 and all(len(each) >= 2 and min(each) < 1.0 for each in gaps)
+
     async with admin.pubsub() as watching:
         await watching.subscribe(f"budget-hub:{log_id}:nodes")
+        begun_s = time.monotonic()
         async with running(redis.url, log_id) as here, running(redis.url, log_id) as there:
-            beats: Counter[bytes] = Counter()
-            begun_s = time.monotonic()
-            async with asyncio.timeout(10):
-                while len(beats) < 2 or min(beats.values()) < 3:
+            async with asyncio.timeout(DEADLINE_S):
+                while not are_heard():
                     message = await watching.get_message(ignore_subscribe_messages=True, timeout=10)
                     if message is not None:
-                        beats[message["data"][-16:]] += 1
-            took_s = time.monotonic() - begun_s
+                        beats[message["data"][-16:]].append(time.monotonic())
             assert set(beats) == {here.node_id, there.node_id}
-            assert 1.5 * HEARTBEAT_S < took_s < 2 * HEARTBEAT_S + BUSY_S
-            assert max(beats.values()) <= 4
+            most = 1 + (time.monotonic() - begun_s) / HEARTBEAT_S
+            assert max(len(times) for times in beats.values()) <= most
             assert here.gone == there.gone == []
 
 
 async def test_a_node_that_falls_silent_is_told_of_once(
     redis: EmbeddedRedis, log_id: str, budget_id: BudgetId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heartbeat_s, silent_s = 0.2, 1.5
-    monkeypatch.setattr(storage_bus, "HEARTBEAT_S", heartbeat_s)
-    monkeypatch.setattr(storage_bus, "SILENT_S", silent_s)
+    monkeypatch.setattr(storage_bus, "HEARTBEAT_S", 0.1)
     async with running(redis.url, log_id) as here, running(redis.url, log_id) as steady:
         await here.follow(budget_id)
         async with running(redis.url, log_id) as there:
             there.bus.announce(budget_id, {"ada": 1}, asks=False)
-            await until(lambda: bool(here.attended), 5)
-        left_s = time.monotonic()
-        await until(lambda: bool(here.gone) and bool(steady.gone), 10)
-        assert time.monotonic() - left_s < silent_s + 2 * heartbeat_s + BUSY_S
-        await asyncio.sleep(silent_s + heartbeat_s)  # time enough to be told again
+            await until(lambda: bool(here.attended), DEADLINE_S)
+            await until(lambda: all(n.hears(there) for n in (here, steady)), DEADLINE_S)
+            assert here.gone == steady.gone == []
+
+        def told() -> bool:
+            for node in (here, steady):
+                if node.hears(there):  # what it said last may still be on its way
+                    node.has_not_heard(there, storage_bus.SILENT_S)
+            return bool(here.gone) and bool(steady.gone)
+
+        await until(told, DEADLINE_S)
+        await asyncio.sleep(0.5)  # time enough to be told again
         assert here.gone == steady.gone == [there.node_id]
 
 
 async def test_p7_a_node_that_hears_nothing_knows_and_comes_back(
-    redis: EmbeddedRedis, proxy: Proxy, log_id: str, budget_id: BudgetId
+    redis: EmbeddedRedis,
+    proxy: Proxy,
+    log_id: str,
+    budget_id: BudgetId,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its connection looks well all the while."""
     async with running(redis.url, log_id) as here, running(proxy.url, log_id) as there:
         await there.follow(budget_id)
         assert there.restorations == 1
         proxy.black_hole()
-        deaf_s = time.monotonic()
-        await until(lambda: not there.bus.connected, DEAF_S + HEARTBEAT_S + BUSY_S)
-        assert time.monotonic() - deaf_s > DEAF_S - HEARTBEAT_S
+        with monkeypatch.context() as patch:
+            patch.setattr(storage_bus, "DEAF_S", DEAF_S)
+            await until(lambda: not there.bus.connected, DEADLINE_S)
+        assert asyncio.get_running_loop().time() - there.heard_at_s(there) > DEAF_S
+        assert there.bus.losses["deaf"] == 1
         await proxy.heal()
-        await until(lambda: there.restorations == 2, 10)
-        here.bus.publish([Frame(budget_id, 1, 1, b"heard")])
-        await until(lambda: bool(there.frames), 5)
-        assert here.restorations == 1  # of a fault of somebody else's
+        await until(lambda: there.restorations == 2, DEADLINE_S)
+        await heard(here, there, budget_id)
+        # Only for what it has lost itself, where the machine stopped for that long.
+        assert here.restorations == 1 + here.bus.losses.total()
+
+
+async def heard(here: Node, there: Node, budget_id: BudgetId) -> None:
+    """Return when something that was published has come; what a lost connection held does not."""
+    async with asyncio.timeout(DEADLINE_S):
+        for sequence in count(1):
+            here.bus.publish([Frame(budget_id, sequence, sequence, b"again and again")])
+            await asyncio.sleep(POLL_S)
+            if there.frames:
+                return
 
 
 async def test_p7_a_connection_that_is_never_answered_is_given_up(
-    redis: EmbeddedRedis, log_id: str
+    redis: EmbeddedRedis, log_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What accepts it may be gone in that moment, or stand before a Redis that is. The next one
     may be answered."""
@@ -345,12 +383,13 @@ async def test_p7_a_connection_that_is_never_answered_is_given_up(
     async def swallow(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         swallowed.append(writer)
 
+    monkeypatch.setattr(storage_bus, "DEAF_S", DEAF_S)
     mute = await asyncio.start_server(swallow, "127.0.0.1")
     port = mute.sockets[0].getsockname()[1]
     bus = RedisBus(f"redis://127.0.0.1:{port}/0", log_id, uuid4().bytes, jitter=random.random)
     running = asyncio.create_task(bus.run(Deaf()))
     try:
-        await until(lambda: len(swallowed) == 2, CONNECT_S + DEAF_S + 2 * BUSY_S)
+        await until(lambda: len(swallowed) >= 2, DEADLINE_S)
         assert not bus.connected
     finally:
         running.cancel()
@@ -361,9 +400,10 @@ async def test_p7_a_connection_that_is_never_answered_is_given_up(
 
 
 async def test_p7_a_connection_that_takes_frames_and_passes_none_is_given_up(
-    redis: EmbeddedRedis, log_id: str, budget_id: BudgetId
+    redis: EmbeddedRedis, log_id: str, budget_id: BudgetId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Frames, heartbeats and subscriptions may go by several connections; each of them counts."""
+    monkeypatch.setattr(storage_bus, "STALLED_S", STALLED_S)
     async with (
         Stalling(redis.url, b"the first") as proxy,
         running(proxy.url, log_id) as here,
@@ -371,19 +411,14 @@ async def test_p7_a_connection_that_takes_frames_and_passes_none_is_given_up(
     ):
         await there.follow(budget_id)
         here.bus.publish([Frame(budget_id, 1, 1, b"the first")])
-        async with asyncio.timeout(DEAF_S + HEARTBEAT_S + CONNECT_S + 2 * BUSY_S):
-            for sequence in count(2):
-                await asyncio.sleep(HEARTBEAT_S)
-                here.bus.publish([Frame(budget_id, sequence, sequence, b"another")])
-                if there.frames:
-                    break
+        await heard(here, there, budget_id)
+        assert here.restorations >= 2
 
 
 async def test_a_connection_lost_at_any_moment_never_ends_the_bus(redis: EmbeddedRedis) -> None:
     """P10. The driver answers with errors of many kinds when its connection goes between two tasks
     that use it; the bus has to come back from all of them."""
-    seed = random.randrange(2**32)
-    chance = random.Random(seed)
+    chance = random.Random(1)
     bus = RedisBus(redis.url, new_id(), uuid4().bytes, jitter=chance.random)
 
     async def come_and_go() -> None:
@@ -401,8 +436,8 @@ async def test_a_connection_lost_at_any_moment_never_ends_the_bus(redis: Embedde
     busy = asyncio.create_task(come_and_go())
     try:
         for _ in range(KILLS):
-            await until(lambda: bus.connected or running.done(), 10)
-            assert not running.done(), f"seed {seed}: {running.exception()!r}"
+            await until(lambda: bus.connected or running.done(), DEADLINE_S)
+            assert not running.done(), repr(running.exception())
             await asyncio.sleep(chance.random() * 0.02)  # any moment
             await admin.client_kill_filter(_type="pubsub", skipme=True)
     finally:

@@ -42,8 +42,6 @@ LIMIT = 10
 ROUNDS = 15
 SEED = int(os.environ.get("STORM_SEED", random.randrange(2**32)))  # repeats a long run
 
-pytestmark = pytest.mark.usefixtures("patience")
-
 
 @pytest.fixture
 async def other(nodes: Nodes) -> Node:
