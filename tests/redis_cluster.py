@@ -3,24 +3,23 @@
 import asyncio
 import os
 import secrets
-import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
+from loadtest.cluster import Port
 from storage.embedded import EmbeddedRedis
 from tests.cluster import POLL_S
 
 SLOTS = 16384
 NODE_TIMEOUT_MS = 1500
-FORMING_S = 30.0
+FORMING_S = 60.0
 
 
 class Member:
@@ -30,11 +29,12 @@ class Member:
         self._folder = folder
         self._password = password
         # The link to the others is at port + 10000 otherwise, which may be none.
-        self._bus_port = free_port()
-        self.server = self._start(None)
-        port = urlsplit(self.url).port
-        assert port is not None
-        self.port = port
+        self._port, self._bus_port = Port(), Port()
+        self.server = self._start()
+
+    @property
+    def port(self) -> int:
+        return self._port.number
 
     @property
     def url(self) -> str:
@@ -42,11 +42,11 @@ class Member:
 
     @property
     def bus_port(self) -> int:
-        return self._bus_port
+        return self._bus_port.number
 
     async def ask(self, *words: str | int) -> Any:
         """What it answers to a command of its own: to another one's it answers an error."""
-        client: Any = Redis.from_url(self.url, decode_responses=True, socket_timeout=5)
+        client: Any = Redis.from_url(self.url, decode_responses=True, socket_timeout=30)
         async with client:
             return await client.execute_command(*words)
 
@@ -63,19 +63,25 @@ class Member:
 
     def restart(self) -> None:
         """With what it knew of the cluster."""
-        self.server = self._start(self.port)
+        self.server = self._start()
 
-    def _start(self, port: int | None) -> EmbeddedRedis:
+    def close(self) -> None:
+        self.server.stop()
+        self._port.close()
+        self._bus_port.close()
+
+    def _start(self) -> EmbeddedRedis:
         settings = {
             "cluster-enabled": "yes",
             "cluster-node-timeout": str(NODE_TIMEOUT_MS),
-            "cluster-port": str(self._bus_port),
+            "cluster-port": str(self.bus_port),
             # What a cluster is to be set to (infra/README.md): a lost shard is one shard's loss.
             "cluster-require-full-coverage": "no",
+            "repl-diskless-sync-delay": "0",  # a replica without its copy cannot take over
             "masterauth": self._password,
         }
         return EmbeddedRedis.start(
-            self._folder, settings=settings, port=port, password=self._password
+            self._folder, settings=settings, port=self.port, password=self._password
         )
 
 
@@ -94,7 +100,7 @@ class RedisCluster:
             members = []
             for number in range(primaries + replicas):
                 members.append(Member(folder / str(number), password))
-                on_failure.callback(members[-1].server.stop)
+                on_failure.callback(members[-1].close)
             cluster = cls(members, primaries)
             await cluster._form()
             on_failure.pop_all()
@@ -102,7 +108,7 @@ class RedisCluster:
 
     def close(self) -> None:
         for member in self.members:
-            member.server.stop()
+            member.close()
 
     def primary_of(self, channel: str) -> Member:
         """As the slots were given at the start."""
@@ -128,7 +134,23 @@ class RedisCluster:
         async with asyncio.timeout(FORMING_S):
             for replica, primary in zip(replicas, self.primaries, strict=False):
                 await _replicate(replica, await primary.ask("CLUSTER MYID"))
+            for replica in replicas:
+                while not await _has_its_copy(replica):  # noqa: ASYNC110 - nothing tells
+                    await asyncio.sleep(POLL_S)
         await self.until_whole()
+
+    async def give_up_after(self, timeout_ms: int) -> None:
+        """So long a server may be silent before the others count it as lost."""
+        for member in self.members:
+            await member.ask("CONFIG SET", "cluster-node-timeout", timeout_ms)
+
+    async def serving(self, number: int) -> Member:
+        """Who has the slots of that primary now: itself, or the replica that has taken over."""
+        primary, *replicas = self.members[number :: len(self.primaries)]
+        for member in replicas:
+            if (await member.ask("ROLE"))[0] == "master":
+                return member
+        return primary
 
 
 async def _replicate(replica: Member, primary_id: str) -> None:
@@ -140,15 +162,13 @@ async def _replicate(replica: Member, primary_id: str) -> None:
             await asyncio.sleep(POLL_S)
 
 
+async def _has_its_copy(member: Member) -> bool:
+    return "master_link_status:up" in await member.ask("INFO replication")
+
+
 async def _is_whole(member: Member) -> bool:
     try:
         info = await member.ask("CLUSTER INFO")
     except RedisError:
         return False
     return bool(info["cluster_state"] == "ok" and info["cluster_slots_ok"] == str(SLOTS))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
