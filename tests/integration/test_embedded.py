@@ -21,6 +21,7 @@ import asyncpg
 import pytest
 import redis
 
+from loadtest.cluster import Port
 from storage import embedded
 from storage.embedded import EmbeddedError, EmbeddedPostgres, EmbeddedRedis
 
@@ -68,10 +69,13 @@ def test_postgres_is_set_up_as_promised(postgres: EmbeddedPostgres) -> None:
 
 
 def test_settings_and_port_are_the_callers(data_dir: Path) -> None:
-    port = free_port()
+    kept = Port()
     settings = {"max_connections": "17", "port": "1", "listen_addresses": "*"}
-    with EmbeddedPostgres.start(data_dir, settings=settings, port=port) as server:
-        assert f"@127.0.0.1:{port}/" in server.url
+    with (
+        closing(kept),
+        EmbeddedPostgres.start(data_dir, settings=settings, port=kept.number) as server,
+    ):
+        assert f"@127.0.0.1:{kept.number}/" in server.url
         assert query(server, "SHOW max_connections") == "17"
         assert query(server, "SHOW listen_addresses") == "127.0.0.1"
         assert query(server, "SHOW fsync") == "on"
@@ -133,8 +137,12 @@ def test_failed_start_shows_the_log_and_leaves_nothing(
 def test_system_given_port_that_was_taken_meanwhile_is_replaced(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        ports = iter([taken.getsockname()[1], free_port(), taken.getsockname()[1], free_port()])
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        closing(Port()) as one,
+        closing(Port()) as other,
+    ):
+        ports = iter([taken.getsockname()[1], one.number, taken.getsockname()[1], other.number])
         monkeypatch.setattr(embedded, "_free_port", lambda: next(ports))
         with EmbeddedPostgres.start(data_dir) as server:
             assert query(server, "SELECT 1") == 1
@@ -297,11 +305,6 @@ def query_url(url: str, statement: str) -> object:
 def ping(url: str) -> bool:
     with redis.Redis.from_url(url) as client:
         return bool(client.ping())
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
-        return int(probe.getsockname()[1])
 
 
 def start_in_another_process(

@@ -174,7 +174,7 @@ async def test_it_outlives_postgres(database: Database, database_url: str) -> No
 
 async def tidied(keeping: Housekeeping) -> None:
     """Once Postgres and the driver have noticed whose connection is gone."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not await keeping.tidy():
             pass
 

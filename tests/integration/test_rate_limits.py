@@ -3,7 +3,9 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from limits import RateLimitItemPerMinute
@@ -18,7 +20,7 @@ from tests.device import new_id
 
 SECRET = b"rate-limits-are-hashed-with-this"
 FIVE = RateLimitItemPerMinute(5, 1, "user")
-PATIENT_S = 10.0  # on a busy machine Redis may be slow, and these tests want its answer
+PATIENT_S = 30.0  # on a busy machine Redis may be slow, and these tests want its answer
 
 
 class Clock:
@@ -117,7 +119,7 @@ async def test_p10_redis_that_is_killed_fails_nothing_and_is_used_again(tmp_path
         assert await taken(limits, "ada", 1) == 0
         await redis.restart()
         other = RateLimits(redis.url, "log", SECRET, now=time.time, patience_s=PATIENT_S)
-        async with asyncio.timeout(10):  # it is empty: what is counted there is new
+        async with asyncio.timeout(30):  # it is empty: what is counted there is new
             while await limits.take(FIVE, "ada"):  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0.05)
         assert await taken(other, "ada", 9) == 4
@@ -127,18 +129,30 @@ async def test_p10_redis_that_is_killed_fails_nothing_and_is_used_again(tmp_path
         redis.close()
 
 
-async def test_p10_redis_that_is_silent_slows_hardly_anything(redis: EmbeddedRedis) -> None:
+async def test_p10_redis_that_is_silent_slows_hardly_anything(
+    redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0  # of Redis, for which a request has to wait
+    answer = RateLimits._answer
+
+    async def counted(limits: RateLimits, *question: Any) -> float | None:
+        nonlocal asked
+        asked += 1
+        return await answer(limits, *question)
+
     async with Proxy(redis.url) as proxy:
         limits = RateLimits(proxy.url, new_id(), SECRET, now=time.time, patience_s=0.2)
         try:
             await taken(limits, "ada", 1)
             proxy.black_hole()
-            began_s, slow = time.monotonic(), 0
-            for _ in range(500):
-                asked_s = time.monotonic()
+            monkeypatch.setattr(RateLimits, "_answer", counted)
+            began_s = time.monotonic()
+            for number in count():
                 await limits.take(FIVE, "ada")
-                slow += time.monotonic() - asked_s > 0.15
-            assert slow <= 2 + (time.monotonic() - began_s)  # one of them each second
+                if number >= 500 and asked:
+                    break
+            assert asked <= 1 + (time.monotonic() - began_s) / rate_limits.AWAY_S
+            assert limits._asked  # nobody waited for the answer
             assert await taken(limits, "ada", 6) == 0
         finally:
             await limits.close()

@@ -76,14 +76,14 @@ async def test_p7_what_the_bus_lost_is_found(
     await elsewhere.submit("ann", parse_batch([budget_create(budget_id)], 1), "stop")
     reader = Reader()
     here.subscribe("ann", budget_id, 1, reader)
-    await until(lambda: reader.head == 1, 10)
+    await until(lambda: reader.head == 1, 30)
     here.spawn(here.sweeper.run())
     await elsewhere.submit("ann", parse_batch([expense_add(budget_id)], 1), "stop")
     join = ParticipantAdd(
         eventId=new_id(), budgetId=budget_id, when=1, userId="ben", participantsMax=INTEGER_MAX
     )
     await elsewhere.submit("ben", [join], "stop")
-    await until(lambda: b'"toSequence":3' in reader.got, 10)
+    await until(lambda: b'"toSequence":3' in reader.got, 30)
     assert reader.got.count(b'"sequence":') == 2
     assert log.asked[: len(asks)] == list(asks)
     await here.close()

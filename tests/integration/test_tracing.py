@@ -1,6 +1,7 @@
 """One trace from the submission to its delivery on another node, and none where tracing is off."""
 
 import asyncio
+import gc
 import random
 import subprocess
 import sys
@@ -34,7 +35,7 @@ from storage.event_log import PostgresLog
 from tests.cluster import until
 from tests.device import Json, budget_create, expense_add, expense_edit, new_id
 
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 
 
 class Wire:
@@ -226,6 +227,8 @@ async def test_p7_a_context_never_changes_or_holds_up_the_frame(
         await until(lambda: bus.connected, DEADLINE_S)
         async with Redis.from_url(redis.url) as other, other.pubsub() as old_node:
             await old_node.subscribe(f"budget-hub:{log_id}:{budget_id}")
+            confirmed = await old_node.get_message(timeout=DEADLINE_S)
+            assert confirmed is not None and confirmed["type"] == "subscribe"
             bus.publish([plain, told])
             said: list[bytes] = []
             async with asyncio.timeout(DEADLINE_S):
@@ -297,6 +300,7 @@ async def test_tracing_that_is_off_is_never_called(
     async with running(database, redis, *[ALWAYS_ON if on else None] * 2) as (here, there):
         await here.made(budget_create(budget_id))
         wire = await there.follow(budget_id)
+        gc.collect()  # what others left is not called here
         sys.setprofile(count)
         try:
             for _ in range(5):
@@ -312,7 +316,7 @@ def test_tracing_that_is_off_is_never_imported() -> None:
     wanted = {"api.tracing", "opentelemetry.sdk.trace", "opentelemetry.exporter"}
     code = f"import api.cli, api.server, sys; print({wanted} & set(sys.modules))"
     said = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120
     )
     assert said.stdout.strip() == "set()"
 

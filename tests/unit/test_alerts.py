@@ -172,7 +172,7 @@ def test_promtool_sees_the_same_alerts_at_the_end_of_each_recording(
 
 def promtool(*arguments: str) -> None:
     command = ["promtool", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

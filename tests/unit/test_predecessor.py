@@ -1,6 +1,7 @@
 """Which version was before this one, as histories of every shape tell it."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from tests.predecessor import Unknown, check_out, older_release
 
 MIGRATIONS = "storage/migrations"
+
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
 
 
 @pytest.fixture
@@ -36,6 +39,7 @@ def test_the_version_before_is_the_last_other_release(
     assert older_release(changelog, version) == expected
 
 
+@needs_git
 def test_a_release_is_the_commit_that_names_it(root: Path, tmp_path: Path) -> None:
     committed(root, "0.1.0.dev0", "## Unreleased\n", ["0001_initial.sql"])
     release = committed(root, "0.1.0", "## 0.1.0\n", [])
@@ -46,6 +50,7 @@ def test_a_release_is_the_commit_that_names_it(root: Path, tmp_path: Path) -> No
     assert names == ["0001_initial.sql"]
 
 
+@needs_git
 def test_without_a_release_it_is_the_commit_before_the_newest_migration(
     root: Path, tmp_path: Path
 ) -> None:
@@ -57,6 +62,7 @@ def test_without_a_release_it_is_the_commit_before_the_newest_migration(
     assert check_out(root, tmp_path / "uncommitted").commit == last
 
 
+@needs_git
 def test_where_history_does_not_tell_the_reason_is_said(root: Path, tmp_path: Path) -> None:
     with pytest.raises(Unknown, match="no git checkout"):
         check_out(tmp_path, tmp_path / "files")
@@ -86,6 +92,8 @@ def committed(root: Path, version: str, changelog: str, migrations: list[str]) -
 def git(folder: Path, *arguments: str) -> str:
     # Not what a hook of git, which may run this, says about its own repository.
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    # Nor what its user likes: to sign commits, hooks of his own.
+    environ |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
     return subprocess.run(
         ["git", *arguments], cwd=folder, env=environ, capture_output=True, text=True, check=True
     ).stdout.strip()
