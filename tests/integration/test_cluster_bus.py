@@ -202,16 +202,17 @@ async def test_p7_a_slot_that_moves_takes_its_channels_along(
     await crossing(here, there, set(budgets), sequence)
 
 
+@pytest.fixture
+def soon_deaf(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_bus, "DEAF_S", DEAF_S)
+
+
+@pytest.mark.usefixtures("soon_deaf")  # from the first heartbeat on
 @pytest.mark.parametrize("fault", ["killed", "frozen"])
 async def test_p10_a_lost_shard_takes_only_its_own_along(
-    cluster: RedisCluster,
-    pair: tuple[Node, Node],
-    budgets: dict[BudgetId, Member],
-    fault: str,
-    monkeypatch: pytest.MonkeyPatch,
+    cluster: RedisCluster, pair: tuple[Node, Node], budgets: dict[BudgetId, Member], fault: str
 ) -> None:
     """Its connections may look well all the while: each shard has its own heartbeat."""
-    monkeypatch.setattr(storage_bus, "DEAF_S", DEAF_S)
     await cluster.give_up_after(NODE_TIMEOUT_MS)
     here, there = pair
     lost = cluster.primaries[1]

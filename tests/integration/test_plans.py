@@ -16,6 +16,8 @@ from tests.conftest import with_database
 
 BUDGET = "00000000-0000-4000-8000-000000000001"
 
+pytestmark = pytest.mark.timeout(900)  # a million rows take a slow machine minutes
+
 ID = [BUDGET]
 PAIR = [[BUDGET], ["00000000-0000-4000-8000-0000000000aa"]]
 
