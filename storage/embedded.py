@@ -215,7 +215,7 @@ class _Claim:
                 check=True,
             )
         except (PermissionError, subprocess.CalledProcessError):
-            return _public_copy(source, f"{package}-{importlib.metadata.version(package)}")
+            return _public_copy(source, package, Path(folder))
         return source
 
     def serve(
@@ -431,7 +431,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _public_copy(source: Path, name: str) -> Path:
+def _public_copy(source: Path, package: str, folder: Path) -> Path:
     """Copy programs, once, to a folder that everybody can read and only root can write."""
     state = next((folder for folder in _STATE_FOLDERS if os.access(folder, os.W_OK)), None)
     if state is None:
@@ -443,17 +443,25 @@ def _public_copy(source: Path, name: str) -> Path:
     found = public.lstat()
     if found.st_uid != 0 or found.st_mode != stat.S_IFDIR | 0o755:
         raise EmbeddedError(f"{public} should be a folder of root with mode 0755")
+    name = f"{package}-{importlib.metadata.version(package)}-wheel"
     copy, new = public / name, public / f"{name}.new"
+    # Programs of a wheel find its libraries by the way from one to the other.
+    installed = source.parents[len(folder.parts)]
+    libraries = installed / f"{package}.libs"
     with ExitStack() as held:
         busy = f"another process is copying to {copy}"
         _lock(public / f"{name}.lock", held, wait_s=_READY_TIMEOUT_S, refusal=busy)
         if not copy.exists():
             if new.exists():
                 shutil.rmtree(new)
-            shutil.copytree(source, new, symlinks=True, ignore=shutil.ignore_patterns("include"))
+            ignore = shutil.ignore_patterns("include")
+            for each in (source, libraries):
+                if each.exists():
+                    target = new / each.relative_to(installed)
+                    shutil.copytree(each, target, symlinks=True, ignore=ignore)
             for path in (new, *new.rglob("*")):
                 if not path.is_symlink():
                     path.chmod(0o755 if os.access(path, os.X_OK) else 0o644)
             os.sync()  # a crash must not leave it named but incomplete
             new.rename(copy)
-    return copy
+    return copy / package / folder
