@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from hub import committer
-from storage import bus, cluster_bus, database, rate_limits
+from storage import bus, cluster_bus, database, photo_s3, rate_limits
 from storage.database import Database
 from tests.racing import Elsewhere, Node, Nodes
 
@@ -24,6 +24,9 @@ WAITS: tuple[tuple[object, str], ...] = (
     (bus, "SILENT_S"),
     (bus, "STALLED_S"),
     (cluster_bus, "ANSWER_S"),
+    (photo_s3, "WAIT_S"),
+    (photo_s3, "CONNECT_S"),
+    (photo_s3, "ANSWER_S"),
     (rate_limits, "CONNECT_S"),
     (rate_limits, "ANSWER_S"),
 )

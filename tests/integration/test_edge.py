@@ -146,7 +146,7 @@ async def test_what_uvicorn_logs_has_the_request_id() -> None:
     server = uvicorn.Server(uvicorn.Config(Edge(APP), log_config=None, lifespan="off"))
     serving = asyncio.create_task(server._serve([listening]))  # without its signal handlers
     try:
-        async with AsyncClient(base_url=url, trust_env=False) as client:
+        async with AsyncClient(base_url=url, trust_env=False, timeout=60) as client:
             with pytest.raises(RemoteProtocolError):
                 await client.get("/break", headers={"X-Request-Id": "broken-1"})
             refused(await client.get("/fail/defect"), 500, "INTERNAL_SERVER_ERROR")

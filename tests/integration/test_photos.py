@@ -135,7 +135,7 @@ class World:
         headers = {} if photo_type is None else {"Content-Type": photo_type}
         if url.startswith("http://hub"):
             return (await self.hub.put(url, content=content, headers=headers)).status_code
-        async with AsyncClient(trust_env=False, verify=NO_TLS) as client:
+        async with AsyncClient(trust_env=False, timeout=60, verify=NO_TLS) as client:
             return (await client.put(url, content=content, headers=headers)).status_code
 
     async def upload(
