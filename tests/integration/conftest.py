@@ -33,7 +33,7 @@ WAITS: tuple[tuple[object, str], ...] = (
 SERVER_WAITS = ("lock_timeout", "idle_in_transaction_session_timeout", "statement_timeout")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def patience() -> Iterator[None]:
     """On a machine that is slow, or stops for some seconds, nothing here runs into a timeout that
     it is not about; who is about one sets it."""
