@@ -232,9 +232,9 @@ class RedisBus:
                 tasks.create_task(self._write(redis))
                 await listener.restored()
         finally:
-            with contextlib.suppress(RedisError, OSError):
-                await pubsub.aclose()  # type: ignore[no-untyped-call]
-                await redis.aclose()
+            for close in (pubsub.aclose, redis.aclose):  # each, whatever becomes of the other
+                with contextlib.suppress(RedisError, OSError), _driver():
+                    await close()
 
     def _disconnected(self) -> None:
         self.connected = False

@@ -13,6 +13,8 @@ from uuid import uuid4
 
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.exceptions import RedisError
 
 from hub.frames import Frame
 from hub.presence import NodeId
@@ -416,6 +418,28 @@ async def test_p7_a_connection_that_takes_frames_and_passes_none_is_given_up(
         here.bus.publish([Frame(budget_id, 1, 1, b"the first")])
         await heard(here, there, budget_id)
         assert here.restorations >= 2
+
+
+@pytest.mark.parametrize("error", [RedisError, RuntimeError])
+async def test_p8_no_connection_is_left_where_another_does_not_close(
+    redis: EmbeddedRedis,
+    admin: Redis,
+    log_id: str,
+    error: type[Exception],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As when it is lost in that moment."""
+
+    async def fail(_: PubSub) -> None:
+        raise error("lost")
+
+    before = len(await admin.client_list())
+    with monkeypatch.context() as patch:
+        async with running(redis.url, log_id):
+            patch.setattr(PubSub, "aclose", fail)
+    async with asyncio.timeout(DEADLINE_S):
+        while len(await admin.client_list()) > before:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(POLL_S)
 
 
 async def test_a_connection_lost_at_any_moment_never_ends_the_bus(redis: EmbeddedRedis) -> None:
