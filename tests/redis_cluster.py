@@ -3,24 +3,23 @@
 import asyncio
 import os
 import secrets
-import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
+from loadtest.cluster import Port
 from storage.embedded import EmbeddedRedis
 from tests.cluster import POLL_S
 
 SLOTS = 16384
 NODE_TIMEOUT_MS = 1500
-FORMING_S = 30.0
+FORMING_S = 60.0
 
 
 class Member:
@@ -29,12 +28,11 @@ class Member:
     def __init__(self, folder: Path, password: str) -> None:
         self._folder = folder
         self._password = password
+        self._port = Port()
         # The link to the others is at port + 10000 otherwise, which may be none.
-        self._bus_port = free_port()
-        self.server = self._start(None)
-        port = urlsplit(self.url).port
-        assert port is not None
-        self.port = port
+        self._bus_port = Port()
+        self.port = self._port.number
+        self.server = self._start()
 
     @property
     def url(self) -> str:
@@ -42,11 +40,11 @@ class Member:
 
     @property
     def bus_port(self) -> int:
-        return self._bus_port
+        return self._bus_port.number
 
     async def ask(self, *words: str | int) -> Any:
         """What it answers to a command of its own: to another one's it answers an error."""
-        client: Any = Redis.from_url(self.url, decode_responses=True, socket_timeout=5)
+        client: Any = Redis.from_url(self.url, decode_responses=True, socket_timeout=FORMING_S / 3)
         async with client:
             return await client.execute_command(*words)
 
@@ -63,19 +61,24 @@ class Member:
 
     def restart(self) -> None:
         """With what it knew of the cluster."""
-        self.server = self._start(self.port)
+        self.server = self._start()
 
-    def _start(self, port: int | None) -> EmbeddedRedis:
+    def close(self) -> None:
+        self.server.stop()
+        for port in (self._port, self._bus_port):
+            port.close()
+
+    def _start(self) -> EmbeddedRedis:
         settings = {
             "cluster-enabled": "yes",
             "cluster-node-timeout": str(NODE_TIMEOUT_MS),
-            "cluster-port": str(self._bus_port),
+            "cluster-port": str(self.bus_port),
             # What a cluster is to be set to (infra/README.md): a lost shard is one shard's loss.
             "cluster-require-full-coverage": "no",
             "masterauth": self._password,
         }
         return EmbeddedRedis.start(
-            self._folder, settings=settings, port=port, password=self._password
+            self._folder, settings=settings, port=self.port, password=self._password
         )
 
 
@@ -94,7 +97,7 @@ class RedisCluster:
             members = []
             for number in range(primaries + replicas):
                 members.append(Member(folder / str(number), password))
-                on_failure.callback(members[-1].server.stop)
+                on_failure.callback(members[-1].close)
             cluster = cls(members, primaries)
             await cluster._form()
             on_failure.pop_all()
@@ -102,7 +105,7 @@ class RedisCluster:
 
     def close(self) -> None:
         for member in self.members:
-            member.server.stop()
+            member.close()
 
     def primary_of(self, channel: str) -> Member:
         """As the slots were given at the start."""
@@ -146,9 +149,3 @@ async def _is_whole(member: Member) -> bool:
     except RedisError:
         return False
     return bool(info["cluster_state"] == "ok" and info["cluster_slots_ok"] == str(SLOTS))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import random
 import signal
 import statistics
 import sys
@@ -17,14 +16,17 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from hub.committer import SETTLE_S
+from loadtest.process import START_TIMEOUT_S
 from loadtest.proxy import Proxy
 from storage.embedded import EmbeddedRedis
-from tests.cluster import Cluster, Node, family, process_state, token, until
+from tests.cluster import BUSY_S, Cluster, Node, family, process_state, token, until
 from tests.crowd import SMALL_BYTES, Crowd, open_spectator
 from tests.device import budget_create, connect, expense_add, new_id
+from tests.lateness import again_if_too_late, in_time
+from tests.storm import SEED
 from tests.travel import Travel
 
-BUSY_S = 3.0  # what a machine that also runs everything else may add
 DRAIN_S = 8.0  # the longest for verdicts
 GRACEFUL_S = 5.0  # the longest for peers, afterwards
 STOP_S = 25.0  # the longest for a worker, altogether
@@ -37,8 +39,6 @@ MANY_BUDGETS = 100
 LONG_NOTE = "🥞" * 2000  # 8 KB as UTF-8
 
 READ_COMMITS = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
-
-SEED = int(os.environ.get("STORM_SEED", random.randrange(2**32)))
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ async def own_cluster(
 # One hub is told to stop
 
 
+@again_if_too_late
 async def test_p11_sigterm_tells_everybody_and_finishes_what_was_begun(
     cluster: Cluster, user_id: str
 ) -> None:
@@ -84,13 +85,14 @@ async def test_p11_sigterm_tells_everybody_and_finishes_what_was_begun(
             spectator.subscribe(budget_id)
             await spectator.joined(budget_id)
 
+        # No longer than the hub waits for the database, and for verdicts when it drains.
+        stack.enter_context(in_time(min(SETTLE_S, DRAIN_S)))
         proxy.black_hole()
         posted = [
             await writer.post([expense_add(budget_id) for _ in range(20)]) for writer in writers
         ]
         await asyncio.gather(*(writer.ping() for writer in writers))  # they are there
         node.signal(signal.SIGTERM)
-        told_s = time.monotonic()
         await until(lambda: all(s.of_type("goaway") for s in idle), 2 + BUSY_S)
         for writer in writers:
             await writer.wait_for(lambda w=writer: bool(w.of_type("goaway")))  # type: ignore[misc]
@@ -109,8 +111,7 @@ async def test_p11_sigterm_tells_everybody_and_finishes_what_was_begun(
             assert kinds.index("goaway") < len(kinds) - 1 - kinds[::-1].index("results")
         await until(lambda: all(s.lost.done() for s in [*idle, unknown]), 2 + BUSY_S)
         assert {s.close_code for s in [*idle, unknown]} == {RESTART}
-        assert await node.ended(GRACEFUL_S) == 0
-        assert time.monotonic() - told_s < DRAIN_S
+        assert await node.ended(GRACEFUL_S + BUSY_S) == 0
 
         goaways = [s.of_type("goaway") for s in idle] + [w.of_type("goaway") for w in writers]
         assert {len(frames) for frames in goaways} == {1}
@@ -138,7 +139,7 @@ async def test_p11_drain_ends_in_time_with_hung_peers(own_cluster: Cluster, user
             for _ in range(30):
                 await writer.accepted(*(expense_add(budget_id, note=LONG_NOTE) for _ in range(25)))
             node.signal(signal.SIGTERM)
-            assert await writer.until_closed(BUSY_S) == RESTART
+            assert await writer.until_closed(DRAIN_S + BUSY_S) == RESTART
             assert len(writer.of_type("goaway")) == 1
             assert await node.ended(GRACEFUL_S + BUSY_S) == 0
     assert node.complaints() == []
@@ -181,16 +182,19 @@ async def test_p11_sighup_replaces_the_workers_one_by_one_under_load(
     async with Travel([serve_two.url], budgets=4, on_each=5, pause_s=0.05, seed=SEED) as travel:
         refused: list[OSError] = []
         knocking = asyncio.create_task(knock(serve_two.url, refused))
-        most = 0
+        fewest, most = 2, 2
         serve_two.signal(signal.SIGHUP)
 
         def replaced() -> bool:
-            nonlocal most
-            most = max(most, len(workers(serve_two)))
-            return workers(serve_two).isdisjoint(old) and len(workers(serve_two)) == 2
+            nonlocal fewest, most
+            now = workers(serve_two)
+            fewest, most = min(fewest, len(now)), max(most, len(now))
+            return now.isdisjoint(old) and len(now) == 2
 
-        await until(replaced, 30)
-        assert most == 3  # one more while the new one starts, and not both at once
+        await until(replaced, START_TIMEOUT_S)
+        # One more while the new one starts, and not both at once.
+        assert fewest >= 2
+        assert most <= 3
         await travel.all_live(BACK_S + BUSY_S)
         knocking.cancel()
         await asyncio.wait([knocking])
@@ -204,7 +208,10 @@ async def test_p11_sighup_replaces_the_workers_one_by_one_under_load(
         new = workers(serve_two)
         killed = min(new)
         os.kill(killed, signal.SIGKILL)
-        await until(lambda: killed not in workers(serve_two) and len(workers(serve_two)) == 2, 20)
+        await until(
+            lambda: killed not in workers(serve_two) and len(workers(serve_two)) == 2,
+            START_TIMEOUT_S,
+        )
         assert new - {killed} < workers(serve_two)
         await travel.all_live(BACK_S + BUSY_S)
         await travel.finish()
@@ -248,8 +255,8 @@ async def test_p11_rolling_restart(
             calm.append(await commits(postgres))
             for node in nodes:
                 node.signal(signal.SIGTERM)
-                assert await node.ended(DRAIN_S + GRACEFUL_S) == 0
-                await own_cluster.start(PORT=str(urlsplit(node.url).port))
+                assert await node.ended(DRAIN_S + GRACEFUL_S + BUSY_S) == 0
+                await own_cluster.start(PORT=node.port)
                 await travel.all_live(BACK_S + BUSY_S)
             storm_s = time.monotonic() - calm[1][0]
             await travel.finish()

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import random
 import sys
 import time
@@ -17,7 +16,7 @@ import redis.asyncio
 from api.app import App
 from api.settings import Settings
 from storage.embedded import EmbeddedRedis
-from tests.cluster import AUTH_SECRET, Cluster, Node, token, until
+from tests.cluster import AUTH_SECRET, BUSY_S, Cluster, Node, token, until
 from tests.crowd import (
     SMALL_BYTES,
     Crowd,
@@ -30,9 +29,8 @@ from tests.crowd import (
     resident_bytes,
 )
 from tests.device import Device, budget_create, connect, expense_add, new_id
-from tests.storm import NO_RATE_LIMITS
+from tests.storm import NO_RATE_LIMITS, SEED
 
-BUSY_S = 3.0  # what a machine that also runs everything else may add
 NOISE_S = 0.05  # in a delay, on such a machine
 CLOSE_S = 1.0  # what the hub gives a close frame to leave
 NOISE_BYTES = 8_000_000  # what the allocator keeps anyway
@@ -45,8 +43,6 @@ RESUMING = 10  # one of so many goes on
 POOLS_MAX = 20  # connections to the database that may be made at any time
 LONG_NOTE = "🥞" * (EVENT_BYTES // 4)
 STALLED_BYTES_MAX = 256 * 1024  # that a peer which reads nothing may cost
-
-SEED = int(os.environ.get("STORM_SEED", random.randrange(2**32)))
 
 _log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from api.app import App
 from api.settings import Settings
 from loadtest.proxy import Proxy
 from storage.embedded import EmbeddedRedis
-from tests.cluster import AUTH_SECRET, Cluster, Node, token, until
+from tests.cluster import AUTH_SECRET, BUSY_S, Cluster, Node, token, until
 from tests.crowd import (
     ASGI_WIRE,
     SMALL_BYTES,
@@ -48,7 +48,6 @@ from tests.device import (
     open_device,
 )
 
-BUSY_S = 3.0  # what a machine that also runs everything else may add
 CLOSE_S = 1.0  # what the hub gives a close frame to leave
 IN_FLIGHT_EVENTS_MAX = 400
 STRIKES_MAX = 20
