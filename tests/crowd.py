@@ -323,7 +323,10 @@ def connections(url: str) -> int:
     """How many connections to this port some process holds at its end."""
     port, listening, orphan = urlsplit(url).port, "0A", "0"
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return sum(
-        int(row[1].rpartition(":")[2], 16) == port and row[3] != listening and row[9] != orphan
+    # By both ends: while connections come and go, the kernel may show one twice.
+    ends = {
+        (row[1], row[2])
         for row in rows
-    )
+        if int(row[1].rpartition(":")[2], 16) == port and row[3] != listening and row[9] != orphan
+    }
+    return len(ends)

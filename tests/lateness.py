@@ -12,8 +12,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, ParamSpec
 
+import pytest
+
 TRIES_MAX = 5
 LOOK_S = 0.01
+FAILURES = (Exception, pytest.fail.Exception)  # the latter of `pytest.raises`
 
 P = ParamSpec("P")
 
@@ -43,7 +46,7 @@ def in_time(limit_s: float) -> Iterator[None]:
     begun_s = time.monotonic()
     try:
         yield
-    except Exception as failure:
+    except FAILURES as failure:
         took_s = time.monotonic() - begun_s
         if took_s < limit_s:
             raise
@@ -69,7 +72,7 @@ async def unpaused(limit_s: float) -> AsyncIterator[None]:
     looking = asyncio.create_task(look())
     try:
         yield
-    except Exception as failure:
+    except FAILURES as failure:
         if late() < limit_s:
             raise
         raise TooLate(f"this process stood still for {late():.1f} s") from failure

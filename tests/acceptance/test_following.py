@@ -22,7 +22,8 @@ from hub.hub import READERS_MAX
 from tests.cluster import BUSY_S, REST_S, Cluster, Node, until
 from tests.device import Json, budget_create, expense_add, new_id
 from tests.event_stream import streaming
-from tests.lateness import again_if_too_late, in_time
+from tests.impatient import STALLED_S
+from tests.lateness import again_if_too_late, in_time, unpaused
 
 CONNECTIONS_MAX = LANES + APART_MAX + READERS_MAX + REST_READS_MAX + OWNERS_MAX  # of a node
 
@@ -304,11 +305,15 @@ async def test_p8_dropped_polls_and_streams_leave_nothing_behind(
         await becomes(nobody_follows)
 
 
+@again_if_too_late
 async def test_p8_a_stream_that_stopped_reading_is_closed(
-    cluster: Cluster, cluster_database_url: str, budget_id: str, tmp_path: Path
+    cluster: Cluster, cluster_database_url: str, tmp_path: Path
 ) -> None:
+    budget_id = new_id()
+    folder = tmp_path / budget_id
+    await asyncio.to_thread(folder.mkdir)
     impatient = Cluster(
-        tmp_path,
+        folder,
         cluster_database_url,
         cluster.redis_url,
         (sys.executable, "-m", "tests.impatient"),
@@ -317,6 +322,7 @@ async def test_p8_a_stream_that_stopped_reading_is_closed(
         node = await impatient.start(PYTHONPATH=str(Path(__file__).parents[2]))
         token = cluster.token("ann")
         note = "x" * 2000
+        await submit(node, token, budget_create(budget_id))
         for _ in range(100):  # 5 MB, more than all buffers on the way take
             await submit(node, token, *(expense_add(budget_id, note=note) for _ in range(25)))
         path = f"/budgets/{budget_id}/stream"
@@ -333,15 +339,16 @@ async def test_p8_a_stream_that_stopped_reading_is_closed(
                 await stopped.reader.readexactly(4096)
         await stopped.drop()
         # Who reads, however slowly, gets everything: in three times as long as the hub waits.
-        slow = Waiter(node, token, path, receive_buffer=65536)
-        await slow.ask()
-        end = b""
-        while b"\nid: 2501\n" not in end:
-            await asyncio.sleep(0.02)
-            data = await slow.reader.read(65536)
-            assert data
-            end = end[-20:] + data
-        await slow.drop()
+        async with unpaused(STALLED_S / 2):
+            slow = Waiter(node, token, path, receive_buffer=65536)
+            await slow.ask()
+            end = b""
+            while b"\nid: 2501\n" not in end:
+                await asyncio.sleep(0.02)
+                data = await slow.reader.read(65536)
+                assert data
+                end = end[-20:] + data
+            await slow.drop()
     finally:
         await impatient.close()
 
