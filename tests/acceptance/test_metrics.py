@@ -98,7 +98,8 @@ async def test_what_is_counted_is_what_happened(node: Node, cluster: Cluster) ->
     assert grown(before, after, "commit_seconds_count") == 2
     assert grown(before, after, "batch_events_sum") == 4
     assert grown(before, after, "delivery_seconds_count") == 3 * 2
-    assert grown(before, after, "fed_events_total", source="commit") == 3
+    # By the commit, as a rule; the sweeper may be quicker.
+    assert grown(before, after, "fed_events_total") == 3
     assert after.sum(0, "connections", kind="socket") == 2
     assert after.sum(0, "subscriptions", state="live") == 3  # the poll too
     assert after.sum(0, "feeds") == 1
