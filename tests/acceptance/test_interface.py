@@ -368,7 +368,10 @@ async def test_head_is_answered_like_get_and_leaves_the_connection_free(
             if name != "streamEvents":  # which has no end
                 get = await rest.get(filled, params=params)
                 documented.check_answer(name, get)
-                for header in ("Content-Type", "Content-Length", "ETag", "Cache-Control"):
+                same = {"Content-Type", "Content-Length", "ETag", "Cache-Control"}
+                if name == "readMetrics":  # whose numbers grow all the time
+                    same.remove("Content-Length")
+                for header in same:
                     assert head.headers.get(header) == get.headers.get(header), name
 
 
