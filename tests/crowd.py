@@ -209,7 +209,7 @@ async def open_spectator(
         _, spectator = await loop.create_connection(
             lambda: Spectator(pongs=pongs, took=took), sock=connection
         )
-    except OSError:
+    except BaseException:  # also where nobody waits for it any more
         connection.close()
         raise
     if not upgrade:
