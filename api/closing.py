@@ -18,6 +18,7 @@ from hub.errors import Code, HubError
 from hub.events import ParticipantRemove
 from hub.hub import Hub
 from hub.ports import Principal
+from hub.tracing import Correlation
 from storage.closures import Closure, Closures
 from storage.photos import Photos
 from storage.profiles import Profiles
@@ -46,13 +47,13 @@ class Closing:
         self._now_ms = now_ms
         self._new_id = new_id
 
-    async def close(self, who: Principal) -> None:
+    async def close(self, who: Principal, correlation: Correlation | None = None) -> None:
         """Close the account of `who`; again changes nothing. Raises `HubError`, `Disconnected`:
         what was done until then is not undone, and the same call goes on from there."""
         issued_at = datetime.fromtimestamp(who.issued_at_ms / 1000, UTC)
         closure = await self._closures.close(who.user_id, issued_at=issued_at)
         self._closed.learn([closure])
-        await self._clear(closure)
+        await self._clear(closure, correlation)
 
     async def settle(self) -> None:
         """The second pass, for everybody who needs it. Raises `Disconnected`, and the `HubError` of
@@ -68,7 +69,7 @@ class Closing:
         if failed is not None:
             raise failed
 
-    async def _clear(self, closure: Closure) -> None:
+    async def _clear(self, closure: Closure, correlation: Correlation | None = None) -> None:
         user_id = closure.user_id
         until = closure.closed_at + timedelta(seconds=LATE_S)
         # First what it could sign in with again.
@@ -81,7 +82,7 @@ class Closing:
                 userId=user_id,
                 closesAccount=True,
             )
-            [verdict] = await self._hub.submit(user_id, [event], "stop")
+            [verdict] = await self._hub.submit(user_id, [event], "stop", correlation)
             if verdict.error is not None and verdict.error not in GONE:
                 raise HubError(verdict.error, verdict.detail)
         await self._photos.clear(user_id)

@@ -169,6 +169,19 @@ async def _of_server(
             about, "is a standby, which takes no writes", "point DATABASE_URL to the primary"
         )
 
+    if await ask("SHOW plan_cache_mode") != COMMIT_SESSION["plan_cache_mode"]:
+        yield wrong(
+            about,
+            "a pooler stands in between and drops what the hub asks for its sessions: timeouts,"
+            " plans, synchronous_commit",
+            "connect directly",
+        )
+    if await _shared(connection, settings):
+        yield wrong(
+            about,
+            "a pooler in transaction mode stands in between: prepared statements get lost",
+            "connect directly, or through a pooler in session mode that passes parameters on",
+        )
     synchronous = await ask("SHOW synchronous_commit")
     if synchronous in ("on", "remote_apply"):
         yield ok(about, f"synchronous_commit = {synchronous} in the hub's sessions")
@@ -177,7 +190,7 @@ async def _of_server(
             about,
             f"synchronous_commit = {synchronous}, though the hub asks for `on`: what is"
             " acknowledged can be lost",
-            "connect directly, or have the pooler pass parameters on",
+            "connect directly",
         )
     for name in ("fsync", "full_page_writes"):
         if await ask(f"SHOW {name}") == "off":
@@ -232,6 +245,21 @@ async def _of_server(
         yield wrong(about, "the user may not write", "connect as the owner of the tables")
     log_id = await ask("SELECT log_id::text FROM hub_identity")
     yield ok(about, f"logId {log_id}: the same on all nodes of one deployment")
+
+
+async def _shared(connection: "Connection", settings: Settings) -> bool:
+    """Whether two connections have one server process, which only a pooler can bring about."""
+    server = "SELECT pg_backend_pid()"
+    other = await asyncpg.connect(
+        settings.database_url, timeout=ANSWER_S, server_settings=COMMIT_SESSION
+    )
+    try:
+        return bool(
+            await other.fetchval(server, timeout=ANSWER_S)
+            == await connection.fetchval(server, timeout=ANSWER_S)
+        )
+    finally:
+        await other.close(timeout=ANSWER_S)
 
 
 async def _of_locale(connection: "Connection") -> AsyncGenerator[Finding, None]:

@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from api.auth.routes import Email
 from api.closing import Closing
-from api.http import body, principal, respond
+from api.http import body, correlation, principal, respond
 from hub.errors import Code, HubError
 from hub.ports import Authenticator
 from storage.profiles import Profile, Profiles
@@ -46,7 +46,7 @@ def routes(
 
     async def delete(request: Request) -> Response:
         who = await principal(request, closed_too)
-        await closing.close(who)
+        await closing.close(who, correlation(request))
         return respond({"userId": who.user_id})
 
     async def read_other(request: Request) -> Response:

@@ -209,8 +209,8 @@ class Committer:
     ) -> None:
         """The same for an answer of the caller's; it may be given at once, where there is no room.
 
-        What it writes right after the commit leaves together with the events that the commit
-        delivers: one write to a socket instead of two."""
+        All answers of a commit are given in one turn of the loop, so that those of one socket can
+        leave in one write."""
         submission = Submission(actor, events, mode, answer, self._measures, origin)
         if self._waiting_events + len(events) > WAITING_EVENTS_MAX:
             _refuse([_Run(submission, 0, len(events))], Code.BUSY)

@@ -1,10 +1,13 @@
 """What `budget-hub doctor` finds on real services: nothing where all is well, each thing that is
 wrong, what to do about it, and never a secret."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
@@ -232,3 +235,70 @@ async def test_firebase(doctor: Doctor, google: Google, down: set[str], said: li
     assert account not in repr(findings)
     if not down:
         assert any(PROJECT in each.says for each in findings)
+
+
+async def test_a_pooler_that_drops_what_sessions_ask_for_is_wrong(
+    doctor: Doctor, good_url: str
+) -> None:
+    async with forgetful_pooler(good_url) as url:
+        fault = await only_fault(await doctor(DATABASE_URL=url))
+    assert "a pooler stands in between" in fault.says
+
+
+async def test_a_pooler_in_transaction_mode_is_wrong(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever connects gets the same server process, as PgBouncer gives it to who is idle."""
+    connect = asyncpg.connect
+    servers: list[Any] = []
+
+    class Pooled:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(servers[0], name)
+
+        async def close(self, timeout: float) -> None:
+            """It stays, for the next one."""
+
+    async def pooled(*asked: Any, **more: Any) -> Any:
+        if not servers:
+            servers.append(await connect(*asked, **more))
+        return Pooled()
+
+    monkeypatch.setattr(asyncpg, "connect", pooled)
+    try:
+        fault = await only_fault(await doctor())
+    finally:
+        await servers[0].close()
+    assert "a pooler in transaction mode" in fault.says
+
+
+@asynccontextmanager
+async def forgetful_pooler(url: str) -> AsyncIterator[str]:
+    """Lets connections through and keeps only `user` and `database` of what they ask for."""
+    parts = urlsplit(url)
+
+    async def link(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        size = int.from_bytes(await reader.readexactly(4))
+        rest = await reader.readexactly(size - 4)
+        version, asked = rest[:4], rest[4:].split(b"\0")
+        pairs = zip(asked[::2], asked[1::2], strict=False)
+        kept = [part for pair in pairs if pair[0] in (b"user", b"database") for part in pair]
+        startup = version + b"\0".join([*kept, b"", b""])
+        server_reader, server = await asyncio.open_connection(parts.hostname, parts.port)
+        server.write((len(startup) + 4).to_bytes(4) + startup)
+        await asyncio.gather(_pass_on(reader, server), _pass_on(server_reader, writer))
+
+    pooler = await asyncio.start_server(link, "127.0.0.1", 0)
+    port = pooler.sockets[0].getsockname()[1]
+    user, at, _ = parts.netloc.rpartition("@")
+    netloc = f"{user}{at}127.0.0.1:{port}"
+    async with pooler:
+        # Without TLS it is not asked about that first.
+        yield urlunsplit(parts._replace(netloc=netloc, query="sslmode=disable"))
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while piece := await reader.read(65536):
+        writer.write(piece)
+    writer.close()
+    await writer.wait_closed()
