@@ -51,7 +51,7 @@ class FragilePostgres:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._port = _Port()
+        self._port = Port()
         self._server = self._start()
         self.url = self._server.url
 
@@ -80,7 +80,7 @@ class FragileRedis:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._port = _Port()
+        self._port = Port()
         self._server = EmbeddedRedis.start(folder, port=self._port.number)
         self.url = self._server.url
 
@@ -123,7 +123,7 @@ class Node:
         self._folder = folder
         self._number = number
         self.program = program  # of the next hub
-        self._port = _Port()
+        self._port = Port()
         self._environ = {**environ, "REDIS_URL": bus.url, "PORT": str(self._port.number)}
         self.bus = bus  # between it and Redis
         self.door = Proxy(f"http://127.0.0.1:{self._port.number}")  # between it and its devices
@@ -220,7 +220,7 @@ class Cluster:
         await asyncio.gather(*(node.start() for node in self.nodes))
 
 
-class _Port:
+class Port:
     """A port that nobody else takes while its server is away: bound for good, never listening."""
 
     def __init__(self) -> None:
