@@ -12,7 +12,7 @@ from tests.promql import LOOKBACK_S, Labels, Pending, Sample
 from tests.troubles import ALERTS, ROOT, of_alerts, scrape
 
 RUNBOOK = ROOT / "infra" / "runbook.md"
-EVERY_S = 15.0  # how often Prometheus scrapes and evaluates, in the setup that is recommended
+EVERY_S = 15  # how often Prometheus scrapes and evaluates, in the setup that is recommended
 
 
 class Alert(NamedTuple):
