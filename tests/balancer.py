@@ -28,6 +28,7 @@ class Balancer(Proxy):
         super().__init__(urls[0])
         self._hubs = [(parts.hostname, parts.port) for parts in map(urlsplit, urls)]
         self._failed = [0] * len(urls)  # checks in a row
+        self._dialled = [0] * len(urls)
         self._held: list[tuple[int, asyncio.StreamWriter]] = []  # by the number of the hub
         self._checking: list[asyncio.Task[None]] = []
 
@@ -50,14 +51,22 @@ class Balancer(Proxy):
         await super().__aexit__(*error)
 
     async def _dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        self._held = [held for held in self._held if not held[1].is_closing()]
-        numbers = [number for number, _ in self._held]
-        for number in sorted(self.ready, key=numbers.count):
-            with suppress(OSError):
+        for number in sorted(self.ready, key=self._load):
+            self._dialled[number] += 1
+            try:
                 reader, writer = await asyncio.open_connection(*self._hubs[number])
                 self._held.append((number, writer))
                 return reader, writer
+            except OSError:
+                pass  # to the next one
+            finally:
+                self._dialled[number] -= 1
         raise ConnectionRefusedError("no hub is ready")
+
+    def _load(self, hub: int) -> int:
+        """Its connections, with those to be: many devices come at once."""
+        self._held = [held for held in self._held if not held[1].is_closing()]
+        return self._dialled[hub] + len([number for number, _ in self._held if number == hub])
 
     async def _check(self, number: int) -> None:
         while True:
