@@ -188,7 +188,7 @@ async def the_database_is_lost(here: "Site") -> None:
     phones = [Phone(token(USER), budget_id) for budget_id in devices.budgets]
     for phone in phones:
         await phone.sync(here.nodes[0])
-    known = sum(phone.replica.sequence for phone in phones)
+    known = {phone.replica.budget_id: phone.replica.sequence for phone in phones}
 
     history = until_then(devices.history, dumped_s)
     with_something_unsent = [
@@ -211,6 +211,8 @@ async def the_database_is_lost(here: "Site") -> None:
         await admin.execute("CREATE DATABASE budget_hub")
         await admin.close()
         await postgres_program("pg_restore", "--exit-on-error", f"--dbname={url}", str(dump))
+        restored = await heads(url)
+        assert any(restored[budget_id] < head for budget_id, head in known.items())  # it is tried
         for step in ("verify", "new-log-id"):
             code, said = await command(url, step)
             assert code == 0, said
@@ -229,14 +231,12 @@ async def the_database_is_lost(here: "Site") -> None:
     finally:
         await again.close()
     for phone in phones:
-        before = phone.replica.sequence
         await phone.sync(here.nodes[1])
         assert phone.snapshots == 1
-        place = phone.replica.sequence, phone.replica.digest_text
-        history.replica(f"phone {before}", phone.replica.budget_id, *place)
+        replica = phone.replica
+        history.replica("phone", replica.budget_id, replica.sequence, replica.digest_text)
     await check(history, here.cluster, here.nodes, {USER: here.budgets})
     assert list(history.refusals()) == []
-    assert known > 0
     code, said = await command(url, "verify")
     assert (code, f"{len(here.budgets)} budgets" in said, "0 differences" in said) == (
         0,
@@ -318,10 +318,8 @@ class Devices:
         """Until everything is settled, and everybody has seen it."""
         self._enough.set()
         await until(lambda: all(task.done() for task in self._writing), PROGRESS_S)
-        connection = await asyncpg.connect(database_url)
-        heads = {row[0]: row[1] for row in await connection.fetch(READ_HEADS)}
-        await connection.close()
-        await until(lambda: all(each.has(heads) for each in self._observers), PROGRESS_S)
+        last = await heads(database_url)
+        await until(lambda: all(each.has(last) for each in self._observers), PROGRESS_S)
         self.check()
         await self.close()
 
@@ -534,6 +532,15 @@ def predecessor(folder: Path) -> dict[str, str]:
         return check_out(ROOT, folder / "predecessor").environ()
     except Unknown:
         return {}
+
+
+async def heads(database_url: str) -> dict[str, int]:
+    """How long each budget's log is."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        return {row[0]: row[1] for row in await connection.fetch(READ_HEADS)}
+    finally:
+        await connection.close()
 
 
 async def stopped(node: Node) -> int:
