@@ -16,7 +16,8 @@ What can go wrong with a transaction, and what follows:
 | `LostRace`              | rolled back; decided afresh at once, after a short random pause if it  |
 |                         | happens again                                                          |
 | `BadData`               | the batch is halved until the one bad event is alone: it is rejected   |
-| `Disconnected`          | retried with backoff until `SETTLE_S` have passed, then `UNAVAILABLE`  |
+| `Disconnected`          | retried with backoff until `SETTLE_S` have passed, then `UNAVAILABLE`; |
+|                         | so is what a full disk turns down: no event is to blame for it         |
 | … in COMMIT             | the same: an event found in the log by the retry is our own (P4)       |
 | `Held`                  | every budget apart, in a transaction of its own; held there, or no     |
 |                         | turn within `TURN_S`: `BUSY`                                           |

@@ -14,9 +14,9 @@ import logging
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import count
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Protocol, Self
 from uuid import UUID
 
 import asyncpg
@@ -52,7 +52,7 @@ AWAY_S = 0.15  # how long a restless observer stays away, about
 SILENCE_S = 40.0
 PROGRESS_S = 60.0  # within which the next part of the load must be settled
 
-CONNECTION_LOST = 1006  # without a close frame: nothing here ends a session in order
+CONNECTION_LOST = 1006  # without a close frame: a storm ends no session in order
 # How a connection to a hub may fail, or end.
 LOST = (Ended, InvalidHandshake, OSError, TimeoutError)
 
@@ -106,6 +106,12 @@ class Plan(NamedTuple):
             yield Fault(kind, rng.randrange(2), after, rng.uniform(0.1, FREEZE_S_MAX))
 
 
+class Hubs(Protocol):
+    """Where devices find a hub: what one slot's address is now."""
+
+    def url(self, slot: int) -> str: ...
+
+
 class Fleet:
     """Two slots for hubs; None while a slot's hub is being replaced."""
 
@@ -148,18 +154,20 @@ class Fleet:
 
 
 class Writer:
-    """A device that writes to its user's budgets. `settled` counts final verdicts."""
+    """A device that writes to its user's budgets. `settled` counts final verdicts. Its connections
+    may end with the codes `ends` and no other."""
 
     def __init__(
         self,
         user_id: str,
         budgets: Sequence[str],
-        fleet: Fleet,
+        fleet: Hubs,
         slot: int,
         history: History,
         rng: random.Random,
         *,
         pause_s: float = 0.1,
+        ends: Collection[int] = (CONNECTION_LOST,),
     ) -> None:
         self.settled = 0
         self.reconnected = 0
@@ -170,6 +178,7 @@ class Writer:
         self._history = history
         self._rng = rng
         self._pause_s = pause_s
+        self._ends = ends
         self._outbox: list[Json] = []
         self._past: list[Json] = []  # some that were accepted, to be sent once more
         self._known: dict[str, tuple[str, int]] = {}  # budget and version, by expense
@@ -203,7 +212,7 @@ class Writer:
                     finally:
                         take(self._history, f"writer of {self._user_id}", device, self._user_id)
             except LOST as lost:
-                assert not isinstance(lost, Ended) or lost.code == CONNECTION_LOST, lost
+                assert not isinstance(lost, Ended) or lost.code in self._ends, lost
                 self.reconnected += 1
                 self._slot = self._rng.randrange(2)
                 await asyncio.sleep(self._rng.uniform(0.01, 0.1))
@@ -305,7 +314,7 @@ class Observer:
         name: str,
         user_id: str,
         budgets: Sequence[str],
-        fleet: Fleet,
+        fleet: Hubs,
         slot: int,
         history: History,
         rng: random.Random,
