@@ -5,6 +5,9 @@ BIN := .venv/bin
 TOOLS ?= $(HOME)/.cache/budget-hub
 SCANNER ?= $(TOOLS)/checkov
 
+# Of the fault tests: another one each time. One that is given repeats its schedule.
+STORM_SEED ?= $(shell date +%s)
+
 .PHONY: help install run test test-firebase faults examples recordings check bench lint format types \
 	imports lock scan-infra lint-infra audit scan-secrets known-secrets clean
 .DEFAULT_GOAL := help
@@ -42,7 +45,7 @@ test-firebase: install .firebase-tools/installed  ## the identity tests on Fireb
 
 faults: install  ## the fault tests at length, and 200 seeded fault runs (40 minutes in all)
 	$(BIN)/pytest tests/unit --hypothesis-profile others
-	$(BIN)/pytest -m faults --timeout 1800 --log-cli-level INFO
+	STORM_SEED=$(STORM_SEED) $(BIN)/pytest -m faults --timeout 1800 --log-cli-level INFO
 	$(BIN)/python -m loadtest faults --runs 200 --record
 
 examples: install  ## take down the examples of the interface's documents from a real hub

@@ -238,10 +238,10 @@ METRICS: Sequence[Metric] = (
         "commit_failures",
         "counter",
         ("cause",),
-        "Transactions that did not commit: `disconnected` or out of time, a lost `race`, a budget"
-        " `held` by another node, `bad data`, a `defect`. Each is tried again or answered",
-        "`disconnected`: Postgres; `bad data` and `defect`: look into the log; the others are"
-        " normal while several nodes write to one budget",
+        "Transactions that did not commit: `disconnected`, out of time or of room, a lost `race`, a"
+        " budget `held` by another node, `bad data`, a `defect`. Each is tried again or answered",
+        "`disconnected`: Postgres is away, or its disk is full; `bad data` and `defect`: look into"
+        " the log; the others are normal while several nodes write to one budget",
         lambda of: _by(
             of.hub.measures.commit_failures, "disconnected", "race", "held", "bad data", "defect"
         ),

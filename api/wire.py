@@ -46,6 +46,7 @@ class DirectProtocol(WebSocketsSansIOProtocol):
     full = False
     _session: Session | None = None
     _partial = b""  # the beginning of a frame whose rest has not arrived
+    _soon: list[bytes] | None = None  # for the end of this turn of the loop
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
@@ -80,8 +81,21 @@ class DirectProtocol(WebSocketsSansIOProtocol):
         return self.transport.write
 
     def write(self, data: bytes) -> None:
+        if self._soon is not None:
+            self._flush()
         if not (self.close_sent or self.disconnected or self.transport.is_closing()):
             self.transport.write(data)
+
+    def write_soon(self, data: bytes) -> None:
+        if self._soon is None:
+            self._soon = []
+            self.loop.call_soon(self._flush)
+        self._soon.append(data)
+
+    def _flush(self) -> None:
+        if self._soon is not None:
+            soon, self._soon = self._soon, None
+            self.write(b"".join(soon))
 
     def pause_reading(self) -> None:
         if not self.transport.is_closing():
@@ -93,6 +107,7 @@ class DirectProtocol(WebSocketsSansIOProtocol):
 
     def close(self, code: int, reason: str = "") -> None:
         """The same steps as for an ASGI `websocket.close`, at once."""
+        self._flush()
         if self.close_sent or self.disconnected or self.transport.is_closing():
             return
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
@@ -238,6 +253,9 @@ class AsgiWire:
     @property
     def write_open(self) -> Callable[[bytes], None]:
         return self.write
+
+    def write_soon(self, data: bytes) -> None:
+        self.write(data)
 
     def write(self, data: bytes) -> None:
         if self._closing is None:

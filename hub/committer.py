@@ -16,7 +16,8 @@ What can go wrong with a transaction, and what follows:
 | `LostRace`              | rolled back; decided afresh at once, after a short random pause if it  |
 |                         | happens again                                                          |
 | `BadData`               | the batch is halved until the one bad event is alone: it is rejected   |
-| `Disconnected`          | retried with backoff until `SETTLE_S` have passed, then `UNAVAILABLE`  |
+| `Disconnected`          | retried with backoff until `SETTLE_S` have passed, then `UNAVAILABLE`; |
+|                         | so is what a full disk turns down: no event is to blame for it         |
 | … in COMMIT             | the same: an event found in the log by the retry is our own (P4)       |
 | `Held`                  | every budget apart, in a transaction of its own; held there, or no     |
 |                         | turn within `TURN_S`: `BUSY`                                           |
@@ -209,8 +210,8 @@ class Committer:
     ) -> None:
         """The same for an answer of the caller's; it may be given at once, where there is no room.
 
-        What it writes right after the commit leaves together with the events that the commit
-        delivers: one write to a socket instead of two."""
+        All answers of a commit are given in one turn of the loop, so that those of one socket can
+        leave in one write."""
         submission = Submission(actor, events, mode, answer, self._measures, origin)
         if self._waiting_events + len(events) > WAITING_EVENTS_MAX:
             _refuse([_Run(submission, 0, len(events))], Code.BUSY)

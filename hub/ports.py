@@ -192,6 +192,11 @@ class Wire(Protocol):
         happens on a closed wire."""
         ...
 
+    def write_soon(self, data: bytes) -> None:
+        """The same at the end of this turn of the loop, or before anything that `write` or `close`
+        sends: many small frames leave as one. What `write_open` sends may overtake it."""
+        ...
+
     @property
     def write_open(self) -> Callable[[bytes], None]:
         """`write` for who knows that the wire is open, which it is until the session is told that

@@ -403,7 +403,7 @@ class Session:
         """The verdicts of so many events in flight."""
         self._in_flight -= events
         if self._state is not State.CLOSED:
-            self._wire.write(frames.results(request_id, verdicts))
+            self._wire.write_soon(frames.results(request_id, verdicts))
             if not self._reading:
                 self._read_or_not()
 

@@ -221,7 +221,7 @@ class Cluster:
 
 
 class Port:
-    """A port that nobody else takes while its server is away: bound for good, never listening."""
+    """A port that nobody else takes while its server is away: it stays bound, and never listens."""
 
     def __init__(self) -> None:
         self._keeper = socket.socket()

@@ -16,8 +16,8 @@ from typing import Any, Self
 import orjson
 
 PROGRAM = Path(sys.executable).with_name("budget-hub")
-START_TIMEOUT_S = 30.0
-STOP_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 60.0
 POLL_S = 0.02
 
 
@@ -60,11 +60,11 @@ class Process:
 
     @property
     def out(self) -> str:
-        return self.out_path.read_text()
+        return self.out_path.read_text("utf-8")
 
     @property
     def err(self) -> str:
-        return self.err_path.read_text()
+        return self.err_path.read_text("utf-8")
 
     def signal(self, sig: Signals) -> None:
         self._popen.send_signal(sig)  # does nothing once it is reaped

@@ -88,7 +88,7 @@ class Proxy:
         writers = [writer]
         try:
             await self._flowing.wait()
-            there_reader, there_writer = await asyncio.open_connection(*self._upstream)
+            there_reader, there_writer = await self._dial()
             writers.append(there_writer)
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._pump(reader, there_writer, self._flowing))
@@ -101,6 +101,9 @@ class Proxy:
         finally:
             for each in writers:
                 _reset(each)
+
+    async def _dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(*self._upstream)
 
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flowing: asyncio.Event

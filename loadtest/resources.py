@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,7 +89,9 @@ def _pids() -> list[int]:
 
 
 def _open_files(pid: int) -> set[str]:
-    try:
-        return {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
-    except OSError:  # another user's, or gone
-        return set()
+    found = set()
+    with suppress(OSError):  # another user's process, or gone
+        for path in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                found.add(os.readlink(path))
+    return found

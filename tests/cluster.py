@@ -13,10 +13,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from signal import SIGKILL
 from typing import TypeAlias
+from urllib.parse import urlsplit
 
 import httpx2
 
 from api.auth.tokens import Tokens
+from loadtest.cluster import Port
 from loadtest.process import (
     POLL_S,
     PROGRAM,
@@ -30,16 +32,24 @@ __all__ = ["POLL_S", "PROGRAM", "Process", "until"]  # for tests, as if they wer
 
 AUTH_SECRET = "acceptance-tests-sign-with-this-secret"
 P7_S = 2.0  # from commit to delivery without the bus
+# What a machine that also runs everything else may add, or one that stops for seconds. It is there
+# to tell what comes late from what never comes; how late that is shows where much is measured.
+BUSY_S = 10.0
+REST_S = 30.0  # for an answer
 
 # Never used, the hubs speak plain HTTP; but to make one for each client takes a tenth of a second.
 _TLS = ssl.create_default_context()
 
 
 class Node(Hub):
+    @property
+    def port(self) -> str:
+        return str(urlsplit(self.url).port)
+
     def rest(self, token: str | None = None) -> httpx2.AsyncClient:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         return httpx2.AsyncClient(
-            base_url=self.url, headers=headers, trust_env=False, timeout=10, verify=_TLS
+            base_url=self.url, headers=headers, trust_env=False, timeout=REST_S, verify=_TLS
         )
 
 
@@ -60,10 +70,10 @@ class Cluster:
         self.database_url = database_url
         self.redis_url = redis_url
         self.nodes: list[Node] = []  # all that were ever started, in order
+        self._ports: list[Port] = []
         self._environ = {
             "DATABASE_URL": database_url,
             "AUTH_SECRET": AUTH_SECRET,
-            "PORT": "0",
             "PYTHONWARNINGS": "error",
             # All requests of the tests come from one address.
             "REQUESTS_PER_MIN_USER": "0",
@@ -75,8 +85,12 @@ class Cluster:
             self._environ["REDIS_URL"] = redis_url
 
     async def start(self, **settings: str) -> Node:
-        """One more node, with settings of its own: `REDIS_URL=proxy.url`."""
+        """One more node, with settings of its own: `REDIS_URL=proxy.url`. Its port is kept for the
+        one that may come after it, with `PORT=node.port`."""
         name = f"node-{len(self.nodes)}"
+        if "PORT" not in settings:
+            self._ports.append(Port())
+            settings["PORT"] = str(self._ports[-1].number)
         node = Node(self.folder, name, {**self._environ, **settings}, self._program)
         self.nodes.append(node)
         return await node.up()
@@ -89,6 +103,8 @@ class Cluster:
 
     async def close(self) -> None:
         await asyncio.gather(*(node.close() for node in self.nodes))
+        for port in self._ports:
+            port.close()
 
 
 @asynccontextmanager
@@ -105,7 +121,7 @@ async def checked(cluster: Cluster) -> AsyncIterator[Cluster]:
 async def all_say(nodes: Sequence[Node], token: str, status: str) -> None:
     """Wait until each node's `/readyz` has this status; they answer 200 all the while."""
     for node in nodes:
-        async with node.rest(token) as rest, asyncio.timeout(10):
+        async with node.rest(token) as rest, asyncio.timeout(REST_S):
             while True:
                 response = await rest.get("/readyz")
                 assert response.status_code == 200

@@ -164,7 +164,7 @@ async def converse(
         await taken.call(nobody, "the table", "GET", "/errors", 200)
         await taken.call(nobody, "alive", "GET", "/healthz", 200)
         await taken.call(nobody, "ready", "GET", "/readyz", 200)
-        await waiting.wait_for(lambda: bool(waiting.of_type("heads")), 20)
+        await waiting.wait_for(lambda: bool(waiting.of_type("heads")), 60)
         taken.show("where the budgets are", waiting.of_type("heads")[0])
         for frame in [*watch.frames, *waiting.frames]:
             documented.check_frame("server", frame.body)
@@ -317,7 +317,7 @@ async def _of_photos(taken: Recorder, alice: AsyncClient) -> None:
 
 async def _of_sockets(taken: Recorder, cluster: Cluster, node: Node, token: str) -> None:
     subscribe = {"type": "subscribe", "budgetId": HOME, "key": 3}
-    ending = cluster.token("ben", ttl_s=50)
+    ending = cluster.token("ben", ttl_s=59)
     async with (
         connect(node.url, token, way="frame") as device,
         connect(node.url, ending) as ben,
@@ -396,7 +396,7 @@ async def _of_leaving(taken: Recorder, cluster: Cluster) -> None:
     """What a hub says to clients that send too much, and when it stops."""
     node = await cluster.start(EVENTS_PER_S_CONNECTION="1")
     async with connect(node.url, cluster.token("carol")) as device:
-        for _ in range(11):
+        for _ in range(20):  # ten at once would be taken, and one more each second
             await device.send({"type": "ping", "id": "p"})
         await device.wait_for(lambda: bool(device.of_type("error")))
         taken.show("too much at once", device.of_type("error")[0])

@@ -23,7 +23,7 @@ from websockets.typing import Subprotocol
 
 PROTOCOL = "budget.sync.v1"
 FRAME_BYTES_MAX = 256 * 1024
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0  # for what comes at once: a busy machine may stop for seconds
 IDS = Random()  # where new ids come from
 
 Json: TypeAlias = dict[str, Any]
@@ -319,7 +319,7 @@ async def open_device(
         compression=None,
         proxy=None,
         open_timeout=TIMEOUT_S,
-        close_timeout=2,
+        close_timeout=TIMEOUT_S,
         ping_interval=None,  # a hub that a test has frozen is not to be given up
         max_size=FRAME_BYTES_MAX,
         max_queue=None,

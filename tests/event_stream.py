@@ -8,7 +8,7 @@ import httpx2
 import orjson
 
 from tests.cluster import Node
-from tests.device import Json
+from tests.device import TIMEOUT_S, Json
 
 
 class EventStream:
@@ -21,7 +21,7 @@ class EventStream:
     async def next(self) -> tuple[str, Json]:
         """Name and data of the next event."""
         name, data = "", b""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TIMEOUT_S):
             async for line in self._lines:
                 field, _, value = line.partition(": ")
                 if field == "event":
@@ -40,7 +40,7 @@ class EventStream:
 
     async def rest(self) -> list[str]:
         """All lines until the end."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TIMEOUT_S):
             return [line async for line in self._lines if line]
 
 

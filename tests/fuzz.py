@@ -13,6 +13,7 @@ from schemathesis.core.transport import Response as SchemaResponse
 from schemathesis.generation import GenerationMode
 
 from hub.errors import Code
+from tests.cluster import REST_S
 from tests.documented import Documented
 
 STREAM = "streamEvents"  # its answer has no end
@@ -117,7 +118,7 @@ class Exchange:
             case.query["wait"] = WAIT_S
         kwargs = case.as_transport_kwargs(base_url=self._url)
         kwargs["headers"]["Authorization"] = f"Bearer {next(self._tokens)}"
-        response = self._session.request(**kwargs, timeout=10, stream=name == STREAM)
+        response = self._session.request(**kwargs, timeout=REST_S, stream=name == STREAM)
         self.asked += 1
         self.good += response.status_code < 400
         if name == STREAM and response.status_code == 200:

@@ -51,13 +51,16 @@ def check_out(root: Path, folder: Path) -> Predecessor:
         commit, what = _commit_of_release(root, release), f"release {release}"
     else:
         commit, what = _commit_before_newest_migration(root)
-    archive = subprocess.run(
-        ["git", "archive", "--format=zip", commit],
-        cwd=root,
-        env=_environ(),
-        capture_output=True,
-        check=True,
-    ).stdout
+    try:
+        archive = subprocess.run(
+            ["git", "archive", "--format=zip", commit],
+            cwd=root,
+            env=_environ(),
+            capture_output=True,
+            check=True,
+        ).stdout
+    except subprocess.CalledProcessError:  # a clone may have left its files elsewhere
+        raise Unknown(f"git has not all of {commit}") from None
     with zipfile.ZipFile(io.BytesIO(archive)) as files:
         files.extractall(folder)
     return Predecessor(commit, what, folder)

@@ -87,13 +87,30 @@ def firing(
 ) -> Iterator[tuple[float, set[Labels]]]:
     """At each evaluation, the labels of what an alert has been firing for: what had a value each
     time for `for_s`."""
-    since_s: dict[Labels, float] = {}
+    alert = Pending(expression, for_s)
     at_s = 0.0
     while at_s <= until_s:
-        found = evaluate(expression, recording, at_s)
-        since_s = {labels: since_s.get(labels, at_s) for labels in found}
-        yield at_s, {_unnamed(l) for l, first_s in since_s.items() if at_s - first_s >= for_s}
+        yield at_s, alert.look(recording, at_s)
         at_s += every_s
+
+
+class Pending:
+    """An alert between its evaluations."""
+
+    def __init__(self, expression: str, for_s: float) -> None:
+        self._expression = expression
+        self._for_s = for_s
+        self._since_s: dict[Labels, float] = {}
+
+    def look(self, recording: Recording, at_s: float) -> set[Labels]:
+        """Evaluate it at this moment, which is later than the one before: what it fires for."""
+        found = evaluate(self._expression, recording, at_s)
+        self._since_s = {labels: self._since_s.get(labels, at_s) for labels in found}
+        return {
+            _unnamed(labels)
+            for labels, first_s in self._since_s.items()
+            if at_s - first_s >= self._for_s
+        }
 
 
 class _Evaluation:

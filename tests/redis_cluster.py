@@ -28,13 +28,11 @@ class Member:
     def __init__(self, folder: Path, password: str) -> None:
         self._folder = folder
         self._password = password
+        self._port = Port()
         # The link to the others is at port + 10000 otherwise, which may be none.
-        self._port, self._bus_port = Port(), Port()
+        self._bus_port = Port()
+        self.port = self._port.number
         self.server = self._start()
-
-    @property
-    def port(self) -> int:
-        return self._port.number
 
     @property
     def url(self) -> str:
@@ -46,7 +44,7 @@ class Member:
 
     async def ask(self, *words: str | int) -> Any:
         """What it answers to a command of its own: to another one's it answers an error."""
-        client: Any = Redis.from_url(self.url, decode_responses=True, socket_timeout=30)
+        client: Any = Redis.from_url(self.url, decode_responses=True, socket_timeout=FORMING_S / 3)
         async with client:
             return await client.execute_command(*words)
 
@@ -67,8 +65,8 @@ class Member:
 
     def close(self) -> None:
         self.server.stop()
-        self._port.close()
-        self._bus_port.close()
+        for port in (self._port, self._bus_port):
+            port.close()
 
     def _start(self) -> EmbeddedRedis:
         settings = {

@@ -27,7 +27,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from tests.cluster import Process
+from tests.cluster import REST_S, Process
 
 ACCESS_KEY_ID = "the-access-key-of-the-tests"
 SECRET_ACCESS_KEY = "the-secret-key-of-the-tests"
@@ -104,7 +104,7 @@ class S3Front:
         self.used: set[Permission] = set()
         self._holds: Callable[[Asked], bool] = lambda _: False
         self._released = asyncio.Event()
-        self._client = httpx2.AsyncClient(base_url=upstream, trust_env=False, timeout=10)
+        self._client = httpx2.AsyncClient(base_url=upstream, trust_env=False, timeout=REST_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)

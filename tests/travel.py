@@ -151,7 +151,7 @@ class Travel:
             async with connect(self._urls[0], token(user_id)) as device:
                 await device.accepted(budget_create(budget_id))
         self._tasks = [asyncio.create_task(each.run(self._enough)) for each in self.travellers]
-        await self.all_live(20)
+        await self.all_live(60)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -185,7 +185,7 @@ class Travel:
                 each.outbox or len(each.seen) < most[each.budget_id] for each in self.travellers
             )
 
-        await until(finished, 20)
+        await until(finished, 60)
 
     async def nothing_lost_or_doubled(self, database_url: str) -> None:
         """P2, P3, P11: the log has what was sent, each once, and all saw it in its order."""

@@ -110,6 +110,7 @@ def _where(load: Load) -> str:
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return (
         f"Measured {today} at commit {commit or 'unknown'} on {os.cpu_count()} cores, "
-        f"{platform.machine()}, Python {platform.python_version()}; Postgres, Redis, hub and "
-        f"generator shared them; {load}."
+        f"{platform.machine()}, Python {platform.python_version()} built "
+        f"{platform.python_build()[1][:11]} by {platform.python_compiler()}; Postgres, Redis, hub "
+        f"and generator shared them; {load}."
     )

@@ -15,10 +15,13 @@ import pytest
 
 from api.auth.tokens import Tokens
 from hub.errors import HubError
+from loadtest.cluster import Port
+from loadtest.process import START_TIMEOUT_S
 from loadtest.proxy import Proxy
 from storage.embedded import EmbeddedPostgres
 from tests.cluster import (
     AUTH_SECRET,
+    BUSY_S,
     Cluster,
     Node,
     Process,
@@ -215,17 +218,22 @@ async def test_workers_share_one_port_and_one_stream(run: Run, data_dir: Path) -
 async def test_workers_end_with_their_killed_supervisor(
     run: Run, cluster_database_url: str
 ) -> None:
-    serve = run("serve", "--workers", "2", environ=good_settings(cluster_database_url))
-    url = await serve.serving()
-    workers = family(serve.pid)
-    assert len(workers) == 2
-    await serve.kill()
+    port = Port()  # which nobody else takes
     try:
-        await until_gone(workers)
+        settings = {**good_settings(cluster_database_url), "PORT": str(port.number)}
+        serve = run("serve", "--workers", "2", environ=settings)
+        await serve.serving()
+        workers = family(serve.pid)
+        assert len(workers) == 2
+        await serve.kill()
+        try:
+            await until_gone(workers)
+        finally:
+            kill_left(workers)
+        with pytest.raises(OSError):
+            socket.create_connection(("127.0.0.1", port.number), timeout=5)
     finally:
-        kill_left(workers)
-    with pytest.raises(OSError):
-        socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5)
+        port.close()
 
 
 async def test_workers_that_cannot_start_say_why(run: Run, empty_database_url: str) -> None:
@@ -345,7 +353,7 @@ async def test_serve_waits_for_a_database_that_is_late(run: Run, cluster_databas
     async with Proxy(cluster_database_url) as proxy:
         await proxy.cut()
         serve = run("serve", environ=good_settings(proxy.url))
-        await until(lambda: "waiting for the database" in serve.err, 20)
+        await until(lambda: "waiting for the database" in serve.err, START_TIMEOUT_S)
         await proxy.heal()
         await serve.serving()
         assert await serve.stop() == 0
@@ -395,7 +403,7 @@ async def hub_workers(process: Process, number: int, without: int | None = None)
     def workers() -> list[int]:
         return sorted(pid for (pid, _), name in family(process.pid).items() if "api.server" in name)
 
-    await until(lambda: len(workers()) == number and without not in workers(), 20)
+    await until(lambda: len(workers()) == number and without not in workers(), START_TIMEOUT_S)
     return workers()
 
 
@@ -409,7 +417,7 @@ async def connected_to(
         try:
             for pid in others:
                 os.kill(pid, signal.SIGSTOP)
-            await until(lambda: all(process_state(pid) == "T" for pid in others), 5)
+            await until(lambda: all(process_state(pid) == "T" for pid in others), BUSY_S)
             device = await stack.enter_async_context(connect(url, token))
         finally:
             for pid in others:

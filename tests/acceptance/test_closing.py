@@ -6,10 +6,8 @@ import time
 
 import asyncpg
 
-from tests.cluster import P7_S, POLL_S, Cluster
+from tests.cluster import BUSY_S, P7_S, POLL_S, REST_S, Cluster
 from tests.device import budget_create, connect, new_id
-
-BUSY_S = 1.0  # what a machine that also runs everything else may add
 
 
 async def test_p9_a_closed_account_is_signed_out_on_every_node(cluster: Cluster) -> None:
@@ -28,7 +26,7 @@ async def test_p9_a_closed_account_is_signed_out_on_every_node(cluster: Cluster)
                 assert (await rest.delete("/user")).status_code == 200
                 assert (await rest.get("/user")).status_code == 401
                 assert await device.until_closed() == 4401
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(REST_S):
                 while (await other.get("/user")).status_code != 401:  # noqa: ASYNC110
                     await asyncio.sleep(POLL_S)
             assert time.monotonic() - began_s < P7_S + BUSY_S
@@ -50,7 +48,7 @@ async def test_a_hub_keeps_house(cluster: Cluster) -> None:
     try:
         await sql.execute("UPDATE refresh_families SET expires_at = now() - interval '2 days'")
         count = "SELECT count(*) FROM refresh_families WHERE user_id = $1"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(REST_S):
             while await sql.fetchval(count, ann):  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(POLL_S)
     finally:

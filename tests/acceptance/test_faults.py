@@ -4,7 +4,6 @@ Each fault once; its long form, repeated in an order of the seed's, runs with `m
 """
 
 import asyncio
-import os
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -24,21 +23,19 @@ from loadtest.cluster import FragilePostgres, FragileRedis
 from loadtest.proxy import Proxy
 from storage.bus import DEAF_S, HEARTBEAT_S
 from tests.acceptance.conftest import Pair
-from tests.cluster import P7_S, POLL_S, Cluster, Node, all_say, checked, until
+from tests.cluster import BUSY_S, P7_S, POLL_S, REST_S, Cluster, Node, all_say, checked, until
 from tests.conftest import migrated
 from tests.device import Device, Json, Refused, budget_create, connect, expense_add, new_id
+from tests.storm import SEED
 
-BUSY_S = 1.0  # what a machine that also runs everything else may add
 DEAF_AFTER_S = DEAF_S + HEARTBEAT_S
 LONG_S = 10.0
 AWAY_S = 4.0  # of Postgres
-AT_ONCE_S = 0.3  # about; by the bus, where the sweeper would take a second
+AT_ONCE_S = 0.5  # as a rule; by the bus, where the sweeper would take a second each time
 NOTICED_S = DEAF_AFTER_S + BUSY_S
-BACK_S = 10.0  # the longest pause between two attempts to connect is three
+BACK_S = 30.0  # the longest pause between two attempts to connect is three
 ROUNDS = 3
-
-# Another one each night. A failure names its own: STORM_SEED repeats the schedule.
-SEED = int(os.environ.get("STORM_SEED", random.randrange(2**32)))
+FLOW_S = 40.0  # for some events of a flow, whatever befalls it
 
 _numbers = count(1)
 
@@ -95,7 +92,7 @@ class Outbox:
         """One event; its sequence."""
         event = expense_add(self.budget_id)
         while True:
-            [verdict] = await self.device.submit([event], timeout_s=20)
+            [verdict] = await self.device.submit([event], timeout_s=FLOW_S)
             if verdict["status"] == "accepted":
                 sequence: int = verdict["sequence"]
                 self.settled_s[sequence] = time.monotonic()
@@ -121,12 +118,12 @@ class Flow(Outbox):
             await device.subscribe(budget_id)
         return cls(writer, reader, budget_id)
 
-    async def lag_max_s(self) -> float:
-        """How long after its verdict the latest event arrived. All have, and are the same."""
+    async def lags_s(self) -> list[float]:
+        """How long after its verdict each event arrived. All have, and are the same."""
         head = 1 + len(self.settled_s)
         own, streamed = [await d.reached(self.budget_id, head) for d in (self.device, self._reader)]
         assert [event.raw for event in own.events] == [event.raw for event in streamed.events]
-        return max(e.at_s - self.settled_s[e.body["sequence"]] for e in streamed.events[1:])
+        return [e.at_s - self.settled_s[e.body["sequence"]] for e in streamed.events[1:]]
 
     async def lag_s(self) -> float:
         """How long after its verdict an event arrives, as a rule."""
@@ -158,9 +155,10 @@ async def connections_killed(site: Site, hold_s: float, hold: Hold) -> None:
 
 
 async def paused(site: Site, hold_s: float, hold: Hold) -> None:
-    """It goes on by itself: while it is paused it would not listen to us either."""
+    """It goes on by itself: while it is paused it would not listen to us either. So it is paused
+    for long enough to be noticed, also by a busy machine."""
     async with site.admin() as admin:
-        await admin.client_pause(int(max(hold_s, DEAF_AFTER_S + BUSY_S / 2) * 1000), all=True)
+        await admin.client_pause(int(max(hold_s, 2 * DEAF_AFTER_S) * 1000), all=True)
     await hold()
 
 
@@ -243,7 +241,7 @@ async def survives(site: Site, fault: RedisFault, hold_s: float) -> None:
         async def flow_on() -> None:
             due = [len(flow.settled_s) + 15 for flow in flows]
             await until(
-                lambda: all(len(f.settled_s) > n for f, n in zip(flows, due, strict=True)), 20
+                lambda: all(len(f.settled_s) > n for f, n in zip(flows, due, strict=True)), FLOW_S
             )
 
         async def hold() -> None:
@@ -264,7 +262,9 @@ async def survives(site: Site, fault: RedisFault, hold_s: float) -> None:
             await flow_on()
             enough.set()
         for flow in flows:
-            assert await flow.lag_max_s() < P7_S + BUSY_S
+            lags_s = await flow.lags_s()
+            assert median(lags_s) < P7_S
+            assert max(lags_s) < P7_S + BUSY_S
             # Both nodes listen again, each once, and what they hear arrives at once.
             await site.until_heard(flow.budget_id, 2)
             assert await flow.lag_s() < AT_ONCE_S
@@ -342,7 +342,7 @@ async def test_p1_p10_postgres_stopped_and_back(
 
         async def more(events: int) -> None:
             due = acknowledged() + events
-            await until(lambda: acknowledged() >= due, 20)
+            await until(lambda: acknowledged() >= due, FLOW_S)
 
         async with asyncio.TaskGroup() as writing:
             for writer in writers:
@@ -353,6 +353,8 @@ async def test_p1_p10_postgres_stopped_and_back(
                 stopped_s = time.monotonic()
                 try:
                     await ready(nodes, 503)
+                    for device in devices:  # verdicts under way have come before the answers
+                        await device.ping()
                     known = acknowledged()
                     with pytest.raises(Refused) as refused:
                         await devices[-1].subscribe(new_id())
@@ -404,7 +406,7 @@ async def test_p10_one_node_without_postgres(site: Site) -> None:
                 await well.accepted(expense_add(budget_id))
                 await cut.reached(budget_id, sequence)
             await proxy.heal()
-            [verdict] = await cut.verdicts(waiting, 20)
+            [verdict] = await cut.verdicts(waiting, FLOW_S)
             assert (verdict["status"], verdict["sequence"]) == ("accepted", 7)
             await cut.reached(budget_id, 7)
             assert "duplicate" not in verdict
@@ -414,7 +416,7 @@ async def test_p10_one_node_without_postgres(site: Site) -> None:
 async def ready(nodes: Sequence[Node], status: int) -> None:
     """Wait until each node's `/readyz` says that; nothing else than 200 and 503."""
     for node in nodes:
-        async with node.rest() as rest, asyncio.timeout(15):
+        async with node.rest() as rest, asyncio.timeout(REST_S):
             while True:
                 response = await rest.get("/readyz")
                 assert response.status_code in (200, 503)
@@ -483,7 +485,7 @@ async def test_p9_removed_while_fifty_devices_are_live(crowd: Crowd, bus: str) -
     async with asyncio.TaskGroup() as writing:
         for writer in writers:
             writing.create_task(writer.run(enough))
-        await until(lambda: all(len(writer.sequences) > 10 for writer in writers), 20)
+        await until(lambda: all(len(w.sequences) > 10 for w in writers), FLOW_S)
         if bus == "without-bus":
             site.proxy.black_hole()  # the second node notices nothing for a while
         try:
@@ -499,7 +501,7 @@ async def test_p9_removed_while_fifty_devices_are_live(crowd: Crowd, bus: str) -
                 with pytest.raises(Refused, match="NOT_PARTICIPANT"):
                     await device.subscribe(budget_id)
             await until(
-                lambda: all(len(w.sequences) > n for w, n in zip(writers, due, strict=True)), 20
+                lambda: all(len(w.sequences) > n for w, n in zip(writers, due, strict=True)), FLOW_S
             )
         finally:
             await site.proxy.heal()

@@ -22,8 +22,9 @@ from api.settings import Settings
 from hub.errors import Code
 from hub.frames import PROTOCOL
 from loadtest.cluster import FragileRedis
+from storage.rate_limits import CONNECT_S
 from tests.acceptance.test_rest import BODY_BYTES_MAX, a_budget, refused
-from tests.cluster import AUTH_SECRET, Cluster, Node, until
+from tests.cluster import AUTH_SECRET, REST_S, Cluster, Node, until
 from tests.device import category_add, connect, new_id, open_device
 
 KEYS = ["android-key-0123456789", "web-key-0123456789"]
@@ -304,7 +305,7 @@ async def test_a_failed_request_is_logged_once(node: Node, rest: AsyncClient) ->
         headers = {"X-Request-Id": f"{mark}-{number}"}
         response = await rest.get(path, headers=headers)
         assert response.headers["X-Request-Id"] == headers["X-Request-Id"]
-    await until(lambda: f"{mark}-3" in node.err, 5)
+    await until(lambda: f"{mark}-3" in node.err, REST_S)
     lines = [line for line in node.log() if str(line.get("request_id")).startswith(mark)]
     assert [(line["request_id"][-1], line["status"], line["route"]) for line in lines] == [
         ("1", 404, None),
@@ -332,7 +333,7 @@ async def test_a_client_that_goes_away_in_its_body_is_no_defect(
     writer.write_eof()
     await reader.read()
     writer.close()
-    await until(lambda: request_id in node.err, 5)
+    await until(lambda: request_id in node.err, REST_S)
     [line] = [line for line in node.log() if line.get("request_id") == request_id]
     assert (line["level"], line["status"]) == ("info", 400)
 
@@ -464,7 +465,7 @@ async def test_a_user_has_one_limit_on_all_nodes(limited: Sequence[Node], cluste
         someone(limited[1], cluster, user_id) as there,
         someone(limited[0], cluster, address=here.headers["X-Forwarded-For"]) as other,
     ):
-        assert USER_LIMIT <= await passed([here, there], "/budgets", USER_LIMIT) < 3 * USER_LIMIT
+        assert USER_LIMIT <= await passed([here, there], "/budgets", USER_LIMIT) <= 3 * USER_LIMIT
         assert (await other.get("/budgets")).status_code == 200
         refused(await here.get("/nowhere"), 404, "NOT_FOUND")  # needs no user
         async with connect(limited[0].url, cluster.token(user_id)) as device:
@@ -491,7 +492,10 @@ async def test_an_address_has_a_limit_and_cannot_lie(
     ):
         answered = await passed([one, other], "/errors", ADDRESS_LIMIT)
         assert ADDRESS_LIMIT <= answered < 3 * ADDRESS_LIMIT
-        limited_at(await one.get("/nowhere"))
+        # Also where there is nothing: one count or another may have room left.
+        responses = [await one.get("/nowhere") for _ in range(2 * ADDRESS_LIMIT)]
+        limited_at(responses[-1])
+        assert {response.status_code for response in responses} <= {404, 429}
         for path in ("/healthz", "/readyz"):
             assert (await one.get(path)).status_code == 200
         assert (await elsewhere.get("/errors")).status_code == 200
@@ -560,7 +564,7 @@ async def test_p10_without_redis_requests_are_answered_and_limited(
                 began_s = time.monotonic()
                 assert (await bob.get("/errors")).status_code == 200
                 took_s.append(time.monotonic() - began_s)
-            assert median(took_s) < 0.05
+            assert median(took_s) < CONNECT_S / 4  # it is not waited for
             answered = await passed([ada], "/budgets", USER_LIMIT)
             assert USER_LIMIT - 1 <= answered <= 2 * USER_LIMIT
             await redis.restart()

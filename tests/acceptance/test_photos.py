@@ -9,7 +9,7 @@ import pytest
 from hub.photos import PhotoType
 from loadtest.proxy import Proxy
 from storage.embedded import EmbeddedPostgres, EmbeddedRedis
-from tests.cluster import Cluster, Node, all_say, checked
+from tests.cluster import REST_S, Cluster, Node, all_say, checked
 from tests.conftest import migrated
 from tests.device import budget_create, new_id
 from tests.pictures import picture
@@ -73,7 +73,7 @@ async def new_photo(rest: httpx2.AsyncClient, mark: int = 0) -> str:
     query = {"type": "image/png", "size": str(len(content))}
     begun = (await rest.get("/user/photo-upload-url", params=query)).json()
     # The token does not go to the store; what goes there is what a plain client would send.
-    async with httpx2.AsyncClient(trust_env=False) as store:
+    async with httpx2.AsyncClient(trust_env=False, timeout=REST_S) as store:
         put = await store.put(begun["url"], content=content, headers=begun["headers"])
     assert put.status_code == 200, put.text
     confirmed = await rest.post("/user/confirm-photo-upload", json={"key": begun["key"]})
@@ -180,7 +180,7 @@ async def test_p10_without_the_store_only_photos_fail(
         content = picture(PhotoType.PNG)
         query = {"type": "image/png", "size": str(len(content))}
         begun = (await rest.get("/user/photo-upload-url", params=query)).json()
-        async with httpx2.AsyncClient(trust_env=False) as store:
+        async with httpx2.AsyncClient(trust_env=False, timeout=REST_S) as store:
             await store.put(begun["url"], content=content, headers=begun["headers"])
         await s3.proxy.cut()
         try:

@@ -16,9 +16,10 @@ from tests.cluster import Cluster
 from tests.planted import BUGS
 from tests.storm import Plan, storm
 
-QUICK = Plan(seed=7, writers=10, calm=120, delivery_s=3)
+CALM = Plan(seed=7, writers=10, calm=120)
+QUICK = CALM._replace(delivery_s=3)  # what has not come by then does not come
 
-STORMS_MAX = 3
+STORMS_MAX = 5
 
 # Which rules of `loadtest.checker` may be the first to notice.
 NOTICED_BY = {
@@ -41,7 +42,7 @@ async def test_a_storm_finds_a_planted_bug(
     cluster = Cluster(tmp_path, database_url, redis.url, program)
     try:
         if bug == "none":  # the same storm leaves no trace
-            await storm(QUICK, cluster)
+            await storm(CALM, cluster)
         else:
             found = await _violation(QUICK, cluster)
             assert found.rule in NOTICED_BY[bug], str(found)
@@ -51,7 +52,7 @@ async def test_a_storm_finds_a_planted_bug(
 
 async def _violation(plan: Plan, cluster: Cluster) -> Violation:
     """Of the first storm that brings one. How processes interleave is chance, and some bugs show
-    only where something happens between two reads: one storm may miss them, not three."""
+    only where something happens between two reads: one storm may miss them, not so many."""
     for seed in range(plan.seed, plan.seed + STORMS_MAX):
         try:
             await storm(plan._replace(seed=seed), cluster)

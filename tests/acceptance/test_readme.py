@@ -20,7 +20,7 @@ from tests.cluster import Process, family, until_gone
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-TOUR_TIMEOUT_S = 90.0
+TOUR_TIMEOUT_S = 200.0
 LEFT_OUT = re.compile(r"make (test|check)\b|git clone\b")  # they would run this test again
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -7,12 +7,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from storage.bus import bucket_of
-from tests.cluster import P7_S, Cluster, all_say
+from tests.cluster import BUSY_S, P7_S, Cluster, all_say
 from tests.device import budget_create, connect, expense_add, new_id
 from tests.redis_cluster import RedisCluster
 
 BUDGETS = 30
-BUSY_S = 2.0  # what a machine that also runs everything else may add
 
 
 @pytest.fixture

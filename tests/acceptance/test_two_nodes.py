@@ -14,7 +14,7 @@ import pytest
 from loadtest.cluster import FragileRedis
 from loadtest.proxy import Proxy
 from loadtest.replica import Replica
-from tests.cluster import P7_S, Cluster, Node, all_say, until
+from tests.cluster import BUSY_S, P7_S, Cluster, Node, all_say, until
 from tests.device import (
     Device,
     Json,
@@ -25,8 +25,6 @@ from tests.device import (
     expense_edit,
     new_id,
 )
-
-BUSY_S = 1.0  # what a machine that also runs everything else may add
 
 _users = count(1)
 
@@ -122,7 +120,7 @@ async def test_an_event_crosses_at_once(pair: tuple[Device, Device]) -> None:
         settled_s = time.monotonic()
         stream = await there.reached(budget_id, sequence)
         lags_s.append(stream.events[-1].at_s - settled_s)
-    assert median(lags_s) < 0.3
+    assert median(lags_s) < 0.5
 
 
 async def test_whoever_joins_in_mid_stream_misses_nothing(
@@ -213,7 +211,10 @@ async def test_frozen_node_holds_nobody_up_and_misses_nothing(
     nodes[1].pause()  # perhaps in the middle of a transaction
     try:
         for _ in range(10):
-            await here.accepted(*(expense_add(budget_id) for _ in range(20)))
+            events = [expense_add(budget_id) for _ in range(20)]
+            # Again where the lock was waited for in vain: Postgres takes it from who is frozen.
+            while (await here.submit(events, "each"))[-1]["status"] != "accepted":
+                pass
     finally:
         nodes[1].resume()
     assert {verdict["status"] for verdict in await there.verdicts(posted)} == {"accepted"}
@@ -237,8 +238,8 @@ async def test_redis_killed_and_back_in_mid_stream(
             await redis.restart()
             await all_say(nodes, token, "ok")
             await flow.reaches(flow.sent + 50)
-            lag_s = await flow.end()
-            assert lag_s < P7_S + BUSY_S
+            lags_s = await flow.end()
+            in_p7(lags_s)
         for node in nodes:
             assert "bus lost" in node.err
     finally:
@@ -260,8 +261,8 @@ async def test_frames_lost_on_the_way_to_redis_arrive_through_the_sweeper(
         await redis_proxy.heal()
         await all_say([publisher], token, "ok")
         await flow.reaches(flow.sent + 20)
-        lag_s = await flow.end()
-        assert lag_s < P7_S + BUSY_S
+        lags_s = await flow.end()
+        in_p7(lags_s)
 
 
 async def test_last_frame_lost_on_the_way_to_redis_arrives_all_the_same(
@@ -290,7 +291,7 @@ async def redis_proxy(cluster: Cluster) -> AsyncIterator[Proxy]:
 class Flow:
     """Events from both devices, one after the other, twenty and some a second, until told to end.
 
-    Each device must see all of them; how late the latest came is what `end` returns."""
+    Each device must see all of them; how late they were is what `end` returns."""
 
     def __init__(self, devices: tuple[Device, Device], budget_id: str) -> None:
         self._devices = devices
@@ -312,20 +313,20 @@ class Flow:
         return len(self._settled_s)
 
     async def reaches(self, sequence: int) -> None:
-        await until(lambda: self.sent >= sequence or self._task.done(), 20)
+        await until(lambda: self.sent >= sequence or self._task.done(), 60)
         if self._task.done():
             await self._task
 
-    async def end(self) -> float:
+    async def end(self) -> list[float]:
         self._ending = True
         await self._task
         streams = [await d.reached(self._budget_id, self.sent) for d in self._devices]
         assert [e.raw for e in streams[0].events] == [e.raw for e in streams[1].events]
-        return max(
+        return [
             event.at_s - self._settled_s[event.body["sequence"]]
             for stream in streams
             for event in stream.events[1:]
-        )
+        ]
 
     async def _send(self) -> None:
         while not self._ending:
@@ -333,6 +334,11 @@ class Flow:
                 [verdict] = await device.accepted(expense_add(self._budget_id))
                 self._settled_s[verdict["sequence"]] = time.monotonic()
             await asyncio.sleep(0.03)
+
+
+def in_p7(lags_s: list[float]) -> None:
+    assert median(lags_s) < P7_S
+    assert max(lags_s) < P7_S + BUSY_S
 
 
 def a_history(budget_id: str, number: int, rng: random.Random) -> list[Json]:

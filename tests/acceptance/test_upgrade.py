@@ -6,19 +6,17 @@ The old one is the code of its own commit, on today's dependencies (`tests/prede
 
 import asyncio
 import os
-import random
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
 from storage.embedded import EmbeddedPostgres, EmbeddedRedis
-from tests.cluster import P7_S, Cluster, Node, Process, token
+from tests.cluster import BUSY_S, P7_S, Cluster, Node, Process, token
 from tests.compatible import missing
 from tests.conftest import with_database
 from tests.device import (
@@ -33,15 +31,13 @@ from tests.device import (
     new_id,
 )
 from tests.predecessor import Predecessor, Unknown, check_out
+from tests.storm import SEED
 from tests.travel import Travel
 
 ROOT = Path(__file__).parents[2]
-BUSY_S = 3.0  # what a machine that also runs everything else may add
 BACK_S = 5.0  # from its goaway until a device is live again
 STOP_S = 13.0  # the longest for verdicts and peers
 RESTART = 1012
-
-SEED = int(os.environ.get("STORM_SEED", random.randrange(2**32)))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +95,7 @@ async def replaced(cluster: Cluster, node: Node) -> Node:
     """A new hub on the same port, once the old one has drained."""
     node.signal(signal.SIGTERM)
     assert await node.ended(STOP_S + BUSY_S) == 0
-    return await cluster.start(PORT=str(urlsplit(node.url).port))
+    return await cluster.start(PORT=node.port)
 
 
 async def grown(travel: Travel, events: int) -> None:

@@ -378,6 +378,35 @@ async def heard(here: Node, there: Node, budget_id: BudgetId) -> None:
                 return
 
 
+async def test_who_stood_still_is_not_deaf(
+    redis: EmbeddedRedis, log_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was stopped for a while has the echo of its heartbeat yet to read."""
+    deaf_s = 1.0
+    monkeypatch.setattr(storage_bus, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(storage_bus, "DEAF_S", deaf_s)
+    async with (
+        Redis.from_url(redis.url) as other,
+        other.pubsub() as watching,
+        running(redis.url, log_id) as here,
+    ):
+        await watching.subscribe(f"budget-hub:{log_id}:nodes")
+
+        async def beats(number: int) -> None:
+            async with asyncio.timeout(10):
+                while number:
+                    told = await watching.get_message(ignore_subscribe_messages=True, timeout=10)
+                    number -= told is not None
+
+        await beats(1)
+        for _ in range(3):  # by now it knows that the beat was sent, and waits for the next one
+            await other.ping()
+        time.sleep(1.2 * deaf_s)  # noqa: ASYNC251  (so does a stopped process)
+        await beats(3)
+        assert here.bus.losses == {}
+        assert here.bus.connected
+
+
 async def test_p7_a_connection_that_is_never_answered_is_given_up(
     redis: EmbeddedRedis, log_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

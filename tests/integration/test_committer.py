@@ -619,6 +619,38 @@ async def test_p10_a_short_absence_of_postgres_is_not_noticed(
         assert outcomes(wires(await within(answer))) == ["accepted"]
 
 
+async def test_p10_while_postgres_has_no_room_events_are_unavailable_and_none_is_blamed(
+    node: Node, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch is not taken apart in search of the one that cannot be stored; and all of it is
+    accepted as soon as there is room."""
+    monkeypatch.setattr(committer_module, "SETTLE_S", 0.1)
+    budget_id = await node.new_budget()
+    lines = [expense(budget_id) for _ in range(5)]
+    await elsewhere.execute(
+        """
+        CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            RAISE EXCEPTION 'could not extend file "base/1/2": No space left on device'
+                USING ERRCODE = 'disk_full', HINT = 'Check free disk space.';
+        END $$;
+        CREATE TRIGGER no_room BEFORE INSERT ON accepted_events
+        FOR EACH ROW EXECUTE FUNCTION no_room();
+        """
+    )
+    with capture_logs() as logs:
+        refused = await node.told("ann", *lines, mode="each")
+    assert outcomes(refused) == ["UNAVAILABLE"] * 5
+    assert {verdict["error"]["retryable"] for verdict in refused} == {True}
+    [given_up] = logs
+    assert (given_up["event"], given_up["log_level"]) == ("commit given up", "warning")
+    assert "No space left on device" in given_up["error"]
+    assert len(await elsewhere.log(budget_id)) == 1
+    await elsewhere.execute("DROP TRIGGER no_room ON accepted_events")
+    assert outcomes(await node.told("ann", *lines)) == ["accepted"] * 5
+    assert len(await elsewhere.log(budget_id)) == 6
+
+
 # What the server says, and what it means.
 
 

@@ -8,19 +8,17 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import promql_parser as parser
 import pytest
 import yaml
 
 from api.metrics import METRICS, table
+from tests.alerting import EVERY_S, Alert, alerts, runbook
 from tests.promql import Labels, Recording, Sample, firing, recorded, selected
 from tests.troubles import ALERTS, HEALTHY_S, INTERVAL_S, RECORDED, ROOT, TROUBLES
 
 DASHBOARD = ROOT / "infra" / "grafana" / "budget-hub.json"
-RUNBOOK = ROOT / "infra" / "runbook.md"
-EVERY_S = 15  # how often Prometheus evaluates, in the test as in the setup that is recommended
 
 # What each trouble raises, and nothing else.
 RAISED = {
@@ -45,20 +43,6 @@ SECOND_ONLY = {
 }
 
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="there is no promtool")
-
-
-class Alert(NamedTuple):
-    name: str
-    expression: str
-    for_s: float
-
-
-def alerts() -> list[Alert]:
-    (group,) = yaml.safe_load(ALERTS.read_text())["groups"]
-    return [
-        Alert(rule["alert"], rule["expr"], parser.parse_duration(rule["for"]).total_seconds())
-        for rule in group["rules"]
-    ]
 
 
 @cache
@@ -232,10 +216,7 @@ def test_the_first_row_of_the_dashboard_answers_its_question() -> None:
 
 
 def test_every_alert_has_an_entry_in_the_runbook_and_every_entry_an_alert() -> None:
-    text = RUNBOOK.read_text()
-    entries = dict(
-        re.findall(r"^## (BudgetHub\w+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    )
+    entries = runbook()
     assert entries.keys() == {alert.name for alert in alerts()}
     for name, entry in entries.items():
         for part in ("**Means.**", "**Look at.**", "**Do.**"):

@@ -183,6 +183,9 @@ class FakeWire:
         if self.closed is None:
             self.written += [orjson.loads(text) for text in texts(data)]
 
+    def write_soon(self, data: bytes) -> None:
+        self.write(data)
+
     @property
     def write_open(self) -> Callable[[bytes], None]:
         return self.write
