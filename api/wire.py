@@ -35,6 +35,7 @@ STALLED = 4408  # close codes: ours, and that of RFC 6455 for text which is not 
 NOT_UTF8 = 1007
 ABNORMAL = 1006  # never sent: there was no close frame
 CLOSE_S = 1.0  # for the close frame to leave, where the peer still reads
+FAREWELL_S = 3.0  # for the peer to answer it, when the process ends
 
 _TEXT = 0x80 | Opcode.TEXT  # a whole message in one frame
 _MASKED = 0x80
@@ -120,7 +121,16 @@ class DirectProtocol(WebSocketsSansIOProtocol):
         self._lost(code)
 
     def shutdown(self) -> None:
-        super().shutdown()
+        """The process ends. A peer that was told to go has yet to read it: were the connection
+        closed now, with something of the peer's unread, TCP would reset it, and the close frame
+        would be lost with it. So the peer's own close frame ends it, or `FAREWELL_S`."""
+        if self.close_sent and not self.transport.is_closing():
+            self.stop_keepalive()
+            if self.close_timer is not None:
+                self.close_timer.cancel()
+            self.close_timer = self.loop.call_later(FAREWELL_S, self.transport.abort)
+        else:
+            super().shutdown()
         self._abort_soon()
 
     def keepalive_timeout(self) -> None:

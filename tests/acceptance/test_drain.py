@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from api.wire import FAREWELL_S
 from hub.committer import SETTLE_S
 from loadtest.process import START_TIMEOUT_S
 from loadtest.proxy import Proxy
@@ -118,6 +119,30 @@ async def test_p11_sigterm_tells_everybody_and_finishes_what_was_begun(
         waits = [frames[0]["reconnectAfterMs"] for frames in goaways]
         assert 0 <= min(waits) <= max(waits) <= RECONNECT_MS_MAX
         assert len(set(waits)) > 20 and statistics.pstdev(waits) > RECONNECT_MS_MAX / 10
+
+
+@again_if_too_late
+async def test_p11_who_is_slow_and_writes_on_is_told_too(cluster: Cluster, user_id: str) -> None:
+    """What a hub closes with something unread in it TCP resets, and its close frame gets lost."""
+    node = await cluster.start()
+    budget_id = new_id()
+    async with connect(node.url, token(user_id)) as device:
+        await device.accepted(budget_create(budget_id))
+    with Crowd() as crowd:
+        [slow] = await crowd.join(open_spectator(node.url, token(user_id)))
+        slow.subscribe(budget_id)
+        await slow.joined(budget_id)
+        slow.stop_reading()
+        node.signal(signal.SIGTERM)
+        await until(lambda: any(line.get("close_code") == RESTART for line in node.log()), BUSY_S)
+        with in_time(FAREWELL_S):
+            for _ in range(3):  # the first one meets a hub that is gone, the next ones hear of it
+                slow.post([expense_add(budget_id)])
+                await asyncio.sleep(0.1)  # for the way there and back
+            slow.resume_reading()
+            await until(slow.lost.done, BUSY_S)
+            assert slow.close_code == RESTART
+        assert await node.ended(GRACEFUL_S + BUSY_S) == 0
 
 
 async def test_p11_drain_ends_in_time_with_hung_peers(own_cluster: Cluster, user_id: str) -> None:
