@@ -43,7 +43,7 @@ test-firebase: install .firebase-tools/installed  ## the identity tests on Fireb
 		firebase-tools@15
 	@touch $@
 
-faults: install  ## the fault tests at length, and 200 seeded fault runs (40 minutes in all)
+faults: install  ## the fault tests at length, and 200 seeded fault runs (over an hour in all)
 	$(BIN)/pytest tests/unit --hypothesis-profile others
 	STORM_SEED=$(STORM_SEED) $(BIN)/pytest -m faults --timeout 1800 --log-cli-level INFO
 	$(BIN)/python -m loadtest faults --runs 200 --record

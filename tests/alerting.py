@@ -1,7 +1,7 @@
 """The alert rules, their runbook, and a small Prometheus that evaluates them while hubs run."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import promql_parser as parser
@@ -37,11 +37,10 @@ def runbook() -> Mapping[str, str]:
 
 
 class Prometheus:
-    """Scrapes its `targets`, as the list is at the moment, and evaluates all alerts, whenever it is
-    told to. It believes that it was told every `EVERY_S` seconds: its clock is as fast as that.
-    """
+    """Scrapes the `targets` there are now, and evaluates all alerts, whenever it is told to.
+    It believes that it was told every `EVERY_S` seconds: its clock is as fast as that."""
 
-    def __init__(self, targets: Sequence[Node | None]) -> None:
+    def __init__(self, targets: Callable[[], Sequence[Node]]) -> None:
         self._targets = targets
         self._alerts = {alert.name: Pending(alert.expression, alert.for_s) for alert in alerts()}
         self._read = of_alerts()
@@ -51,7 +50,7 @@ class Prometheus:
     async def look(self) -> dict[str, set[str]]:
         """Scrape once; the alerts that fire then, and for which instances."""
         self.at_s += EVERY_S
-        self._keep(await scrape(self._targets))
+        self._keep(await scrape(self._targets()))
         firing = {
             name: {dict(labels)["instance"] for labels in alert.look(self._samples, self.at_s)}
             for name, alert in self._alerts.items()

@@ -359,12 +359,10 @@ def scraped(text: str, instance: str) -> dict[Labels, float]:
     return samples
 
 
-async def scrape(nodes: Sequence[Node | None]) -> dict[Labels, float]:
-    """All of them, at this moment, and whether they answered (`up`); None is no target."""
+async def scrape(nodes: Sequence[Node]) -> dict[Labels, float]:
+    """All of them, at this moment, and whether they answered (`up`)."""
     samples: dict[Labels, float] = {}
     for number, node in enumerate(nodes, 1):
-        if node is None:
-            continue
         instance = f"hub-{number}:8000"
         up = {"__name__": "up", "job": JOB, "instance": instance}
         try:
