@@ -18,8 +18,7 @@ from hub.feed import Feed, Follower, Subscription, permitted
 from hub.frames import Frame, event_frames
 from hub.limits import Bucket, Rate, reconnect_spread_ms
 from hub.measures import Measures
-from hub.ports import Bus, EventLog, Page, Principal, Tracer
-from hub.presence import NodeId
+from hub.ports import Bus, EventLog, NodeId, Page, Principal, Tracer
 from hub.records import BudgetId, UserId
 from hub.rules import LogRow
 from hub.sweeper import Sweeper

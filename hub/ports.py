@@ -3,12 +3,13 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 from hub.frames import Frame
-from hub.presence import NodeId
 from hub.records import BudgetId, UserId
 from hub.rules import BudgetState
+
+NodeId: TypeAlias = bytes  # one process, for as long as it runs
 
 
 @dataclass(slots=True)

@@ -5,11 +5,9 @@ bus whom it has itself; what a node said counts until it says otherwise or is si
 """
 
 from collections.abc import Mapping
-from typing import TypeAlias
 
+from hub.ports import NodeId
 from hub.records import UserId
-
-NodeId: TypeAlias = bytes
 
 
 class Presence:

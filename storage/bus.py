@@ -24,8 +24,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from hub.frames import Context, Frame
-from hub.ports import BusListener
-from hub.presence import NodeId
+from hub.ports import BusListener, NodeId
 from hub.records import BudgetId, UserId
 
 HEARTBEAT_S = 0.5

@@ -5,8 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from hub.frames import Frame
-from hub.ports import BusListener
-from hub.presence import NodeId
+from hub.ports import BusListener, NodeId
 from hub.records import BudgetId, UserId
 from storage.bus import RedisBus
 from storage.cluster_bus import ClusterBus

@@ -17,7 +17,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from hub.frames import Frame
-from hub.presence import NodeId
+from hub.ports import NodeId
 from hub.records import BudgetId, UserId
 from loadtest.proxy import PIECE_BYTES, Proxy
 from storage import bus as storage_bus
