@@ -16,8 +16,8 @@ from api.http import (
     respond,
     respond_large,
 )
+from hub.budget.events import parse_batch
 from hub.errors import Code, HubError
-from hub.events import parse_batch
 from hub.hub import Hub
 from hub.ports import Authenticator
 from storage.snapshots import Snapshots

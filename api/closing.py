@@ -14,8 +14,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from api.auth.closed_accounts import ClosedAccounts
+from hub.budget.events import ParticipantRemove
 from hub.errors import Code, HubError
-from hub.events import ParticipantRemove
 from hub.hub import Hub
 from hub.ports import Principal
 from hub.tracing import Correlation

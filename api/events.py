@@ -10,9 +10,9 @@ from starlette.routing import Route
 
 from api.followers import EventStream, EventStreamResponse, Poll, RestEvent, rest_event
 from api.http import as_int, as_uuid, correlation, json_body, path_id, principal, query_int, respond
+from hub.budget.events import EVENTS_PER_REQUEST_MAX, parse_batch
 from hub.committer import Mode
 from hub.errors import Code, HubError
-from hub.events import EVENTS_PER_REQUEST_MAX, parse_batch
 from hub.hub import Hub
 from hub.ports import Authenticator
 

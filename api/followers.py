@@ -17,12 +17,12 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from api.wire import HIGH_WATER_BYTES
+from hub.budget.records import BudgetId
 from hub.errors import Code, HubError
 from hub.feed import Subscription
 from hub.frames import texts
 from hub.hub import Hub
 from hub.ports import Principal
-from hub.records import BudgetId
 
 KEEP_ALIVE_S = 15.0  # between two comments on a silent stream; also finds peers that are gone
 

@@ -17,8 +17,8 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from hub import wire_json
+from hub.budget.events import INTEGER_MAX, Uuid, describe
 from hub.errors import BadData, Code, Disconnected, Held, HubError, LostRace, StoreDown
-from hub.events import INTEGER_MAX, Uuid, describe
 from hub.ports import Authenticator, Principal
 from hub.tracing import Correlation
 

@@ -12,9 +12,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.http import body, path_id, principal, respond
-from hub.events import whole
+from hub.budget.events import whole
+from hub.budget.records import Invite
 from hub.ports import Authenticator
-from hub.records import Invite
 from storage.invites import Invites
 
 TOKEN_BYTES = 24

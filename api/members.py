@@ -13,11 +13,11 @@ from starlette.routing import Route
 
 from api.http import correlation, error_response, path_id, principal, respond
 from api.invites import token_hash
+from hub.budget.events import Event, ParticipantAdd, ParticipantRemove
+from hub.budget.records import BudgetId, UserId
 from hub.errors import Code, HubError
-from hub.events import Event, ParticipantAdd, ParticipantRemove
 from hub.hub import Hub
 from hub.ports import Authenticator
-from hub.records import BudgetId, UserId
 from hub.tracing import Correlation
 from storage.snapshots import Snapshots
 

@@ -8,8 +8,8 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from api.http import as_int, body, principal, respond
+from hub.budget.events import Uuid
 from hub.errors import Code, HubError
-from hub.events import Uuid
 from hub.photos import PhotoType, sniffed
 from hub.ports import Authenticator
 from storage.photo_disk import PUBLIC_PATH, UPLOAD_PATH, DiskPhotos

@@ -34,12 +34,13 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import structlog
 
+from hub.budget.events import Invalid, ParticipantAdd, Submitted
+from hub.budget.records import BudgetId, UserId
+from hub.budget.rules import BudgetState, Change, LogRow, decide, rejected
+from hub.budget.verdicts import Verdict
 from hub.errors import BadData, Code, Disconnected, Held, LostRace
-from hub.events import Invalid, ParticipantAdd, Submitted
 from hub.measures import Measures
 from hub.ports import EventLog, Tracer, Want
-from hub.records import BudgetId, UserId
-from hub.rules import BudgetState, Change, LogRow, decide, rejected
 from hub.tracing import (
     NO_ORIGINS,
     Origin,
@@ -48,7 +49,6 @@ from hub.tracing import (
     begin_commit,
     correlation_ids,
 )
-from hub.verdicts import Verdict
 
 Mode: TypeAlias = Literal["stop", "each"]
 

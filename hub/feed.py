@@ -16,13 +16,13 @@ from typing import Any, Protocol
 import structlog
 
 from hub import frames
+from hub.budget.events import INTEGER_MAX
+from hub.budget.records import BudgetId, UserId
 from hub.cursors import Place, State, Step, Track, next_step
 from hub.errors import Code, Disconnected, HubError
-from hub.events import INTEGER_MAX
 from hub.frames import Frame, event_frames
 from hub.ports import EventLog, Page
 from hub.presence import Presence
-from hub.records import BudgetId, UserId
 from hub.tail import Tail
 
 PAGE_EVENTS_MAX = 500

@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pydantic.alias_generators import to_camel
 
 from hub import wire_json
+from hub.budget.events import Uuid, Whole, describe
+from hub.budget.records import BudgetId, UserId
+from hub.budget.verdicts import Verdict
 from hub.errors import Code
-from hub.events import Uuid, Whole, describe
-from hub.records import BudgetId, UserId
-from hub.verdicts import Verdict
 
 PROTOCOL = "budget.sync.v1"
 FRAME_BYTES_MAX = 256 * 1024
@@ -64,7 +64,7 @@ _CORRELATION_BYTES_MAX = 16 + 64 + 6  # with its sequence, quotes and what stand
 
 
 class Events(_ClientFrame):
-    """Submit 1 to 100 events; each is checked on its own (`hub.events.parse_batch`)."""
+    """Submit 1 to 100 events; each is checked on its own (`hub.budget.events.parse_batch`)."""
 
     type: Literal["events"]
     events: list[Any]

@@ -12,15 +12,16 @@ from weakref import WeakValueDictionary
 
 import structlog
 
+from hub.budget.events import INTEGER_MAX, Submitted
+from hub.budget.records import BudgetId, UserId
+from hub.budget.rules import LogRow
+from hub.budget.verdicts import Verdict
 from hub.committer import Answer, Committer, Mode
-from hub.events import INTEGER_MAX, Submitted
 from hub.feed import Feed, Follower, Subscription, permitted
 from hub.frames import Frame, event_frames
 from hub.limits import Bucket, Rate, reconnect_spread_ms
 from hub.measures import Measures
 from hub.ports import Bus, EventLog, NodeId, Page, Principal, Tracer
-from hub.records import BudgetId, UserId
-from hub.rules import LogRow
 from hub.sweeper import Sweeper
 from hub.tracing import (
     Correlation,
@@ -32,7 +33,6 @@ from hub.tracing import (
     of_frame,
     shared_ids,
 )
-from hub.verdicts import Verdict
 
 BURST_S = 10  # of the rate may be taken at once
 USERS_MAX = 10_000

@@ -8,8 +8,8 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 
+from hub.budget.verdicts import Verdict
 from hub.errors import Code
-from hub.verdicts import Verdict
 
 # Bounds of the buckets: seconds, or events. P7 allows 2 s.
 DELIVERY_S = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)

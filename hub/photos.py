@@ -4,7 +4,7 @@ import hashlib
 import re
 from enum import StrEnum, unique
 
-from hub.records import UserId
+from hub.budget.records import UserId
 
 PHOTO_BYTES_MAX = 5 * 1024 * 1024
 HEAD_BYTES = 64  # of a file's beginning, enough for `sniffed`

@@ -5,9 +5,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeAlias
 
+from hub.budget.records import BudgetId, UserId
+from hub.budget.rules import BudgetState
 from hub.frames import Frame
-from hub.records import BudgetId, UserId
-from hub.rules import BudgetState
 
 NodeId: TypeAlias = bytes  # one process, for as long as it runs
 

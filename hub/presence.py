@@ -6,8 +6,8 @@ bus whom it has itself; what a node said counts until it says otherwise or is si
 
 from collections.abc import Mapping
 
+from hub.budget.records import UserId
 from hub.ports import NodeId
-from hub.records import UserId
 
 
 class Presence:

@@ -24,16 +24,16 @@ from typing import Any, Protocol
 import structlog
 
 from hub import frames
+from hub.budget.events import EVENTS_PER_FRAME_MAX, parse_batch
+from hub.budget.records import BudgetId, UserId
+from hub.budget.verdicts import Verdict
 from hub.errors import Code, HubError
-from hub.events import EVENTS_PER_FRAME_MAX, parse_batch
 from hub.feed import Subscription
 from hub.frames import FRAME_BYTES_MAX, BadFrame, RequestId
 from hub.hub import Hub
 from hub.limits import Bucket
 from hub.ports import Authenticator, Principal, Wire
-from hub.records import BudgetId, UserId
 from hub.tracing import Correlation
-from hub.verdicts import Verdict
 
 AUTH_S = 5.0
 EXPIRING_S = 60  # `auth.expiring` comes this long before the end of the token

@@ -17,11 +17,11 @@ from contextlib import contextmanager
 
 import structlog
 
+from hub.budget.records import BudgetId
 from hub.errors import Disconnected
 from hub.feed import Feed
 from hub.measures import Measures
 from hub.ports import EventLog
-from hub.records import BudgetId
 
 INTERVAL_S = 1.0
 LOOKBACK_S = 5.0

@@ -13,9 +13,9 @@ feed reads from the log was nobody's frame: it has no context, and no `deliver`.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from hub.budget.records import BudgetId
 from hub.frames import Context, Frame
 from hub.ports import Span, Tracer
-from hub.records import BudgetId
 
 LINKS_MAX = 100  # submissions that one span names
 NAMED_MAX = 20  # correlation ids in one log line, and with one frame on the bus

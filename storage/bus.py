@@ -23,9 +23,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from hub.budget.records import BudgetId, UserId
 from hub.frames import Context, Frame
 from hub.ports import BusListener, NodeId
-from hub.records import BudgetId, UserId
 
 HEARTBEAT_S = 0.5
 DEAF_S = 2.0  # noticed half a second later at most

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from hub.records import UserId
+from hub.budget.records import UserId
 from storage.database import Database
 
 ROWS_MAX = 1_000  # in one answer

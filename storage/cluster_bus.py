@@ -21,9 +21,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisClusterException, RedisError, SlotNotCoveredError
 
+from hub.budget.records import BudgetId, UserId
 from hub.frames import Frame
 from hub.ports import BusListener
-from hub.records import BudgetId, UserId
 from storage.bus import BUCKETS, CONNECT_S, RedisBus, Shard, bucket_of
 
 LOOK_S = 1.0  # between two looks at the cluster while a link is missing

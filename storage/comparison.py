@@ -1,6 +1,6 @@
 """One budget's tables against its log.
 
-The log comes in pages and is replayed (`hub.replay`); what is held in memory is the budget's
+The log comes in pages and is replayed (`hub.budget.replay`); what is held in memory is the budget's
 records, never its log. Compared are
 
 - the log with itself: sequences 1..n without a gap, each eventId once, the columns of a row with
@@ -18,8 +18,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from hub.records import DIGEST_MODULUS, Budget, BudgetId, Category, Expense, Record, digest_text
-from hub.replay import Member, ReplayError, Replica
+from hub.budget.records import (
+    DIGEST_MODULUS,
+    Budget,
+    BudgetId,
+    Category,
+    Expense,
+    Record,
+    digest_text,
+)
+from hub.budget.replay import Member, ReplayError, Replica
 from storage.database import STATEMENT_TIMEOUT_S
 
 if TYPE_CHECKING:

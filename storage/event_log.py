@@ -9,9 +9,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from hub.errors import LostRace
-from hub.ports import LogEvent, Page, Want
-from hub.records import (
+from hub.budget.records import (
     DIGEST_MODULUS,
     Budget,
     BudgetId,
@@ -21,7 +19,9 @@ from hub.records import (
     Membership,
     UserId,
 )
-from hub.rules import BudgetState, LogRow
+from hub.budget.rules import BudgetState, LogRow
+from hub.errors import LostRace
+from hub.ports import LogEvent, Page, Want
 from storage.database import Database
 
 if TYPE_CHECKING:

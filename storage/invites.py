@@ -8,8 +8,8 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from hub.budget.records import BudgetId, Invite, UserId
 from hub.errors import Code, HubError
-from hub.records import BudgetId, Invite, UserId
 from storage.database import Database, turn
 
 if TYPE_CHECKING:

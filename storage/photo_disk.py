@@ -25,9 +25,9 @@ from urllib.parse import urlencode
 import anyio.to_thread
 from anyio import CapacityLimiter
 
+from hub.budget.records import UserId
 from hub.errors import Code, HubError, StoreDown
 from hub.photos import HEAD_BYTES, PhotoType, public_object, public_path, temp_object
-from hub.records import UserId
 from storage.photo_store import Uploaded
 
 CALLS_MAX = 8  # threads

@@ -14,9 +14,9 @@ from anyio import CapacityLimiter
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
+from hub.budget.records import UserId
 from hub.errors import StoreDown
 from hub.photos import HEAD_BYTES, PhotoType, public_object, public_path, temp_object
-from hub.records import UserId
 from storage.photo_store import Uploaded
 
 if TYPE_CHECKING:

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple, Protocol
 
+from hub.budget.records import UserId
 from hub.photos import PhotoType
-from hub.records import UserId
 
 
 class Uploaded(NamedTuple):

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import structlog
 
+from hub.budget.records import UserId
 from hub.errors import BadData, Code, Disconnected, Held, HubError, LostRace, StoreDown
 from hub.photos import PHOTO_BYTES_MAX, PhotoType, public_object, sniffed
-from hub.records import UserId
 from storage.database import Database
 from storage.photo_store import PhotoStore
 

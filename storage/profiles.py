@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import NamedTuple
 
+from hub.budget.records import BudgetId, UserId
 from hub.errors import Code, HubError, LostRace
-from hub.records import BudgetId, UserId
 from storage.database import Database
 
 READ = "SELECT id, email, first_name, last_name, photo FROM users WHERE id = $1"

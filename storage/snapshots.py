@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hub.budget.records import BudgetId, UserId
 from hub.errors import Code, HubError
-from hub.records import BudgetId, UserId
 from storage.database import Database, turn
 
 if TYPE_CHECKING:

@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from hub.budget.events import Uuid, Whole
+from hub.budget.records import BudgetId
 from hub.errors import BadData, Held, LostRace
-from hub.events import Uuid, Whole
-from hub.records import BudgetId
 from storage.comparison import PAGE, compare
 from storage.database import Database
 from storage.verify import NoSuchBudget, at_one_instant

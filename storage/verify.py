@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
-from hub.records import BudgetId
+from hub.budget.records import BudgetId
 from storage.comparison import Difference, compare
 from storage.database import Database
 

@@ -7,9 +7,9 @@ from uuid import UUID
 
 import orjson
 
+from hub.budget.events import parse_batch
+from hub.budget.verdicts import Verdict
 from hub.committer import Committer
-from hub.events import parse_batch
-from hub.verdicts import Verdict
 from storage.database import Database
 from storage.event_log import PostgresLog
 

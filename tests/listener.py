@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
+from hub.budget.records import BudgetId, UserId
 from hub.frames import Frame
 from hub.ports import BusListener, NodeId
-from hub.records import BudgetId, UserId
 from storage.bus import RedisBus
 from storage.cluster_bus import ClusterBus
 from tests.cluster import until

@@ -15,8 +15,8 @@ from typing import Any, Literal, TypeAlias
 
 from hypothesis import strategies as st
 
-from hub.currencies import CURRENCIES
-from hub.events import Event, ParticipantAdd, ParticipantRemove
+from hub.budget.currencies import CURRENCIES
+from hub.budget.events import Event, ParticipantAdd, ParticipantRemove
 
 Wire: TypeAlias = dict[str, Any]
 

@@ -10,16 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
 from api.cli import main
-from hub import rules
+from hub.budget import rules
+from hub.budget.events import Event
+from hub.budget.records import BudgetId, Record, UserId
+from hub.budget.rules import BudgetState, Change, LogRow
+from hub.budget.verdicts import Verdict
 from hub.committer import Committer, Submission, _Run
-from hub.events import Event
 from hub.feed import Feed
 from hub.frames import Frame
 from hub.ports import Page, Want
-from hub.records import BudgetId, Record, UserId
-from hub.rules import BudgetState, Change, LogRow
 from hub.sweeper import Sweeper
-from hub.verdicts import Verdict
 from storage.bus import RedisBus
 from storage.event_log import PostgresLog, PostgresTransaction
 

@@ -14,12 +14,12 @@ import asyncpg
 import orjson
 import pytest
 
+from hub.budget.events import EVENTS_PER_FRAME_MAX, parse_batch
+from hub.budget.records import BudgetId, UserId
+from hub.budget.rules import LogRow
+from hub.budget.verdicts import Verdict
 from hub.committer import Committer, Mode
-from hub.events import EVENTS_PER_FRAME_MAX, parse_batch
-from hub.records import BudgetId, UserId
-from hub.rules import LogRow
 from hub.tracing import Origins
-from hub.verdicts import Verdict
 from storage import database as database_module
 from storage.database import Database
 from storage.event_log import PostgresLog, PostgresTransaction

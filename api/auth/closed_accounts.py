@@ -11,10 +11,10 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
+from hub.budget.records import UserId
 from hub.errors import Code, Disconnected, HubError
 from hub.hub import Hub
 from hub.ports import Authenticator, Principal
-from hub.records import UserId
 from storage.closures import ROWS_MAX, Closure, Closures
 
 CHECK_S = 1.0  # a closed account is gone everywhere within two, as who was removed is (P9)

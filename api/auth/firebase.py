@@ -26,9 +26,9 @@ from google.auth.transport import Response
 from google.oauth2 import service_account
 
 from api.auth.revocation import NEVER_MS, USERS_PER_CALL_MAX, Unreachable
+from hub.budget.records import UserId
 from hub.errors import BadData, Code, Disconnected, Held, HubError, LostRace
 from hub.ports import Principal
-from hub.records import UserId
 from storage.profiles import Profile
 
 SKEW_S = 60  # how far Google's clock and ours may be apart; the most that the library takes

@@ -13,8 +13,8 @@ from typing import Protocol
 import structlog
 
 from api.auth.token_cache import TokenCache
+from hub.budget.records import UserId
 from hub.hub import Hub
-from hub.records import UserId
 
 NEVER_MS = 2**62  # no token was issued after that: the user is disabled, or is no more
 USERS_PER_CALL_MAX = 100  # of Firebase

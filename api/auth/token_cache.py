@@ -11,9 +11,9 @@ from hashlib import sha256
 from typing import NewType
 
 from api.auth.tokens import TOKEN_LENGTH_MAX
+from hub.budget.records import UserId
 from hub.errors import Code, HubError
 from hub.ports import Authenticator, Principal
-from hub.records import UserId
 
 TOKENS_MAX = 20_000  # remembered: some 8 MB
 VERIFYING_MAX = 5_000  # tokens that are being verified, or wait for it; then callers are put off

@@ -8,8 +8,8 @@ from api.documents import frames as shapes
 from api.documents.examples import Sent
 from api.documents.schemas import Json, schemas
 from hub import frames
+from hub.budget.events import Uuid, Whole
 from hub.errors import Code
-from hub.events import Uuid, Whole
 
 ABOUT = """\
 The hub's live interface: one WebSocket at `/sync`, subprotocol `budget.sync.v1`, JSON text frames

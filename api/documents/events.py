@@ -5,7 +5,7 @@ from typing import Annotated, Any, Union
 from pydantic import Field
 from typing_extensions import TypeAliasType
 
-from hub.events import CLIENT_EVENTS
+from hub.budget.events import CLIENT_EVENTS
 
 # mypy cannot know a union made of values.
 _Any: Any = Union[tuple(CLIENT_EVENTS.values())]  # noqa: UP007

@@ -12,7 +12,7 @@ from api.documents.scalars import Head, Id, Key, LogId, Millis, Sequence, UserId
 from api.documents.stream import StreamEvent
 from api.documents.verdicts import Verdict
 from hub import frames
-from hub.events import EVENTS_PER_FRAME_MAX
+from hub.budget.events import EVENTS_PER_FRAME_MAX
 from hub.frames import CORRELATION_ID
 
 

@@ -17,8 +17,8 @@ from api.guard import EXEMPT
 from api.invites import LinkSharing, NewInvite
 from api.photos import Confirmation
 from api.users import USER_ID_MAX, ProfileFields
+from hub.budget.events import INTEGER_MAX, Uuid
 from hub.errors import Code
-from hub.events import INTEGER_MAX, Uuid
 from hub.photos import PHOTO_BYTES_MAX, PhotoType
 from storage.invites import INVITES_MAX
 

@@ -45,9 +45,9 @@ import typer
 import uvloop
 from rich.console import Console
 
+from hub.budget.events import parse_event
+from hub.budget.rules import BudgetState, Change, decide
 from hub.committer import LANES
-from hub.events import parse_event
-from hub.rules import BudgetState, Change, decide
 from hub.sweeper import COMPARED_MAX, LOOKBACK_S
 from loadtest.bench import load
 from loadtest.bench.results import Row, show, write_section

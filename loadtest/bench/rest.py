@@ -23,8 +23,8 @@ import typer
 import uvloop
 from rich.console import Console
 
-from hub.events import parse_event
-from hub.rules import Change, decide
+from hub.budget.events import parse_event
+from hub.budget.rules import Change, decide
 from loadtest.bench import load
 from loadtest.bench.commit import POSTGRES, USER, connected, hub_process, seed
 from loadtest.bench.fast_socket import connect

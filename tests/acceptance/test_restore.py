@@ -12,7 +12,7 @@ import asyncpg
 from typer.testing import CliRunner
 
 from api.cli import main
-from hub.verdicts import Verdict
+from hub.budget.verdicts import Verdict
 from loadtest.replica import Replica
 from storage.database import Database
 from storage.embedded import EmbeddedPostgres

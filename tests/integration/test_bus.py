@@ -16,9 +16,9 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
+from hub.budget.records import BudgetId, UserId
 from hub.frames import Frame
 from hub.ports import NodeId
-from hub.records import BudgetId, UserId
 from loadtest.proxy import PIECE_BYTES, Proxy
 from storage import bus as storage_bus
 from storage.bus import DEAF_S, HEARTBEAT_S, OUTGOING_BYTES_MAX, STALLED_S, RedisBus

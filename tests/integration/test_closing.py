@@ -11,8 +11,8 @@ import pytest
 
 from api.auth.closed_accounts import ClosedAccounts
 from api.closing import Closing
+from hub.budget.events import ParticipantAdd, parse_batch
 from hub.errors import Code, HubError
-from hub.events import ParticipantAdd, parse_batch
 from hub.hub import Hub, Rates
 from hub.ports import Principal
 from storage.closures import Closures

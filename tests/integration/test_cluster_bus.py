@@ -17,8 +17,8 @@ from redis.exceptions import MovedError
 from structlog.testing import capture_logs
 
 from api.settings import Settings, SettingsError
+from hub.budget.records import BudgetId
 from hub.frames import Frame
-from hub.records import BudgetId
 from storage import bus as storage_bus, cluster_bus
 from storage.bus import BUCKETS, DEAF_S, HEARTBEAT_S, bucket_of
 from storage.cluster_bus import ClusterBus, address_of

@@ -17,13 +17,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from hub import committer as committer_module
+from hub.budget.events import INTEGER_MAX
+from hub.budget.records import BudgetId, UserId
+from hub.budget.rules import BudgetState
+from hub.budget.verdicts import Verdict
 from hub.committer import Mode
 from hub.errors import BadData, Disconnected, Held, LostRace
-from hub.events import INTEGER_MAX
 from hub.ports import Want
-from hub.records import BudgetId, UserId
-from hub.rules import BudgetState
-from hub.verdicts import Verdict
 from loadtest.proxy import Proxy
 from loadtest.replica import Replica
 from storage.database import Database, translated

@@ -21,19 +21,19 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from hub import rules
-from hub.committer import Committer, Mode
-from hub.errors import HubError
-from hub.events import (
+from hub.budget import rules
+from hub.budget.events import (
     EVENTS_PER_FRAME_MAX,
     INTEGER_MAX,
     Event,
     ParticipantRemove,
     parse_batch,
 )
+from hub.budget.records import BudgetId, UserId
+from hub.budget.rules import BudgetState, Change, LogRow
+from hub.committer import Committer, Mode
+from hub.errors import HubError
 from hub.ports import Page, Want
-from hub.records import BudgetId, UserId
-from hub.rules import BudgetState, Change, LogRow
 from hub.tracing import Origins
 from hub.wire_json import decode
 from loadtest.replica import Replica

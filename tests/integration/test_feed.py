@@ -18,14 +18,14 @@ import orjson
 import pytest
 
 from hub import feed as feed_module, hub as hub_module, tail as tail_module
+from hub.budget.events import EVENTS_PER_FRAME_MAX, ParticipantAdd, ParticipantRemove, parse_batch
+from hub.budget.records import BudgetId, UserId
 from hub.cursors import State
 from hub.errors import Code, Disconnected
-from hub.events import EVENTS_PER_FRAME_MAX, ParticipantAdd, ParticipantRemove, parse_batch
 from hub.feed import Subscription
 from hub.frames import Frame, event_frames, texts
 from hub.hub import Hub, Rates
 from hub.ports import LogEvent, Page
-from hub.records import BudgetId, UserId
 from hub.tail import TAIL_BYTES_MAX
 from storage.database import Database
 from storage.event_log import PostgresLog

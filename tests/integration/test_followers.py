@@ -19,11 +19,11 @@ from api.followers import EventStream
 from api.settings import Settings
 from api.wire import HIGH_WATER_BYTES
 from hub import sweeper
-from hub.events import ParticipantAdd, ParticipantRemove, parse_batch
+from hub.budget.events import ParticipantAdd, ParticipantRemove, parse_batch
+from hub.budget.records import BudgetId, UserId
 from hub.frames import FRAME_BYTES_MAX
 from hub.hub import Hub
 from hub.ports import EventLog, Page, Principal
-from hub.records import BudgetId, UserId
 from storage import database
 from tests.cluster import AUTH_SECRET, token, until
 from tests.device import Json, budget_create, expense_add, new_id

@@ -14,10 +14,10 @@ from typing import Any
 import orjson
 import pytest
 
+from hub.budget.events import ParticipantAdd
+from hub.budget.records import BudgetId, Invite, UserId
+from hub.budget.verdicts import Verdict
 from hub.errors import Disconnected
-from hub.events import ParticipantAdd
-from hub.records import BudgetId, Invite, UserId
-from hub.verdicts import Verdict
 from storage.database import Database
 from storage.invites import Invites
 from storage.verify import verify

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from hub import sweeper as sweeper_module
-from hub.events import INTEGER_MAX, ParticipantAdd, parse_batch
+from hub.budget.events import INTEGER_MAX, ParticipantAdd, parse_batch
+from hub.budget.records import BudgetId, UserId
 from hub.hub import Hub, Rates
 from hub.ports import EventLog, Page
-from hub.records import BudgetId, UserId
 from storage.database import Database
 from storage.event_log import PostgresLog
 from tests.cluster import until

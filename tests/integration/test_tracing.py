@@ -23,8 +23,8 @@ from structlog.testing import capture_logs
 from api.app import now_ms
 from api.settings import Settings, SettingsError
 from api.tracing import OpenTelemetry
+from hub.budget.events import parse_batch
 from hub.errors import Code
-from hub.events import parse_batch
 from hub.frames import Context, Frame, texts
 from hub.hub import Hub, Rates
 from hub.tracing import Correlation

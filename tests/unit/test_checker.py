@@ -12,8 +12,8 @@ from uuid import UUID
 import orjson
 import pytest
 
-from hub.events import ParticipantAdd, ParticipantRemove, Submitted, parse_batch
-from hub.rules import BudgetState, Change, decide
+from hub.budget.events import ParticipantAdd, ParticipantRemove, Submitted, parse_batch
+from hub.budget.rules import BudgetState, Change, decide
 from loadtest import checker
 from loadtest.checker import Figures, Violation, check
 from loadtest.history import BadHistory, Json, Recorder, read

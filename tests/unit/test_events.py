@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from hub.currencies import CURRENCIES
-from hub.errors import Code, HubError
-from hub.events import (
+from hub.budget.currencies import CURRENCIES
+from hub.budget.events import (
     CLIENT_EVENTS,
     EVENTS_PER_FRAME_MAX,
     FIELD_LISTS,
@@ -23,6 +22,7 @@ from hub.events import (
     parse_batch,
     parse_event,
 )
+from hub.errors import Code, HubError
 from tests.model import JOINS, LEAVES, TYPES, Wire, made, normalised
 
 EVENT = "00000000-0000-4000-8000-00000000000a"

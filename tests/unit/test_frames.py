@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 
 from hub import frames
+from hub.budget.verdicts import Verdict
 from hub.errors import Code
 from hub.frames import (
     FRAME_BYTES_MAX,
@@ -28,7 +29,6 @@ from hub.frames import (
     texts,
 )
 from hub.ports import LogEvent
-from hub.verdicts import Verdict
 
 BUDGET = "00000000-0000-4000-8000-00000000000b"
 EVENT = "00000000-0000-4000-8000-00000000000a"

@@ -4,9 +4,9 @@ from itertools import accumulate
 
 from hypothesis import given, strategies as st
 
+from hub.budget.verdicts import Verdict
 from hub.errors import Code
 from hub.measures import DELIVERY_S, Histogram, Measures
-from hub.verdicts import Verdict
 
 values = st.one_of(st.floats(0, 100), st.sampled_from(DELIVERY_S))
 

@@ -5,7 +5,7 @@ from decimal import Decimal
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from hub.records import (
+from hub.budget.records import (
     DIGEST_MODULUS,
     Budget,
     Category,

@@ -8,10 +8,10 @@ import orjson
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from hub.events import Event, parse_event
-from hub.records import UserId
-from hub.replay import Member, ReplayError, Replica
-from hub.rules import BudgetState, Change, decide
+from hub.budget.events import Event, parse_event
+from hub.budget.records import UserId
+from hub.budget.replay import Member, ReplayError, Replica
+from hub.budget.rules import BudgetState, Change, decide
 from tests.history import Author
 from tests.model import JOINS, LEAVES, Wire, made
 

@@ -10,9 +10,8 @@ import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from hub import events, rules
-from hub.errors import Code
-from hub.events import (
+from hub.budget import events, rules
+from hub.budget.events import (
     BudgetCreate,
     Event,
     ParticipantAdd,
@@ -20,9 +19,10 @@ from hub.events import (
     content_hash,
     parse_event,
 )
-from hub.records import Invite, Membership, Record, digest_text
-from hub.rules import BudgetState, Change, decide, rejected
-from hub.verdicts import Verdict
+from hub.budget.records import Invite, Membership, Record, digest_text
+from hub.budget.rules import BudgetState, Change, decide, rejected
+from hub.budget.verdicts import Verdict
+from hub.errors import Code
 from tests.model import (
     JOINS,
     LEAVES,

@@ -12,6 +12,7 @@ import orjson
 import pytest
 from structlog.testing import capture_logs
 
+from hub.budget.verdicts import Verdict
 from hub.committer import Answer
 from hub.errors import Code, HubError
 from hub.frames import framed, texts
@@ -28,7 +29,6 @@ from hub.session import (
     Session,
 )
 from hub.tracing import Correlation
-from hub.verdicts import Verdict
 
 Json = dict[str, Any]
 

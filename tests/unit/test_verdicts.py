@@ -6,9 +6,9 @@ import orjson
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from hub.budget.rules import LogRow
+from hub.budget.verdicts import Verdict
 from hub.errors import Code
-from hub.rules import LogRow
-from hub.verdicts import Verdict
 
 EVENT = "00000000-0000-4000-8000-00000000000a"
 BUDGET = "00000000-0000-4000-8000-00000000000b"

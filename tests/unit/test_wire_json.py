@@ -7,7 +7,7 @@ import orjson
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from hub.events import Event, Invalid, parse_batch
+from hub.budget.events import Event, Invalid, parse_batch
 from hub.wire_json import decode
 
 _VALUES: st.SearchStrategy[Any] = st.recursive(

@@ -1,8 +1,8 @@
 """Replay: a budget rebuilt from its stream events, and from nothing else.
 
-What stands in the tables is only a convenience if the log is the truth (design 1), so whoever wants
-to know whether the two agree needs the second opinion that is built here. The steps restate what
-design 3.1 says an accepted event does; whether it should have been accepted is `hub.rules`' matter.
+The log is the truth and the tables are a convenience (design 1); `verify` compares the two, and
+needs this second opinion. The steps restate what design 3.1 says an accepted event does. Whether it
+should have been accepted is for `hub.budget.rules`.
 
 | event                | what changes                                                            |
 |----------------------|-------------------------------------------------------------------------|
@@ -23,8 +23,8 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, NamedTuple, TypeVar
 
-from hub.events import CLIENT_EVENTS
-from hub.records import (
+from hub.budget.events import CLIENT_EVENTS
+from hub.budget.records import (
     DIGEST_MODULUS,
     Budget,
     BudgetId,

@@ -2,7 +2,7 @@
 
 The first check that fails decides (design 3.1):
 
-  1. shape                     `INVALID_EVENT` (done by `hub.events`)
+  1. shape                     `INVALID_EVENT` (done by `hub.budget.events`)
   2. known to its author       the eventId stands in the log, from this user, with this content:
                                the original verdict again, marked `duplicate`. Before every other
                                check, so that a retry is answered alike in a year, after its author
@@ -63,8 +63,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import orjson
 
-from hub.errors import Code
-from hub.events import (
+from hub.budget.events import (
     FIELD_LIST,
     FIELD_LISTS,
     BudgetCreate,
@@ -83,7 +82,7 @@ from hub.events import (
     Submitted,
     content_hash,
 )
-from hub.records import (
+from hub.budget.records import (
     DIGEST_MODULUS,
     Budget,
     BudgetId,
@@ -95,7 +94,8 @@ from hub.records import (
     UserId,
     digest_text,
 )
-from hub.verdicts import Verdict
+from hub.budget.verdicts import Verdict
+from hub.errors import Code
 
 
 class LogRow(NamedTuple):

@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from hub.currencies import CURRENCIES
+from hub.budget.currencies import CURRENCIES
 from hub.errors import Code, HubError
 
 INTEGER_MAX = 2**53 - 1
