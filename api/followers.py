@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from api.wire import HIGH_WATER_BYTES
 from hub.budget.records import BudgetId
 from hub.errors import Code, HubError
-from hub.feed import Subscription
+from hub.feed.feed import Subscription
 from hub.frames import texts
 from hub.hub import Hub
 from hub.ports import Principal

@@ -17,12 +17,12 @@ from hub.budget.records import BudgetId, UserId
 from hub.budget.rules import LogRow
 from hub.budget.verdicts import Verdict
 from hub.committer import Answer, Committer, Mode
-from hub.feed import Feed, Follower, Subscription, permitted
+from hub.feed.feed import Feed, Follower, Subscription, permitted
+from hub.feed.sweeper import Sweeper
 from hub.frames import Frame, event_frames
 from hub.limits import Bucket, Rate, reconnect_spread_ms
 from hub.measures import Measures
 from hub.ports import Bus, EventLog, NodeId, Page, Principal, Tracer
-from hub.sweeper import Sweeper
 from hub.tracing import (
     Correlation,
     Origin,
@@ -331,14 +331,14 @@ class Hub:
                 self._bus.unsubscribe(feed.budget_id)
 
     def delivered(self, frame: Frame, wires: int) -> None:
-        """See `hub.feed.Home`."""
+        """See `hub.feed.feed.Home`."""
         if wires and frame.written_at_ms:
             # Two machines' clocks may differ by more than it took.
             took_s = max(self._now_ms() - frame.written_at_ms, 0) / 1000
             self.measures.delivery_s.observe(took_s, wires * _events(frame))
 
     def filled(self, events: int) -> None:
-        """See `hub.feed.Home`."""
+        """See `hub.feed.feed.Home`."""
         self.measures.gaps_filled += 1
         self.measures.fed["log"] += events
 

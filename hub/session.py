@@ -28,7 +28,7 @@ from hub.budget.events import EVENTS_PER_FRAME_MAX, parse_batch
 from hub.budget.records import BudgetId, UserId
 from hub.budget.verdicts import Verdict
 from hub.errors import Code, HubError
-from hub.feed import Subscription
+from hub.feed.feed import Subscription
 from hub.frames import FRAME_BYTES_MAX, BadFrame, RequestId
 from hub.hub import Hub
 from hub.limits import Bucket
@@ -473,7 +473,7 @@ class _Answer:
 
 
 class _Following:
-    """What a socket makes of one subscription; see `hub.feed.Follower`."""
+    """What a socket makes of one subscription; see `hub.feed.feed.Follower`."""
 
     attends = True
     __slots__ = ("_all", "_hub", "_request_id", "_wire", "budget_id", "subscription", "write")

@@ -16,10 +16,10 @@ from hub.budget.records import BudgetId, Record, UserId
 from hub.budget.rules import BudgetState, Change, LogRow
 from hub.budget.verdicts import Verdict
 from hub.committer import Committer, Submission, _Run
-from hub.feed import Feed
+from hub.feed.feed import Feed
+from hub.feed.sweeper import Sweeper
 from hub.frames import Frame
 from hub.ports import Page, Want
-from hub.sweeper import Sweeper
 from storage.bus import RedisBus
 from storage.event_log import PostgresLog, PostgresTransaction
 

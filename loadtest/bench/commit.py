@@ -48,7 +48,7 @@ from rich.console import Console
 from hub.budget.events import parse_event
 from hub.budget.rules import BudgetState, Change, decide
 from hub.committer import LANES
-from hub.sweeper import COMPARED_MAX, LOOKBACK_S
+from hub.feed.sweeper import COMPARED_MAX, LOOKBACK_S
 from loadtest.bench import load
 from loadtest.bench.results import Row, show, write_section
 from storage import event_log

@@ -17,16 +17,17 @@ from typing import Any, TypeAlias
 import orjson
 import pytest
 
-from hub import feed as feed_module, hub as hub_module, tail as tail_module
+from hub import hub as hub_module
 from hub.budget.events import EVENTS_PER_FRAME_MAX, ParticipantAdd, ParticipantRemove, parse_batch
 from hub.budget.records import BudgetId, UserId
-from hub.cursors import State
 from hub.errors import Code, Disconnected
-from hub.feed import Subscription
+from hub.feed import feed as feed_module, tail as tail_module
+from hub.feed.cursors import State
+from hub.feed.feed import Subscription
+from hub.feed.tail import TAIL_BYTES_MAX
 from hub.frames import Frame, event_frames, texts
 from hub.hub import Hub, Rates
 from hub.ports import LogEvent, Page
-from hub.tail import TAIL_BYTES_MAX
 from storage.database import Database
 from storage.event_log import PostgresLog
 from tests.cluster import until

@@ -18,9 +18,9 @@ from api.app import OWNERS_MAX, REST_READS_MAX, App, open_app
 from api.followers import EventStream
 from api.settings import Settings
 from api.wire import HIGH_WATER_BYTES
-from hub import sweeper
 from hub.budget.events import ParticipantAdd, ParticipantRemove, parse_batch
 from hub.budget.records import BudgetId, UserId
+from hub.feed import sweeper
 from hub.frames import FRAME_BYTES_MAX
 from hub.hub import Hub
 from hub.ports import EventLog, Page, Principal

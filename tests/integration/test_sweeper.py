@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from hub import sweeper as sweeper_module
 from hub.budget.events import INTEGER_MAX, ParticipantAdd, parse_batch
 from hub.budget.records import BudgetId, UserId
+from hub.feed import sweeper as sweeper_module
 from hub.hub import Hub, Rates
 from hub.ports import EventLog, Page
 from storage.database import Database

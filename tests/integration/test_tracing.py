@@ -39,7 +39,7 @@ DEADLINE_S = 30.0
 
 
 class Wire:
-    """Follows a budget; see `hub.feed.Follower`."""
+    """Follows a budget; see `hub.feed.feed.Follower`."""
 
     attends = False
     full = False

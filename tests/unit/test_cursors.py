@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from hub.cursors import Place, State, Step, Track, next_step, place
+from hub.feed.cursors import Place, State, Step, Track, next_step, place
 
 
 @pytest.mark.parametrize(

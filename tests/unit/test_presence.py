@@ -4,7 +4,7 @@ from collections import Counter
 
 from hypothesis import given, settings, strategies as st
 
-from hub.presence import Presence
+from hub.feed.presence import Presence
 
 A, B = b"a" * 16, b"b" * 16
 

@@ -19,7 +19,7 @@ import structlog
 
 from hub.budget.records import BudgetId
 from hub.errors import Disconnected
-from hub.feed import Feed
+from hub.feed.feed import Feed
 from hub.measures import Measures
 from hub.ports import EventLog
 

@@ -1,8 +1,8 @@
 """A feed: one budget's ordered events inside this process, and who follows them.
 
 Frames are offered by the committer (own commits) and by the bus (other nodes'), in any order and
-any number of times; `hub.cursors.Track` says what to do with each. A gap is filled from the log by
-a single reader. A subscription is a cursor and a wire; its states and steps stand in `hub.cursors`.
+any number of times; `cursors.Track` says what to do with each. A gap is filled from the log by
+a single reader. A subscription is a cursor and a wire; its states and steps stand in `cursors`.
 
 Registration comes first, then, in statements begun after it, the check of membership and the read
 of the log; so an event is either in what is read or offered to the feed afterwards, never lost
@@ -18,12 +18,12 @@ import structlog
 from hub import frames
 from hub.budget.events import INTEGER_MAX
 from hub.budget.records import BudgetId, UserId
-from hub.cursors import Place, State, Step, Track, next_step
 from hub.errors import Code, Disconnected, HubError
+from hub.feed.cursors import Place, State, Step, Track, next_step
+from hub.feed.presence import Presence
+from hub.feed.tail import Tail
 from hub.frames import Frame, event_frames
 from hub.ports import EventLog, Page
-from hub.presence import Presence
-from hub.tail import Tail
 
 PAGE_EVENTS_MAX = 500
 RETRY_S = 0.25  # between reads while the log is out of reach
