@@ -52,9 +52,9 @@ from storage.event_log import PostgresLog
 from storage.housekeeping import Housekeeping
 from storage.invites import Invites
 from storage.migrate import pending
-from storage.photo_disk import PUBLIC_PATH, DiskPhotos
-from storage.photo_store import PhotoStore
-from storage.photos import Photos
+from storage.objects.disk import PUBLIC_PATH, DiskPhotos
+from storage.objects.photos import Photos
+from storage.objects.store import PhotoStore
 from storage.profiles import Profiles
 from storage.rate_limits import RateLimits
 from storage.snapshots import Snapshots
@@ -283,7 +283,7 @@ def photo_store(settings: Settings) -> PhotoStore:
         )
     import boto3  # takes a while, and 30 MB
 
-    from storage.photo_s3 import S3Photos
+    from storage.objects.s3 import S3Photos
 
     assert settings.s3_region is not None and settings.cdn_base_url is not None
     return S3Photos(

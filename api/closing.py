@@ -20,7 +20,7 @@ from hub.hub import Hub
 from hub.ports import Principal
 from hub.tracing import Correlation
 from storage.closures import Closure, Closures
-from storage.photos import Photos
+from storage.objects.photos import Photos
 from storage.profiles import Profiles
 
 LATE_S = 10.0  # after its closing an account may still have done something; later it is a new one

@@ -8,7 +8,7 @@ from api.http import respond
 from hub.errors import Disconnected
 from hub.ports import Bus
 from storage.database import Database
-from storage.photos import Photos
+from storage.objects.photos import Photos
 
 
 def routes(database: Database, bus: Bus | None, photos: Photos) -> list[Route]:

@@ -33,7 +33,7 @@ from hub.measures import LAG_S, Histogram
 from storage.bus import RedisBus
 from storage.cluster_bus import ClusterBus
 from storage.database import Database
-from storage.photos import Photos
+from storage.objects.photos import Photos
 
 PREFIX = "budget_hub_"
 

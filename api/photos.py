@@ -10,11 +10,11 @@ from starlette.routing import Route
 from api.http import as_int, body, principal, respond
 from hub.budget.events import Uuid
 from hub.errors import Code, HubError
-from hub.photos import PhotoType, sniffed
 from hub.ports import Authenticator
-from storage.photo_disk import PUBLIC_PATH, UPLOAD_PATH, DiskPhotos
-from storage.photo_store import PhotoStore
-from storage.photos import Photos
+from storage.objects.disk import PUBLIC_PATH, UPLOAD_PATH, DiskPhotos
+from storage.objects.media_types import PhotoType, sniffed
+from storage.objects.photos import Photos
+from storage.objects.store import PhotoStore
 
 CACHE_CONTROL = "public, max-age=31536000, immutable"  # an address is never used for another photo
 

@@ -1,6 +1,6 @@
 """Files that are photos by their first bytes, and some that are not."""
 
-from hub.photos import PhotoType
+from storage.objects.media_types import PhotoType
 
 HEADS = {
     PhotoType.JPEG: b"\xff\xd8\xff\xe0\x00\x10JFIF\x00",

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import httpx2
 import pytest
 
-from hub.photos import PhotoType
 from loadtest.proxy import Proxy
 from storage.embedded import EmbeddedPostgres, EmbeddedRedis
+from storage.objects.media_types import PhotoType
 from tests.cluster import REST_S, Cluster, Node, all_say, checked
 from tests.conftest import migrated
 from tests.device import budget_create, new_id

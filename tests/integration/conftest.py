@@ -8,8 +8,9 @@ import asyncpg
 import pytest
 
 from hub import committer
-from storage import bus, cluster_bus, database, photo_s3, rate_limits
+from storage import bus, cluster_bus, database, rate_limits
 from storage.database import Database
+from storage.objects import s3
 from tests.racing import Elsewhere, Node, Nodes
 
 PATIENT_S = 60
@@ -24,9 +25,9 @@ WAITS: tuple[tuple[object, str], ...] = (
     (bus, "SILENT_S"),
     (bus, "STALLED_S"),
     (cluster_bus, "ANSWER_S"),
-    (photo_s3, "WAIT_S"),
-    (photo_s3, "CONNECT_S"),
-    (photo_s3, "ANSWER_S"),
+    (s3, "WAIT_S"),
+    (s3, "CONNECT_S"),
+    (s3, "ANSWER_S"),
     (rate_limits, "CONNECT_S"),
     (rate_limits, "ANSWER_S"),
 )

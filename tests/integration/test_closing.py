@@ -18,8 +18,8 @@ from hub.ports import Principal
 from storage.closures import Closures
 from storage.database import Database
 from storage.event_log import PostgresLog
-from storage.photo_disk import DiskPhotos
-from storage.photos import Photos
+from storage.objects.disk import DiskPhotos
+from storage.objects.photos import Photos
 from storage.profiles import Profiles
 from storage.users import Users
 from storage.verify import verify

@@ -25,14 +25,14 @@ from api.edge import Edge
 from api.http import ERROR_HANDLERS
 from api.photos import routes
 from hub.errors import Code, Disconnected, HubError, StoreDown
-from hub.photos import PHOTO_BYTES_MAX, PhotoType, public_object, temp_object
 from loadtest.proxy import Proxy
 from storage.database import Database
 from storage.embedded import EmbeddedPostgres
-from storage.photo_disk import DiskPhotos
-from storage.photo_s3 import S3Photos
-from storage.photo_store import PhotoStore
-from storage.photos import EXPIRES_IN_S, FORGOTTEN_S, PENDING_MAX, Photos
+from storage.objects.disk import DiskPhotos
+from storage.objects.media_types import PHOTO_BYTES_MAX, PhotoType, public_object, temp_object
+from storage.objects.photos import EXPIRES_IN_S, FORGOTTEN_S, PENDING_MAX, Photos
+from storage.objects.s3 import S3Photos
+from storage.objects.store import PhotoStore
 from storage.profiles import Profiles
 from tests.conftest import with_database
 from tests.device import new_id
@@ -915,7 +915,7 @@ async def test_s3_photos_are_read_through_the_cdn(s3: OnS3) -> None:
 async def test_s3_silent_is_down_within_its_timeouts(
     s3: OnS3, session: boto3.Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.photo_s3.ANSWER_S", 0.2)
+    monkeypatch.setattr("storage.objects.s3.ANSWER_S", 0.2)
     impatient = s3.photos_of(session)
     s3.proxy.black_hole()
     async with asyncio.timeout(30):
@@ -932,7 +932,7 @@ async def test_s3_silent_is_down_within_its_timeouts(
 async def test_s3_calls_are_bounded_and_do_not_wait_for_ever(
     s3: OnS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.photo_s3.WAIT_S", 0.05)
+    monkeypatch.setattr("storage.objects.s3.WAIT_S", 0.05)
     s3.front.hold(lambda asked: asked.method == "HEAD")
     checks = [asyncio.create_task(s3.store.check()) for _ in range(12)]
     try:

@@ -24,9 +24,9 @@ import structlog
 
 from hub.budget.records import UserId
 from hub.errors import BadData, Code, Disconnected, Held, HubError, LostRace, StoreDown
-from hub.photos import PHOTO_BYTES_MAX, PhotoType, public_object, sniffed
 from storage.database import Database
-from storage.photo_store import PhotoStore
+from storage.objects.media_types import PHOTO_BYTES_MAX, PhotoType, public_object, sniffed
+from storage.objects.store import PhotoStore
 
 if TYPE_CHECKING:
     from storage.database import Connection

@@ -27,8 +27,14 @@ from anyio import CapacityLimiter
 
 from hub.budget.records import UserId
 from hub.errors import Code, HubError, StoreDown
-from hub.photos import HEAD_BYTES, PhotoType, public_object, public_path, temp_object
-from storage.photo_store import Uploaded
+from storage.objects.media_types import (
+    HEAD_BYTES,
+    PhotoType,
+    public_object,
+    public_path,
+    temp_object,
+)
+from storage.objects.store import Uploaded
 
 CALLS_MAX = 8  # threads
 UPLOADS_MAX = 64  # coming in at a time

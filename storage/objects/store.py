@@ -1,9 +1,9 @@
-"""What every photo store does: S3 (`photo_s3`) and a folder on disk (`photo_disk`)."""
+"""What every photo store does: S3 (`s3`) and a folder on disk (`disk`)."""
 
 from typing import NamedTuple, Protocol
 
 from hub.budget.records import UserId
-from hub.photos import PhotoType
+from storage.objects.media_types import PhotoType
 
 
 class Uploaded(NamedTuple):

@@ -16,8 +16,14 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
 from hub.budget.records import UserId
 from hub.errors import StoreDown
-from hub.photos import HEAD_BYTES, PhotoType, public_object, public_path, temp_object
-from storage.photo_store import Uploaded
+from storage.objects.media_types import (
+    HEAD_BYTES,
+    PhotoType,
+    public_object,
+    public_path,
+    temp_object,
+)
+from storage.objects.store import Uploaded
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
