@@ -27,13 +27,8 @@ from anyio import CapacityLimiter
 
 from hub.budget.records import UserId
 from hub.errors import Code, HubError, StoreDown
-from storage.objects.media_types import (
-    HEAD_BYTES,
-    PhotoType,
-    public_object,
-    public_path,
-    temp_object,
-)
+from storage.objects.media_types import HEAD_BYTES, PhotoType
+from storage.objects.names import public_object, public_path, temp_object
 from storage.objects.store import Uploaded
 
 CALLS_MAX = 8  # threads

@@ -1,15 +1,10 @@
-"""What a profile photo may be, and where it lies in a store. Pure: names and bytes, no I/O."""
+"""What a profile photo may be, by its media type and by its first bytes."""
 
-import hashlib
-import re
 from enum import StrEnum, unique
-
-from hub.budget.records import UserId
 
 PHOTO_BYTES_MAX = 5 * 1024 * 1024
 HEAD_BYTES = 64  # of a file's beginning, enough for `sniffed`
 
-_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis"})
 _HEIF_BRANDS = frozenset({b"mif1", b"msf1"})  # any codec; the compatible brands say which
 
@@ -35,31 +30,6 @@ def sniffed(head: bytes) -> PhotoType | None:
     if head[4:8] == b"ftyp" and _is_heic(head):
         return PhotoType.HEIC
     return None
-
-
-def temp_object(user_id: UserId, key: str) -> str:
-    """Where a client uploads to."""
-    return f"temp/{folder(user_id)}/{key}"
-
-
-def public_object(user_id: UserId, key: str) -> str:
-    """Where a confirmed photo lies. Everything below `public/` is readable by everybody."""
-    return f"public/{public_path(user_id, key)}"
-
-
-def public_path(user_id: UserId, key: str) -> str:
-    """The same below `public/`, as the addresses of photos end."""
-    return f"user-photos/{folder(user_id)}/{key}"
-
-
-def folder(user_id: UserId) -> str:
-    """A user's folder: one safe path segment, another one for each user.
-
-    User ids are any text, `..` and 128 emoji included: those that are not plain go by their hash,
-    which no plain one can look like."""
-    if _PLAIN.fullmatch(user_id):
-        return user_id
-    return "~" + hashlib.sha256(user_id.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _is_heic(head: bytes) -> bool:

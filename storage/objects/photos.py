@@ -25,7 +25,8 @@ import structlog
 from hub.budget.records import UserId
 from hub.errors import BadData, Code, Disconnected, Held, HubError, LostRace, StoreDown
 from storage.database import Database
-from storage.objects.media_types import PHOTO_BYTES_MAX, PhotoType, public_object, sniffed
+from storage.objects.media_types import PHOTO_BYTES_MAX, PhotoType, sniffed
+from storage.objects.names import public_object
 from storage.objects.store import PhotoStore
 
 if TYPE_CHECKING:

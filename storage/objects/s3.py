@@ -16,13 +16,8 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
 from hub.budget.records import UserId
 from hub.errors import StoreDown
-from storage.objects.media_types import (
-    HEAD_BYTES,
-    PhotoType,
-    public_object,
-    public_path,
-    temp_object,
-)
+from storage.objects.media_types import HEAD_BYTES, PhotoType
+from storage.objects.names import public_object, public_path, temp_object
 from storage.objects.store import Uploaded
 
 if TYPE_CHECKING:

@@ -29,7 +29,8 @@ from loadtest.proxy import Proxy
 from storage.database import Database
 from storage.embedded import EmbeddedPostgres
 from storage.objects.disk import DiskPhotos
-from storage.objects.media_types import PHOTO_BYTES_MAX, PhotoType, public_object, temp_object
+from storage.objects.media_types import PHOTO_BYTES_MAX, PhotoType
+from storage.objects.names import public_object, temp_object
 from storage.objects.photos import EXPIRES_IN_S, FORGOTTEN_S, PENDING_MAX, Photos
 from storage.objects.s3 import S3Photos
 from storage.objects.store import PhotoStore

@@ -4,14 +4,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from api.settings import Settings, SettingsError
-from storage.objects.media_types import (
-    HEAD_BYTES,
-    PhotoType,
-    folder,
-    public_object,
-    sniffed,
-    temp_object,
-)
+from storage.objects.media_types import HEAD_BYTES, PhotoType, sniffed
+from storage.objects.names import folder, public_object, temp_object
 from tests.pictures import HEADS, TEXT
 
 KEY = "0d3a9f0e-54c7-4b3d-9a57-6b1f6f0e7a02"
