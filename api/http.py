@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from hub import wire_json
+from hub import json_text
 from hub.budget.events import INTEGER_MAX, Uuid, describe
 from hub.errors import BadData, Code, Disconnected, Held, HubError, LostRace, StoreDown
 from hub.ports import Authenticator, Principal
@@ -57,7 +57,7 @@ async def json_body(request: Request) -> object:
         if len(text) > BODY_BYTES_MAX:
             raise HubError(Code.PAYLOAD_TOO_LARGE)
     try:
-        return wire_json.decode(bytes(text))
+        return json_text.decode(bytes(text))
     except ValueError:
         raise HubError(Code.BAD_REQUEST, "the body is not JSON") from None
 

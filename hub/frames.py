@@ -13,7 +13,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic.alias_generators import to_camel
 
-from hub import wire_json
+from hub import json_text
 from hub.budget.events import Uuid, Whole, describe
 from hub.budget.records import BudgetId, UserId
 from hub.budget.verdicts import Verdict
@@ -103,7 +103,7 @@ class BadFrame(Exception):
 def parse(text: bytes | str) -> ClientFrame:
     """One client frame. Raises `BadFrame`."""
     try:
-        raw = wire_json.decode(text)
+        raw = json_text.decode(text)
     except ValueError:
         raise BadFrame("not JSON", fatal=True) from None
     if not isinstance(raw, dict):

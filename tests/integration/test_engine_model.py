@@ -33,9 +33,9 @@ from hub.budget.records import BudgetId, UserId
 from hub.budget.rules import BudgetState, Change, LogRow
 from hub.committer import Committer, Mode
 from hub.errors import HubError
+from hub.json_text import decode
 from hub.ports import Page, Want
 from hub.tracing import Origins
-from hub.wire_json import decode
 from loadtest.replica import Replica
 from storage import event_log
 from storage.database import Database

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from hub.budget.events import Event, Invalid, parse_batch
-from hub.wire_json import decode
+from hub.json_text import decode
 
 _VALUES: st.SearchStrategy[Any] = st.recursive(
     st.none()
