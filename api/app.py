@@ -42,7 +42,8 @@ from api.settings import Settings
 from api.socket import SyncSocket
 from api.workers import Workers
 from hub.committer import APART_MAX, LANES
-from hub.hub import READERS_MAX, Hub, Rates
+from hub.hub import READERS_MAX, Hub
+from hub.limits import Rates
 from hub.ports import Authenticator
 from storage.bus import RedisBus
 from storage.closures import Closures

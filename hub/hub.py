@@ -5,10 +5,9 @@ The way of an event: frame → `Session` → `Hub.submit` → `Committer` → `r
 """
 
 import asyncio
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
-from weakref import WeakValueDictionary
 
 import structlog
 
@@ -20,9 +19,10 @@ from hub.committer import Answer, Committer, Mode
 from hub.feed.feed import Feed, Follower, Subscription, permitted
 from hub.feed.sweeper import Sweeper
 from hub.frames import Frame, event_frames
-from hub.limits import Bucket, Rate, reconnect_spread_ms
+from hub.limits import Rates
 from hub.measures import Measures
 from hub.ports import Bus, EventLog, NodeId, Page, Principal, Tracer
+from hub.reconnects import reconnect_spread_ms
 from hub.tracing import (
     Correlation,
     Origin,
@@ -34,39 +34,11 @@ from hub.tracing import (
     shared_ids,
 )
 
-BURST_S = 10  # of the rate may be taken at once
-USERS_MAX = 10_000
 READERS_MAX = 4  # reads of the log at a time, whoever they are for
 DRAIN_S = 8.0
 PRESENCE_S = 0.5  # how long changes of presence are gathered before they are told
 
 _log = structlog.get_logger()
-
-
-class Rates:
-    """How much a connection and a user may ask for; an event costs 1, any other frame 1."""
-
-    def __init__(self, connection_per_s: float, user_per_s: float) -> None:
-        self._connection = Rate(connection_per_s, BURST_S * connection_per_s)
-        self._user = Rate(user_per_s, BURST_S * user_per_s)
-        # A bucket lives as long as a session has it, and after that as long as it is one of the
-        # `USERS_MAX` last asked for: coming back is no way to a full one.
-        self._buckets: WeakValueDictionary[UserId, Bucket] = WeakValueDictionary()
-        self._recent: OrderedDict[UserId, Bucket] = OrderedDict()
-
-    def of_connection(self, now_s: float) -> Bucket:
-        return Bucket(self._connection, now_s)
-
-    def of_user(self, user_id: UserId, now_s: float) -> Bucket:
-        """The one bucket of all the user's connections to this process."""
-        bucket = self._buckets.get(user_id)
-        if bucket is None:
-            bucket = self._buckets[user_id] = Bucket(self._user, now_s)
-        self._recent[user_id] = bucket
-        self._recent.move_to_end(user_id)
-        if len(self._recent) > USERS_MAX:
-            self._recent.popitem(last=False)
-        return bucket
 
 
 class Attached(Protocol):

@@ -1,12 +1,13 @@
-"""Rate limits: a token bucket, and how slowly the sessions of a drained hub come back to the
-others. Time is an argument."""
+"""Rate limits: a token bucket, and the buckets of connections and users. Time is an argument."""
 
+from collections import OrderedDict
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
-RECONNECT_MS_MIN = 1_000
-GENTLE_PER_S = 100
-GENTLE_MS_MAX = 4_000
-RECONNECTS_PER_S = 500
+from hub.budget.records import UserId
+
+BURST_S = 10  # of the rate may be taken at once
+USERS_MAX = 10_000
 
 
 class Rate(NamedTuple):
@@ -44,11 +45,27 @@ class Bucket:
         return 0.0
 
 
-def reconnect_spread_ms(sessions: int) -> float:
-    """Over how many milliseconds so many sessions are told to come back.
+class Rates:
+    """How much a connection and a user may ask for; an event costs 1, any other frame 1."""
 
-    Each costs Postgres a read, and a commit of what its device had kept. A few hundred come so
-    slowly that Postgres hardly notices; more than that as fast as the others can take them, so that
-    nobody is away for long."""
-    gentle_ms = min(sessions * 1000 / GENTLE_PER_S, GENTLE_MS_MAX)
-    return max(RECONNECT_MS_MIN, gentle_ms, sessions * 1000 / RECONNECTS_PER_S)
+    def __init__(self, connection_per_s: float, user_per_s: float) -> None:
+        self._connection = Rate(connection_per_s, BURST_S * connection_per_s)
+        self._user = Rate(user_per_s, BURST_S * user_per_s)
+        # A bucket lives as long as a session has it, and after that as long as it is one of the
+        # `USERS_MAX` last asked for: coming back is no way to a full one.
+        self._buckets: WeakValueDictionary[UserId, Bucket] = WeakValueDictionary()
+        self._recent: OrderedDict[UserId, Bucket] = OrderedDict()
+
+    def of_connection(self, now_s: float) -> Bucket:
+        return Bucket(self._connection, now_s)
+
+    def of_user(self, user_id: UserId, now_s: float) -> Bucket:
+        """The one bucket of all the user's connections to this process."""
+        bucket = self._buckets.get(user_id)
+        if bucket is None:
+            bucket = self._buckets[user_id] = Bucket(self._user, now_s)
+        self._recent[user_id] = bucket
+        self._recent.move_to_end(user_id)
+        if len(self._recent) > USERS_MAX:
+            self._recent.popitem(last=False)
+        return bucket

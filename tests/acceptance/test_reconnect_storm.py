@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hub.limits import RECONNECTS_PER_S
+from hub.reconnects import RECONNECTS_PER_S
 from tests.cluster import Cluster
 from tests.crowd import Crowd, Spectator, open_spectator
 from tests.google import FIREBASE_HUB, Google, encoded, running

@@ -13,7 +13,8 @@ from api.auth.closed_accounts import ClosedAccounts
 from api.closing import Closing
 from hub.budget.events import ParticipantAdd, parse_batch
 from hub.errors import Code, HubError
-from hub.hub import Hub, Rates
+from hub.hub import Hub
+from hub.limits import Rates
 from hub.ports import Principal
 from storage.closures import Closures
 from storage.database import Database

@@ -26,7 +26,8 @@ from hub.feed.cursors import State
 from hub.feed.feed import Subscription
 from hub.feed.tail import TAIL_BYTES_MAX
 from hub.frames import Frame, event_frames, texts
-from hub.hub import Hub, Rates
+from hub.hub import Hub
+from hub.limits import Rates
 from hub.ports import LogEvent, Page
 from storage.database import Database
 from storage.event_log import PostgresLog

@@ -7,7 +7,8 @@ import pytest
 from hub.budget.events import INTEGER_MAX, ParticipantAdd, parse_batch
 from hub.budget.records import BudgetId, UserId
 from hub.feed import sweeper as sweeper_module
-from hub.hub import Hub, Rates
+from hub.hub import Hub
+from hub.limits import Rates
 from hub.ports import EventLog, Page
 from storage.database import Database
 from storage.event_log import PostgresLog

@@ -26,7 +26,8 @@ from api.tracing import OpenTelemetry
 from hub.budget.events import parse_batch
 from hub.errors import Code
 from hub.frames import Context, Frame, texts
-from hub.hub import Hub, Rates
+from hub.hub import Hub
+from hub.limits import Rates
 from hub.tracing import Correlation
 from storage.bus import RedisBus
 from storage.database import Database

@@ -1,9 +1,8 @@
 """The token bucket never gives more than its rate and its burst allow, and never starves (P8)."""
 
-import pytest
 from hypothesis import given, settings, strategies as st
 
-from hub.limits import Bucket, Rate, reconnect_spread_ms
+from hub.limits import Bucket, Rate
 
 RATE = Rate(per_s=10, burst=20)
 
@@ -58,11 +57,3 @@ def test_never_more_than_burst_and_rate(steps: list[tuple[float, float]]) -> Non
         if bucket.take(cost, now_s) == 0:
             taken += min(cost, RATE.burst)
         assert taken <= RATE.burst + now_s * RATE.per_s + 1e-6
-
-
-@pytest.mark.parametrize(
-    ("sessions", "spread_ms"),
-    [(0, 1_000), (41, 1_000), (250, 2_500), (500, 4_000), (2_000, 4_000), (9_000, 18_000)],
-)
-def test_p11_few_come_back_slowly_and_many_soon(sessions: int, spread_ms: float) -> None:
-    assert reconnect_spread_ms(sessions) == spread_ms

@@ -16,7 +16,8 @@ from hub.budget.verdicts import Verdict
 from hub.committer import Answer
 from hub.errors import Code, HubError
 from hub.frames import framed, texts
-from hub.hub import Hub, Rates
+from hub.hub import Hub
+from hub.limits import Rates
 from hub.measures import Measures
 from hub.ports import Principal
 from hub.session import (
