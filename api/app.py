@@ -46,20 +46,20 @@ from hub.hub import READERS_MAX, Hub
 from hub.limits import Rates
 from hub.ports import Authenticator
 from storage.bus import RedisBus
-from storage.closures import Closures
 from storage.cluster_bus import ClusterBus
-from storage.database import Database
-from storage.event_log import PostgresLog
-from storage.housekeeping import Housekeeping
-from storage.invites import Invites
-from storage.migrate import pending
 from storage.objects.disk import PUBLIC_PATH, DiskPhotos
 from storage.objects.photos import Photos
 from storage.objects.store import PhotoStore
-from storage.profiles import Profiles
+from storage.postgres.core.event_log import PostgresLog
+from storage.postgres.core.invites import Invites
+from storage.postgres.core.snapshots import Snapshots
+from storage.postgres.database import Database
+from storage.postgres.housekeeping import Housekeeping
+from storage.postgres.migrate import pending
+from storage.postgres.people.closed_accounts import Closures
+from storage.postgres.people.logins import Users
+from storage.postgres.people.profiles import Profiles
 from storage.rate_limits import RateLimits
-from storage.snapshots import Snapshots
-from storage.users import Users
 
 if TYPE_CHECKING:
     from api.tracing import OpenTelemetry

@@ -20,7 +20,7 @@ from hub.budget.events import parse_batch
 from hub.errors import Code, HubError
 from hub.hub import Hub
 from hub.ports import Authenticator
-from storage.snapshots import Snapshots
+from storage.postgres.core.snapshots import Snapshots
 
 COUNT_MAX = 100
 

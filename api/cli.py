@@ -30,10 +30,10 @@ from api.logs import configure
 from api.settings import Settings, SettingsError
 from api.stats import Interval, NoMetrics, Reading, check_target, columns, read, rows
 from hub.errors import BadData, Disconnected
-from storage.database import Database, translated
 from storage.embedded import EmbeddedError, EmbeddedPostgres, EmbeddedRedis
 from storage.log_identity import HubsRunning, renew_log_id
-from storage.migrate import migrate as apply_migrations, pending
+from storage.postgres.database import Database, translated
+from storage.postgres.migrate import migrate as apply_migrations, pending
 from storage.transfer import Header, Refused, export_budget, import_budget
 from storage.verify import NoSuchBudget, Progress as Verified, verify as verify_budgets
 

@@ -19,9 +19,9 @@ from hub.errors import Code, HubError
 from hub.hub import Hub
 from hub.ports import Principal
 from hub.tracing import Correlation
-from storage.closures import Closure, Closures
 from storage.objects.photos import Photos
-from storage.profiles import Profiles
+from storage.postgres.people.closed_accounts import Closure, Closures
+from storage.postgres.people.profiles import Profiles
 
 LATE_S = 10.0  # after its closing an account may still have done something; later it is a new one
 GONE = {Code.ALREADY_LEFT, Code.NOT_PARTICIPANT, Code.BUDGET_NOT_EXISTS}

@@ -21,11 +21,11 @@ from redis.exceptions import RedisError
 from api.app import photo_store
 from api.settings import Settings, SettingsError
 from hub.errors import StoreDown
-from storage.database import COMMIT_SESSION
-from storage.migrate import migrations, pending
+from storage.postgres.database import COMMIT_SESSION
+from storage.postgres.migrate import migrations, pending
 
 if TYPE_CHECKING:
-    from storage.database import Connection
+    from storage.postgres.database import Connection
 
 POSTGRES_VERSION_MIN = 15
 REDIS_VERSION_MIN = (6, 2)

@@ -7,8 +7,8 @@ from starlette.routing import Route
 from api.http import respond
 from hub.errors import Disconnected
 from hub.ports import Bus
-from storage.database import Database
 from storage.objects.photos import Photos
+from storage.postgres.database import Database
 
 
 def routes(database: Database, bus: Bus | None, photos: Photos) -> list[Route]:

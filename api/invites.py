@@ -15,7 +15,7 @@ from api.http import body, path_id, principal, respond
 from hub.budget.events import whole
 from hub.budget.records import Invite
 from hub.ports import Authenticator
-from storage.invites import Invites
+from storage.postgres.core.invites import Invites
 
 TOKEN_BYTES = 24
 WEEK_S = 7 * 24 * 3600

@@ -19,7 +19,7 @@ from hub.errors import Code, HubError
 from hub.hub import Hub
 from hub.ports import Authenticator
 from hub.tracing import Correlation
-from storage.snapshots import Snapshots
+from storage.postgres.core.snapshots import Snapshots
 
 
 def routes(

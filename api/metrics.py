@@ -32,8 +32,8 @@ from hub.hub import Census, Hub
 from hub.measures import LAG_S, Histogram
 from storage.bus import RedisBus
 from storage.cluster_bus import ClusterBus
-from storage.database import Database
 from storage.objects.photos import Photos
+from storage.postgres.database import Database
 
 PREFIX = "budget_hub_"
 

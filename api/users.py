@@ -13,7 +13,7 @@ from api.closing import Closing
 from api.http import body, correlation, principal, respond
 from hub.errors import Code, HubError
 from hub.ports import Authenticator
-from storage.profiles import Profile, Profiles
+from storage.postgres.people.profiles import Profile, Profiles
 
 USER_ID_MAX = 128  # characters
 

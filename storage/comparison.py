@@ -28,12 +28,12 @@ from hub.budget.records import (
     digest_text,
 )
 from hub.budget.replay import Member, ReplayError, Replica
-from storage.database import STATEMENT_TIMEOUT_S
+from storage.postgres.database import STATEMENT_TIMEOUT_S
 
 if TYPE_CHECKING:
     import asyncpg
 
-    from storage.database import Connection
+    from storage.postgres.database import Connection
 
 PAGE = 1_000  # rows at a time
 

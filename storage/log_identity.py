@@ -7,7 +7,7 @@ given again, to other events.
 
 import asyncpg
 
-from storage.database import SESSION, translated
+from storage.postgres.database import SESSION, translated
 
 COUNT_HUBS = """
 SELECT count(*) FROM pg_stat_activity

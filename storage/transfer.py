@@ -34,11 +34,11 @@ from hub.budget.events import Uuid, Whole
 from hub.budget.records import BudgetId
 from hub.errors import BadData, Held, LostRace
 from storage.comparison import PAGE, compare
-from storage.database import Database
+from storage.postgres.database import Database
 from storage.verify import NoSuchBudget, at_one_instant
 
 if TYPE_CHECKING:
-    from storage.database import Connection
+    from storage.postgres.database import Connection
 
 LINE_BYTES_MAX = 1 << 20  # far more than the longest event
 

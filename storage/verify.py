@@ -11,10 +11,10 @@ from uuid import UUID
 
 from hub.budget.records import BudgetId
 from storage.comparison import Difference, compare
-from storage.database import Database
+from storage.postgres.database import Database
 
 if TYPE_CHECKING:
-    from storage.database import Connection
+    from storage.postgres.database import Connection
 
 # The first budget from here on that any of the tables knows: rows whose budget is gone are to be
 # found as well. Each table is asked for one entry of an index.

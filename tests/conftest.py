@@ -11,9 +11,9 @@ import asyncpg
 import pytest
 from hypothesis import HealthCheck, settings
 
-from storage.database import Database
 from storage.embedded import EmbeddedPostgres, EmbeddedRedis
-from storage.migrate import migrate
+from storage.postgres.database import Database
+from storage.postgres.migrate import migrate
 from tests.device import IDS
 
 # Property tests draw the same examples in every `make test`, and others in each `make faults`. How

@@ -10,8 +10,8 @@ import orjson
 from hub.budget.events import parse_batch
 from hub.budget.verdicts import Verdict
 from hub.committer import Committer
-from storage.database import Database
-from storage.event_log import PostgresLog
+from storage.postgres.core.event_log import PostgresLog
+from storage.postgres.database import Database
 
 BUDGET, CATEGORY, EXPENSE = "budget", "category", "expense"
 

@@ -20,10 +20,10 @@ from hub.budget.rules import LogRow
 from hub.budget.verdicts import Verdict
 from hub.committer import Committer, Mode
 from hub.tracing import Origins
-from storage import database as database_module
-from storage.database import Database
-from storage.event_log import PostgresLog, PostgresTransaction
-from storage.snapshots import Snapshots
+from storage.postgres import database as database_module
+from storage.postgres.core.event_log import PostgresLog, PostgresTransaction
+from storage.postgres.core.snapshots import Snapshots
+from storage.postgres.database import Database
 
 DEADLINE_S = 30.0
 NOW_MS = 1_800_000_000_000

@@ -15,7 +15,7 @@ from hub.budget.records import UserId
 from hub.errors import Code, Disconnected, HubError
 from hub.hub import Hub
 from hub.ports import Authenticator, Principal
-from storage.closures import ROWS_MAX, Closure, Closures
+from storage.postgres.people.closed_accounts import ROWS_MAX, Closure, Closures
 
 CHECK_S = 1.0  # a closed account is gone everywhere within two, as who was removed is (P9)
 OVERLAP_S = 10.0  # how long a closure may take from its time to its commit

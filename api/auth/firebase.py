@@ -29,7 +29,7 @@ from api.auth.revocation import NEVER_MS, USERS_PER_CALL_MAX, Unreachable
 from hub.budget.records import UserId
 from hub.errors import BadData, Code, Disconnected, Held, HubError, LostRace
 from hub.ports import Principal
-from storage.profiles import Profile
+from storage.postgres.people.profiles import Profile
 
 SKEW_S = 60  # how far Google's clock and ours may be apart; the most that the library takes
 # Threads. They are busy with Python, so two are no faster than one, and hold up the loop far more.

@@ -23,7 +23,7 @@ from structlog.typing import FilteringBoundLogger
 
 from api.auth.tokens import Tokens
 from hub.errors import Code, HubError
-from storage.users import Users
+from storage.postgres.people.logins import Users
 
 HASHING_AT_ONCE = 2  # argon2 takes 64 MiB and several cores each time
 HASHING_ASKED_MAX = 128  # running or waiting: some ten seconds of work, then callers are put off

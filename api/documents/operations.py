@@ -19,8 +19,8 @@ from api.photos import Confirmation
 from api.users import USER_ID_MAX, ProfileFields
 from hub.budget.events import INTEGER_MAX, Uuid
 from hub.errors import Code
-from storage.invites import INVITES_MAX
 from storage.objects.media_types import PHOTO_BYTES_MAX, PhotoType
+from storage.postgres.core.invites import INVITES_MAX
 
 SSE = "text/event-stream"
 HTML = "text/html"

@@ -8,9 +8,10 @@ The same kind of events into the same tables of one Postgres, one way after the 
     all three. The generator is a process of its own.
 
 *limit*
-    The statements of `storage.event_log`, driven by bare asyncpg in batches of the size the hub was
-    just measured to make. Every parameter is prepared before the clock starts and every answer is
-    thrown away. On one connection, and on as many as the hub has lanes.
+    The statements of the log (`storage/postgres/core/event_log.py`), driven by bare asyncpg in
+    batches of the size the hub was just measured to make. Every parameter is prepared before the
+    clock starts and every answer is thrown away. On one connection, and on as many as the hub has
+    lanes.
 
 *single*
     One event a transaction on 32 connections: the same statements with one event each, and (*lean*)
@@ -51,11 +52,11 @@ from hub.committer import LANES
 from hub.feed.sweeper import COMPARED_MAX, LOOKBACK_S
 from loadtest.bench import load
 from loadtest.bench.results import Row, show, write_section
-from storage import event_log
-from storage.database import COMMIT_SESSION, Database
 from storage.embedded import EmbeddedPostgres
-from storage.event_log import PostgresLog
-from storage.migrate import migrate
+from storage.postgres.core import event_log
+from storage.postgres.core.event_log import PostgresLog
+from storage.postgres.database import COMMIT_SESSION, Database
+from storage.postgres.migrate import migrate
 
 BUDGETS = 200
 DEVICES = 3

@@ -24,7 +24,7 @@ from loadtest.bench.commit import hub_process, seed
 from loadtest.bench.fast_socket import FastSocket, connect
 from loadtest.bench.results import Row, show, write_section
 from storage.embedded import EmbeddedPostgres, EmbeddedRedis
-from storage.migrate import migrate
+from storage.postgres.migrate import migrate
 
 EVENTS = 500
 WARMUP = 50

@@ -43,7 +43,7 @@ from loadtest.bench.commit import USER, hub_process, seed
 from loadtest.bench.process import Process as HubProcess
 from loadtest.bench.results import Row, show, write_section
 from storage.embedded import EmbeddedPostgres
-from storage.migrate import migrate
+from storage.postgres.migrate import migrate
 
 SOCKETS = 1_000
 EVENT_BYTES = 300

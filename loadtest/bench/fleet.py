@@ -45,7 +45,7 @@ from loadtest.page import milliseconds
 from loadtest.plot import Limit, Point
 from loadtest.report import Percentiles, Report
 from storage.embedded import EmbeddedPostgres, EmbeddedRedis
-from storage.migrate import migrate
+from storage.postgres.migrate import migrate
 
 DEVICES_PER_BUDGET = 3
 P50_MS, P99_MS = 10.0, 100.0

@@ -30,11 +30,11 @@ from loadtest.bench.commit import POSTGRES, USER, connected, hub_process, seed
 from loadtest.bench.fast_socket import connect
 from loadtest.bench.process import Process
 from loadtest.bench.results import Row, show, write_section
-from storage.database import SESSION
 from storage.embedded import EmbeddedPostgres
-from storage.event_log import PostgresTransaction
-from storage.migrate import migrate
-from storage.snapshots import READ_SNAPSHOT
+from storage.postgres.core.event_log import PostgresTransaction
+from storage.postgres.core.snapshots import READ_SNAPSHOT
+from storage.postgres.database import SESSION
+from storage.postgres.migrate import migrate
 
 EXPENSES = 10_000
 ROUNDS = 15

@@ -4,7 +4,7 @@ What may fail, and what follows:
 
     after the copy, before the commit    the profile names its old photo; a retry copies again, and
                                          what nobody confirms any more is deleted when its upload
-                                         is forgotten (`storage.housekeeping`)
+                                         is forgotten (`storage.postgres.housekeeping`)
     the answer is lost                   a repeat finds the key confirmed and answers the same
     after the commit, before the         the old object stands in photo_leftovers, from the same
     deletion                             transaction; `run` deletes it later
@@ -24,13 +24,13 @@ import structlog
 
 from hub.budget.records import UserId
 from hub.errors import BadData, Code, Disconnected, Held, HubError, LostRace, StoreDown
-from storage.database import Database
 from storage.objects.media_types import PHOTO_BYTES_MAX, PhotoType, sniffed
 from storage.objects.names import public_object
 from storage.objects.store import PhotoStore
+from storage.postgres.database import Database
 
 if TYPE_CHECKING:
-    from storage.database import Connection
+    from storage.postgres.database import Connection
 
 EXPIRES_IN_S = 1800
 PENDING_MAX = 100  # URLs of one user that have not run out

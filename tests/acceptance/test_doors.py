@@ -7,7 +7,7 @@ from urllib.parse import quote
 import httpx2
 import pytest
 
-from storage.invites import INVITES_MAX
+from storage.postgres.core.invites import INVITES_MAX
 from tests.cluster import Cluster, Node
 from tests.device import Json, budget_create, new_id
 

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from api.cli import main
 from hub.budget.verdicts import Verdict
 from loadtest.replica import Replica
-from storage.database import Database
 from storage.embedded import EmbeddedPostgres
-from storage.migrate import migrate
+from storage.postgres.database import Database
+from storage.postgres.migrate import migrate
 from tests.cluster import POLL_S, REST_S, Cluster, Node
 from tests.conftest import with_database
 from tests.device import Json, Refused, budget_create, connect, expense_add, new_id

@@ -16,13 +16,13 @@ from hub.errors import Code, HubError
 from hub.hub import Hub
 from hub.limits import Rates
 from hub.ports import Principal
-from storage.closures import Closures
-from storage.database import Database
-from storage.event_log import PostgresLog
 from storage.objects.disk import DiskPhotos
 from storage.objects.photos import Photos
-from storage.profiles import Profiles
-from storage.users import Users
+from storage.postgres.core.event_log import PostgresLog
+from storage.postgres.database import Database
+from storage.postgres.people.closed_accounts import Closures
+from storage.postgres.people.logins import Users
+from storage.postgres.people.profiles import Profiles
 from storage.verify import verify
 from tests.device import budget_create, category_add, new_id
 
@@ -205,7 +205,7 @@ async def test_who_was_on_his_way_in_at_that_moment_is_signed_out(world: World) 
 async def test_more_are_learnt_of_than_one_answer_holds(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("storage.closures", "api.auth.closed_accounts"):
+    for module in ("storage.postgres.people.closed_accounts", "api.auth.closed_accounts"):
         monkeypatch.setattr(f"{module}.ROWS_MAX", 3)
     users = [world.signed_in(f"user-{n}") for n in range(10)]
     for user in users:

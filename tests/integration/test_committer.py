@@ -26,8 +26,8 @@ from hub.errors import BadData, Disconnected, Held, LostRace
 from hub.ports import Want
 from loadtest.proxy import Proxy
 from loadtest.replica import Replica
-from storage.database import Database, translated
-from storage.event_log import PostgresLog, PostgresTransaction
+from storage.postgres.core.event_log import PostgresLog, PostgresTransaction
+from storage.postgres.database import Database, translated
 from tests.racing import (
     AS_IN_SERVICE,
     Elsewhere,

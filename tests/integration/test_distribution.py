@@ -11,9 +11,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from storage import event_log, invites, snapshots
-from storage.database import COMMIT_SESSION, Database
 from storage.embedded import EmbeddedPostgres
+from storage.postgres.core import event_log, invites, snapshots
+from storage.postgres.database import COMMIT_SESSION, Database
 from storage.verify import verify
 from tests.conftest import with_database
 from tests.device import budget_create, expense_add, new_id

@@ -29,8 +29,8 @@ from hub.frames import Frame, event_frames, texts
 from hub.hub import Hub
 from hub.limits import Rates
 from hub.ports import LogEvent, Page
-from storage.database import Database
-from storage.event_log import PostgresLog
+from storage.postgres.core.event_log import PostgresLog
+from storage.postgres.database import Database
 from tests.cluster import until
 from tests.device import Json, budget_create, expense_add, new_id
 

@@ -33,9 +33,9 @@ from api.settings import Settings, SettingsError
 from hub.errors import Code, Disconnected, HubError
 from hub.hub import Attached, Hub
 from hub.ports import Principal
-from storage.closures import Closures
-from storage.database import Database
-from storage.profiles import Profile, Profiles
+from storage.postgres.database import Database
+from storage.postgres.people.closed_accounts import Closures
+from storage.postgres.people.profiles import Profile, Profiles
 from tests.google import PROJECT, Google, Signer, ask_at, encoded, running
 
 NOW_S = 1_795_257_600.5

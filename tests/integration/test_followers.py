@@ -24,7 +24,7 @@ from hub.feed import sweeper
 from hub.frames import FRAME_BYTES_MAX
 from hub.hub import Hub
 from hub.ports import EventLog, Page, Principal
-from storage import database
+from storage.postgres import database
 from tests.cluster import AUTH_SECRET, token, until
 from tests.device import Json, budget_create, expense_add, new_id
 

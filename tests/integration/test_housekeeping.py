@@ -11,10 +11,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from hub.errors import StoreDown
-from storage import housekeeping
-from storage.closures import CLOSE, READ_SINCE, READ_UNSETTLED
-from storage.database import SESSION, Database
-from storage.housekeeping import (
+from storage.postgres import housekeeping
+from storage.postgres.database import SESSION, Database
+from storage.postgres.housekeeping import (
     CLOSURES_KEPT_S,
     DELETIONS,
     FAMILIES_KEPT_S,
@@ -22,6 +21,7 @@ from storage.housekeeping import (
     LOCK_KEY,
     Housekeeping,
 )
+from storage.postgres.people.closed_accounts import CLOSE, READ_SINCE, READ_UNSETTLED
 
 # Of each kind some that have had their time, and some that have it still; $1 seconds after their
 # end is when they go.

@@ -22,9 +22,9 @@ from api.edge import Edge
 from api.guard import PerMinute, RequestLimits
 from api.http import ERROR_HANDLERS
 from hub.errors import Code, HubError
-from storage.database import Database
+from storage.postgres.database import Database
+from storage.postgres.people.logins import Users
 from storage.rate_limits import RateLimits
-from storage.users import Users
 
 SECRET = b"s" * 32
 EMAIL = "Ada@Example.org"

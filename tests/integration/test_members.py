@@ -18,8 +18,8 @@ from hub.budget.events import ParticipantAdd
 from hub.budget.records import BudgetId, Invite, UserId
 from hub.budget.verdicts import Verdict
 from hub.errors import Disconnected
-from storage.database import Database
-from storage.invites import Invites
+from storage.postgres.core.invites import Invites
+from storage.postgres.database import Database
 from storage.verify import verify
 from tests.model import JOINS, LEAVES, made
 from tests.racing import (

@@ -26,7 +26,6 @@ from api.http import ERROR_HANDLERS
 from api.photos import routes
 from hub.errors import Code, Disconnected, HubError, StoreDown
 from loadtest.proxy import Proxy
-from storage.database import Database
 from storage.embedded import EmbeddedPostgres
 from storage.objects.disk import DiskPhotos
 from storage.objects.media_types import PHOTO_BYTES_MAX, PhotoType
@@ -34,7 +33,8 @@ from storage.objects.names import public_object, temp_object
 from storage.objects.photos import EXPIRES_IN_S, FORGOTTEN_S, PENDING_MAX, Photos
 from storage.objects.s3 import S3Photos
 from storage.objects.store import PhotoStore
-from storage.profiles import Profiles
+from storage.postgres.database import Database
+from storage.postgres.people.profiles import Profiles
 from tests.conftest import with_database
 from tests.device import new_id
 from tests.pictures import HEADS, TEXT, picture

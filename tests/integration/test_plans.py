@@ -9,9 +9,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from storage import event_log, snapshots
-from storage.database import COMMIT_SESSION, SESSION
 from storage.embedded import EmbeddedPostgres
+from storage.postgres.core import event_log, snapshots
+from storage.postgres.database import COMMIT_SESSION, SESSION
 from tests.conftest import with_database
 
 BUDGET = "00000000-0000-4000-8000-000000000001"

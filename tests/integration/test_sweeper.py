@@ -10,8 +10,8 @@ from hub.feed import sweeper as sweeper_module
 from hub.hub import Hub
 from hub.limits import Rates
 from hub.ports import EventLog, Page
-from storage.database import Database
-from storage.event_log import PostgresLog
+from storage.postgres.core.event_log import PostgresLog
+from storage.postgres.database import Database
 from tests.cluster import until
 from tests.device import budget_create, expense_add, new_id
 

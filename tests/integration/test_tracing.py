@@ -30,9 +30,9 @@ from hub.hub import Hub
 from hub.limits import Rates
 from hub.tracing import Correlation
 from storage.bus import RedisBus
-from storage.database import Database
 from storage.embedded import EmbeddedRedis
-from storage.event_log import PostgresLog
+from storage.postgres.core.event_log import PostgresLog
+from storage.postgres.database import Database
 from tests.cluster import until
 from tests.device import Json, budget_create, expense_add, expense_edit, new_id
 

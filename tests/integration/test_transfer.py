@@ -14,10 +14,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from api.cli import main
-from storage.database import Database
 from storage.embedded import EmbeddedPostgres
-from storage.event_log import PostgresLog
-from storage.snapshots import Snapshots
+from storage.postgres.core.event_log import PostgresLog
+from storage.postgres.core.snapshots import Snapshots
+from storage.postgres.database import Database
 from storage.transfer import Refused, export_budget, import_budget
 from storage.verify import NoSuchBudget, verify
 from tests.conftest import with_database

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from api.cli import main
 from storage.comparison import Difference, compare
-from storage.database import Database
+from storage.postgres.database import Database
 from storage.verify import NoSuchBudget, Progress, verify
 from tests.history import submit, write_history, write_membership
 

@@ -15,7 +15,7 @@ from api.auth.local import LocalIdentity, RefreshToken
 from api.auth.tokens import TOKEN_LENGTH_MAX, Keys, Tokens
 from hub.errors import Code, HubError
 from hub.ports import Authenticator, Principal
-from storage.users import Users
+from storage.postgres.people.logins import Users
 
 SECRET = b"s" * 32
 OTHER_SECRET = b"o" * 32

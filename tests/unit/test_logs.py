@@ -12,7 +12,7 @@ import structlog
 from api.logs import configure
 from api.settings import Settings
 from hub.errors import BadData, Disconnected, Held, LostRace
-from storage.database import translated
+from storage.postgres.database import translated
 
 SECRET = "the-secret-that-nobody-may-ever-read"
 SETTINGS: dict[str, Any] = {

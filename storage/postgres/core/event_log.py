@@ -22,10 +22,10 @@ from hub.budget.records import (
 from hub.budget.rules import BudgetState, LogRow
 from hub.errors import LostRace
 from hub.ports import LogEvent, Page, Want
-from storage.database import Database
+from storage.postgres.database import Database
 
 if TYPE_CHECKING:
-    from storage.database import Connection
+    from storage.postgres.database import Connection
 
 # What is free is taken, what another hub holds is left to a transaction of its own.
 LOCK_FREE = """

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hub.budget.records import BudgetId, UserId
 from hub.errors import Code, HubError
-from storage.database import Database, turn
+from storage.postgres.database import Database, turn
 
 if TYPE_CHECKING:
     import asyncpg
 
-    from storage.database import Connection
+    from storage.postgres.database import Connection
 
 # Every statement answers first how the budget and the user ($1, $2) stand, then with its own
 # columns, which are null where the user may not have them.

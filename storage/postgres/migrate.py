@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import asyncpg
 
 if TYPE_CHECKING:
-    from storage.database import Connection
+    from storage.postgres.database import Connection
 
 _LOCK_KEY = 7_264_910_331  # any constant of our own: two deploys at once take turns
 _NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")

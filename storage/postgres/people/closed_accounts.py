@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from hub.budget.records import UserId
-from storage.database import Database
+from storage.postgres.database import Database
 
 ROWS_MAX = 1_000  # in one answer
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from hub.budget.records import BudgetId, UserId
 from hub.errors import Code, HubError, LostRace
-from storage.database import Database
+from storage.postgres.database import Database
 
 READ = "SELECT id, email, first_name, last_name, photo FROM users WHERE id = $1"
 # A flag says which fields were named: what was not stays, null clears. Snapshots carry the names,

@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from hub.errors import BadData, Disconnected, Held, HubError, LostRace, StoreDown
-from storage.database import Database
+from storage.postgres.database import Database
 
 ROWS_MAX = 1_000
 RETRY_S = 60.0  # after a failure, where the interval is longer

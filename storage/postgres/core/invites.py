@@ -1,7 +1,7 @@
 """Invites of a budget and its link sharing: what its owner may hand out.
 
 They are no events: nobody's stream shows them. Their use is one, and counts inside the commit that
-lets the user in (`storage.event_log`).
+lets the user in (`storage.postgres.core.event_log`).
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hub.budget.records import BudgetId, Invite, UserId
 from hub.errors import Code, HubError
-from storage.database import Database, turn
+from storage.postgres.database import Database, turn
 
 if TYPE_CHECKING:
     import asyncpg

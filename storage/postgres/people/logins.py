@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import NamedTuple
 
-from storage.database import Database
+from storage.postgres.database import Database
 
 # The index users_by_login decides, so that two registrations at once cannot both win. Any other
 # collision is left to raise `LostRace`: it says nothing about the e-mail.
