@@ -45,8 +45,6 @@ from hub.committer import APART_MAX, LANES
 from hub.hub import READERS_MAX, Hub
 from hub.limits import Rates
 from hub.ports import Authenticator
-from storage.bus import RedisBus
-from storage.cluster_bus import ClusterBus
 from storage.objects.disk import PUBLIC_PATH, DiskPhotos
 from storage.objects.photos import Photos
 from storage.objects.store import PhotoStore
@@ -59,7 +57,9 @@ from storage.postgres.migrate import pending
 from storage.postgres.people.closed_accounts import Closures
 from storage.postgres.people.logins import Users
 from storage.postgres.people.profiles import Profiles
-from storage.rate_limits import RateLimits
+from storage.redis.bus import RedisBus
+from storage.redis.cluster_bus import ClusterBus
+from storage.redis.rate_limits import RateLimits
 
 if TYPE_CHECKING:
     from api.tracing import OpenTelemetry

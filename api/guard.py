@@ -16,7 +16,7 @@ from api.addresses import sender
 from api.http import on_hub_error
 from hub.errors import Code, HubError
 from hub.ports import Authenticator, Principal
-from storage.rate_limits import RateLimits
+from storage.redis.rate_limits import RateLimits
 
 EXEMPT = frozenset({"/healthz", "/readyz", "/metrics"})  # for probes, which know no key
 # Upload URLs are signed, photos public: as with S3, whoever has the address needs nothing else.

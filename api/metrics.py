@@ -30,10 +30,10 @@ from api.edge import Edge
 from api.workers import Workers
 from hub.hub import Census, Hub
 from hub.measures import LAG_S, Histogram
-from storage.bus import RedisBus
-from storage.cluster_bus import ClusterBus
 from storage.objects.photos import Photos
 from storage.postgres.database import Database
+from storage.redis.bus import RedisBus
+from storage.redis.cluster_bus import ClusterBus
 
 PREFIX = "budget_hub_"
 

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from hub.budget.records import BudgetId, UserId
 from hub.frames import Frame
 from hub.ports import BusListener, NodeId
-from storage.bus import RedisBus
-from storage.cluster_bus import ClusterBus
+from storage.redis.bus import RedisBus
+from storage.redis.cluster_bus import ClusterBus
 from tests.cluster import until
 
 

@@ -20,8 +20,8 @@ from hub.feed.feed import Feed
 from hub.feed.sweeper import Sweeper
 from hub.frames import Frame
 from hub.ports import Page, Want
-from storage.bus import RedisBus
 from storage.postgres.core.event_log import PostgresLog, PostgresTransaction
+from storage.redis.bus import RedisBus
 
 SLOW_COMMIT_S = 0.5
 BEGINNINGS = ("budget.create", "participant.add")  # a storm must be able to begin

@@ -21,7 +21,7 @@ from websockets import frames
 from hub.committer import SETTLE_S
 from loadtest.cluster import FragilePostgres, FragileRedis
 from loadtest.proxy import Proxy
-from storage.bus import DEAF_S, HEARTBEAT_S
+from storage.redis.bus import DEAF_S, HEARTBEAT_S
 from tests.acceptance.conftest import Pair
 from tests.cluster import BUSY_S, P7_S, POLL_S, REST_S, Cluster, Node, all_say, checked, until
 from tests.conftest import migrated

@@ -8,10 +8,10 @@ import asyncpg
 import pytest
 
 from hub import committer
-from storage import bus, cluster_bus, rate_limits
 from storage.objects import s3
 from storage.postgres import database
 from storage.postgres.database import Database
+from storage.redis import bus, cluster_bus, rate_limits
 from tests.racing import Elsewhere, Node, Nodes
 
 PATIENT_S = 60

@@ -19,10 +19,10 @@ from structlog.testing import capture_logs
 from api.settings import Settings, SettingsError
 from hub.budget.records import BudgetId
 from hub.frames import Frame
-from storage import bus as storage_bus, cluster_bus
-from storage.bus import BUCKETS, DEAF_S, HEARTBEAT_S, bucket_of
-from storage.cluster_bus import ClusterBus, address_of
-from storage.rate_limits import RateLimits
+from storage.redis import bus as storage_bus, cluster_bus
+from storage.redis.bus import BUCKETS, DEAF_S, HEARTBEAT_S, bucket_of
+from storage.redis.cluster_bus import ClusterBus, address_of
+from storage.redis.rate_limits import RateLimits
 from tests.cluster import POLL_S, until
 from tests.device import new_id
 from tests.listener import Listener, linked

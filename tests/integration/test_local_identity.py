@@ -24,7 +24,7 @@ from api.http import ERROR_HANDLERS
 from hub.errors import Code, HubError
 from storage.postgres.database import Database
 from storage.postgres.people.logins import Users
-from storage.rate_limits import RateLimits
+from storage.redis.rate_limits import RateLimits
 
 SECRET = b"s" * 32
 EMAIL = "Ada@Example.org"

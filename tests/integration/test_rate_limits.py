@@ -13,9 +13,9 @@ from redis.asyncio import Redis
 
 from loadtest.cluster import FragileRedis
 from loadtest.proxy import Proxy
-from storage import rate_limits
 from storage.embedded import EmbeddedRedis
-from storage.rate_limits import RateLimits, Windows
+from storage.redis import rate_limits
+from storage.redis.rate_limits import RateLimits, Windows
 from tests.device import new_id
 
 SECRET = b"rate-limits-are-hashed-with-this"

@@ -29,10 +29,10 @@ from hub.frames import Context, Frame, texts
 from hub.hub import Hub
 from hub.limits import Rates
 from hub.tracing import Correlation
-from storage.bus import RedisBus
 from storage.embedded import EmbeddedRedis
 from storage.postgres.core.event_log import PostgresLog
 from storage.postgres.database import Database
+from storage.redis.bus import RedisBus
 from tests.cluster import until
 from tests.device import Json, budget_create, expense_add, expense_edit, new_id
 

@@ -24,7 +24,7 @@ from redis.exceptions import RedisClusterException, RedisError, SlotNotCoveredEr
 from hub.budget.records import BudgetId, UserId
 from hub.frames import Frame
 from hub.ports import BusListener
-from storage.bus import BUCKETS, CONNECT_S, RedisBus, Shard, bucket_of
+from storage.redis.bus import BUCKETS, CONNECT_S, RedisBus, Shard, bucket_of
 
 LOOK_S = 1.0  # between two looks at the cluster while a link is missing
 LOOK_CALM_S = 10.0  # and while none is

@@ -70,7 +70,7 @@ class RedisBus:
     """Implements `hub.ports.Bus`.
 
     `node_id` is 16 bytes of this process's own. `jitter` gives a random number from 0 to 1. With
-    `shard` it is one shard's part of a `storage.cluster_bus.ClusterBus`.
+    `shard` it is one shard's part of a `storage.redis.cluster_bus.ClusterBus`.
     """
 
     def __init__(
