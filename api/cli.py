@@ -30,7 +30,9 @@ from api.logs import configure
 from api.settings import Settings, SettingsError
 from api.stats import Interval, NoMetrics, Reading, check_target, columns, read, rows
 from hub.errors import BadData, Disconnected
-from storage.embedded import EmbeddedError, EmbeddedPostgres, EmbeddedRedis
+from storage.embedded import EmbeddedError
+from storage.embedded.postgres import EmbeddedPostgres
+from storage.embedded.redis import EmbeddedRedis
 from storage.log_identity import HubsRunning, renew_log_id
 from storage.postgres.database import Database, translated
 from storage.postgres.migrate import migrate as apply_migrations, pending

@@ -21,7 +21,9 @@ from urllib.parse import urlsplit
 
 from loadtest.process import PROGRAM, Hub, Process
 from loadtest.proxy import Proxy
-from storage.embedded import EmbeddedError, EmbeddedPostgres, EmbeddedRedis
+from storage.embedded import EmbeddedError
+from storage.embedded.postgres import EmbeddedPostgres
+from storage.embedded.redis import EmbeddedRedis
 
 __all__ = ["EmbeddedError"]  # for who starts a cluster
 

@@ -11,7 +11,8 @@ import asyncpg
 import pytest
 from hypothesis import HealthCheck, settings
 
-from storage.embedded import EmbeddedPostgres, EmbeddedRedis
+from storage.embedded.postgres import EmbeddedPostgres
+from storage.embedded.redis import EmbeddedRedis
 from storage.postgres.database import Database
 from storage.postgres.migrate import migrate
 from tests.device import IDS

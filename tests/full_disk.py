@@ -21,7 +21,7 @@ from resource import RLIM_INFINITY
 
 import asyncpg
 
-from storage.embedded import EmbeddedPostgres
+from storage.embedded.postgres import EmbeddedPostgres
 from tests.cluster import family
 
 WAL_SEGMENT_BYTES = 16 * 1024 * 1024

@@ -14,7 +14,7 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from loadtest.cluster import Port
-from storage.embedded import EmbeddedRedis
+from storage.embedded.redis import EmbeddedRedis
 from tests.cluster import POLL_S
 
 SLOTS = 16384

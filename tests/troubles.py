@@ -26,7 +26,7 @@ from websockets.exceptions import WebSocketException
 
 from loadtest.cluster import FragileRedis
 from loadtest.proxy import Proxy
-from storage.embedded import EmbeddedPostgres
+from storage.embedded.postgres import EmbeddedPostgres
 from tests.cluster import PROGRAM, Cluster, Node, family
 from tests.conftest import migrated
 from tests.device import Ended, Refused, budget_create, connect, expense_add, new_id

@@ -52,7 +52,7 @@ from hub.committer import LANES
 from hub.feed.sweeper import COMPARED_MAX, LOOKBACK_S
 from loadtest.bench import load
 from loadtest.bench.results import Row, show, write_section
-from storage.embedded import EmbeddedPostgres
+from storage.embedded.postgres import EmbeddedPostgres
 from storage.postgres.core import event_log
 from storage.postgres.core.event_log import PostgresLog
 from storage.postgres.database import COMMIT_SESSION, Database

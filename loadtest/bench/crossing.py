@@ -23,7 +23,8 @@ from loadtest.bench import load
 from loadtest.bench.commit import hub_process, seed
 from loadtest.bench.fast_socket import FastSocket, connect
 from loadtest.bench.results import Row, show, write_section
-from storage.embedded import EmbeddedPostgres, EmbeddedRedis
+from storage.embedded.postgres import EmbeddedPostgres
+from storage.embedded.redis import EmbeddedRedis
 from storage.postgres.migrate import migrate
 
 EVENTS = 500

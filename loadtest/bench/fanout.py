@@ -42,7 +42,7 @@ from loadtest.bench import load
 from loadtest.bench.commit import USER, hub_process, seed
 from loadtest.bench.process import Process as HubProcess
 from loadtest.bench.results import Row, show, write_section
-from storage.embedded import EmbeddedPostgres
+from storage.embedded.postgres import EmbeddedPostgres
 from storage.postgres.migrate import migrate
 
 SOCKETS = 1_000

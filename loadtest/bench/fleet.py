@@ -44,7 +44,8 @@ from loadtest.bench.results import Row, show, write_section
 from loadtest.page import milliseconds
 from loadtest.plot import Limit, Point
 from loadtest.report import Percentiles, Report
-from storage.embedded import EmbeddedPostgres, EmbeddedRedis
+from storage.embedded.postgres import EmbeddedPostgres
+from storage.embedded.redis import EmbeddedRedis
 from storage.postgres.migrate import migrate
 
 DEVICES_PER_BUDGET = 3

@@ -30,7 +30,7 @@ from loadtest.bench.commit import POSTGRES, USER, connected, hub_process, seed
 from loadtest.bench.fast_socket import connect
 from loadtest.bench.process import Process
 from loadtest.bench.results import Row, show, write_section
-from storage.embedded import EmbeddedPostgres
+from storage.embedded.postgres import EmbeddedPostgres
 from storage.postgres.core.event_log import PostgresTransaction
 from storage.postgres.core.snapshots import READ_SNAPSHOT
 from storage.postgres.database import SESSION

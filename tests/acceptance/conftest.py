@@ -11,7 +11,8 @@ import pytest
 
 from loadtest.cluster import FragileRedis
 from loadtest.proxy import Proxy
-from storage.embedded import EmbeddedPostgres, EmbeddedRedis
+from storage.embedded.postgres import EmbeddedPostgres
+from storage.embedded.redis import EmbeddedRedis
 from tests.cluster import PROGRAM, Cluster, Node, all_say, checked
 from tests.conftest import with_database
 

@@ -18,7 +18,7 @@ from hub.errors import HubError
 from loadtest.cluster import Port
 from loadtest.process import START_TIMEOUT_S
 from loadtest.proxy import Proxy
-from storage.embedded import EmbeddedPostgres
+from storage.embedded.postgres import EmbeddedPostgres
 from tests.cluster import (
     AUTH_SECRET,
     BUSY_S,

@@ -14,7 +14,7 @@ from api.stats import parsed
 from loadtest.cluster import FragilePostgres
 from loadtest.history import History
 from loadtest.proxy import Proxy
-from storage.embedded import EmbeddedRedis
+from storage.embedded.redis import EmbeddedRedis
 from storage.postgres.database import IDLE_IN_TRANSACTION_S
 from tests.cluster import BUSY_S, P7_S, POLL_S, REST_S, Cluster, all_say, checked, token
 from tests.conftest import migrated

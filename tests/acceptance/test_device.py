@@ -18,7 +18,7 @@ from loadtest.outbox import Event
 from loadtest.replica import Replica
 from loadtest.target import Target
 from loadtest.wire import Decode, Lost, Transport
-from storage.embedded import EmbeddedRedis
+from storage.embedded.redis import EmbeddedRedis
 from tests.cluster import AUTH_SECRET, Cluster, Node, until
 from tests.crowd import patched
 from tests.device import budget_create, budget_edit, expense_add, expense_edit, new_id

@@ -20,7 +20,7 @@ from api.wire import FAREWELL_S
 from hub.committer import SETTLE_S
 from loadtest.process import START_TIMEOUT_S
 from loadtest.proxy import Proxy
-from storage.embedded import EmbeddedRedis
+from storage.embedded.redis import EmbeddedRedis
 from tests.cluster import BUSY_S, Cluster, Node, family, process_state, token, until
 from tests.crowd import SMALL_BYTES, Crowd, open_spectator
 from tests.device import budget_create, connect, expense_add, new_id

@@ -10,7 +10,7 @@ from loadtest.bench import fleet
 from loadtest.bench.fleet import Fleet, drive
 from loadtest.compare import compare
 from loadtest.page import page, plots, verdict
-from storage.embedded import EmbeddedRedis
+from storage.embedded.redis import EmbeddedRedis
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

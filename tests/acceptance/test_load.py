@@ -13,7 +13,7 @@ from loadtest.__main__ import main
 from loadtest.cluster import Port
 from loadtest.runner import INVALID, PROVEN, REFUSED, VIOLATED
 from loadtest.scenarios import SCENARIOS
-from storage.embedded import EmbeddedRedis
+from storage.embedded.redis import EmbeddedRedis
 from tests.cluster import AUTH_SECRET, Cluster, Node, Process, family, kill_left, until
 from tests.crowd import patched
 

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 from httpx2 import AsyncClient, Response
 
-from storage.embedded import EmbeddedPostgres
+from storage.embedded.postgres import EmbeddedPostgres
 from tests.cluster import BUSY_S, Cluster, Node, Process
 from tests.conftest import with_database
 from tests.device import (

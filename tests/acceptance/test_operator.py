@@ -32,7 +32,7 @@ import pytest
 from loadtest.cluster import FragileRedis, Port
 from loadtest.history import History
 from loadtest.proxy import Proxy
-from storage.embedded import EmbeddedPostgres
+from storage.embedded.postgres import EmbeddedPostgres
 from tests.acceptance.test_restore import Phone, command, postgres_program
 from tests.acceptance.test_upgrade import ROOT, ran
 from tests.alerting import EVERY_S, Prometheus, runbook

@@ -7,7 +7,8 @@ import httpx2
 import pytest
 
 from loadtest.proxy import Proxy
-from storage.embedded import EmbeddedPostgres, EmbeddedRedis
+from storage.embedded.postgres import EmbeddedPostgres
+from storage.embedded.redis import EmbeddedRedis
 from storage.objects.media_types import PhotoType
 from tests.cluster import REST_S, Cluster, Node, all_say, checked
 from tests.conftest import migrated

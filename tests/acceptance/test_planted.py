@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from loadtest.checker import Violation
-from storage.embedded import EmbeddedRedis
+from storage.embedded.redis import EmbeddedRedis
 from tests.acceptance.test_load_faults import BUGS_HERE
 from tests.cluster import Cluster
 from tests.planted import BUGS

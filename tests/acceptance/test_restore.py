@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from api.cli import main
 from hub.budget.verdicts import Verdict
 from loadtest.replica import Replica
-from storage.embedded import EmbeddedPostgres
+from storage.embedded.postgres import EmbeddedPostgres
 from storage.postgres.database import Database
 from storage.postgres.migrate import migrate
 from tests.cluster import POLL_S, REST_S, Cluster, Node

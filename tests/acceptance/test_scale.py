@@ -16,7 +16,7 @@ import redis.asyncio
 
 from api.app import App
 from api.settings import Settings
-from storage.embedded import EmbeddedRedis
+from storage.embedded.redis import EmbeddedRedis
 from tests.cluster import AUTH_SECRET, BUSY_S, Cluster, Node, token, until
 from tests.crowd import (
     SMALL_BYTES,

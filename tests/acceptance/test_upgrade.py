@@ -15,7 +15,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from storage.embedded import EmbeddedPostgres, EmbeddedRedis
+from storage.embedded.postgres import EmbeddedPostgres
+from storage.embedded.redis import EmbeddedRedis
 from tests.cluster import BUSY_S, P7_S, Cluster, Node, Process, token
 from tests.compatible import missing
 from tests.conftest import with_database

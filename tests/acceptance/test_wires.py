@@ -22,7 +22,7 @@ from api.app import App
 from api.settings import Settings
 from hub.committer import SETTLE_S
 from loadtest.proxy import Proxy
-from storage.embedded import EmbeddedRedis
+from storage.embedded.redis import EmbeddedRedis
 from tests.cluster import AUTH_SECRET, BUSY_S, Cluster, Node, token, until
 from tests.crowd import (
     ASGI_WIRE,

@@ -20,7 +20,7 @@ from hub.budget.records import BudgetId, UserId
 from hub.frames import Frame
 from hub.ports import NodeId
 from loadtest.proxy import PIECE_BYTES, Proxy
-from storage.embedded import EmbeddedRedis
+from storage.embedded.redis import EmbeddedRedis
 from storage.redis import bus as storage_bus
 from storage.redis.bus import DEAF_S, HEARTBEAT_S, OUTGOING_BYTES_MAX, STALLED_S, RedisBus
 from tests.cluster import POLL_S, until

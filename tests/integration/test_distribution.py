@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from storage.embedded import EmbeddedPostgres
+from storage.embedded.postgres import EmbeddedPostgres
 from storage.postgres.core import event_log, invites, snapshots
 from storage.postgres.database import COMMIT_SESSION, Database
 from storage.verify import verify

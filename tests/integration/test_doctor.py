@@ -13,7 +13,8 @@ import asyncpg
 import pytest
 
 from api.doctor import Finding, Mark, examine
-from storage.embedded import EmbeddedPostgres, EmbeddedRedis
+from storage.embedded.postgres import EmbeddedPostgres
+from storage.embedded.redis import EmbeddedRedis
 from tests.conftest import migrated, with_database
 from tests.google import PROJECT, Google, ask_at, encoded, running
 

@@ -21,9 +21,11 @@ import asyncpg
 import pytest
 import redis
 
+import storage
 from loadtest.cluster import Port
-from storage import embedded
-from storage.embedded import EmbeddedError, EmbeddedPostgres, EmbeddedRedis
+from storage.embedded import EmbeddedError, process, wheels
+from storage.embedded.postgres import EmbeddedPostgres
+from storage.embedded.redis import EmbeddedRedis
 
 DEADLINE_S = 30.0
 
@@ -124,12 +126,12 @@ def test_failed_start_shows_the_log_and_leaves_nothing(
     with pytest.raises(EmbeddedError, match="unrecognized configuration parameter"):
         EmbeddedPostgres.start(data_dir, settings={"no_such_setting": "1"})
     with monkeypatch.context() as patched:
-        patched.setattr(embedded, "_READY_TIMEOUT_S", 0.0)
+        patched.setattr(process, "READY_TIMEOUT_S", 0.0)
         for start in (EmbeddedPostgres.start, EmbeddedRedis.start):
             with pytest.raises(EmbeddedError, match="did not start"):
                 start(data_dir)
     # What still ran would hold the lock that servers inherit.
-    monkeypatch.setattr(embedded, "_LEFTOVER_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(process, "LEFTOVER_TIMEOUT_S", 0.0)
     with EmbeddedPostgres.start(data_dir), EmbeddedRedis.start(data_dir):
         pass
 
@@ -143,7 +145,7 @@ def test_system_given_port_that_was_taken_meanwhile_is_replaced(
         closing(Port()) as other,
     ):
         ports = iter([taken.getsockname()[1], one.number, taken.getsockname()[1], other.number])
-        monkeypatch.setattr(embedded, "_free_port", lambda: next(ports))
+        monkeypatch.setattr(process, "_free_port", lambda: next(ports))
         with EmbeddedPostgres.start(data_dir) as server:
             assert query(server, "SELECT 1") == 1
         with EmbeddedRedis.start(data_dir) as cache:
@@ -215,7 +217,7 @@ def test_start_waits_for_a_server_that_is_still_shutting_down(
         parent.kill()
         parent.wait()
         with monkeypatch.context() as patched:
-            patched.setattr(embedded, "_LEFTOVER_TIMEOUT_S", 0.1)
+            patched.setattr(process, "LEFTOVER_TIMEOUT_S", 0.1)
             with pytest.raises(EmbeddedError, match="still shutting down"):
                 EmbeddedPostgres.start(data_dir)
         resume = threading.Timer(0.2, os.kill, (server_pid, signal.SIGCONT))
@@ -254,7 +256,7 @@ def test_programs_that_ordinary_users_cannot_reach_are_copied_once(
             shutil.copytree(libraries, closed / libraries.name, symlinks=True)
     with tempfile.TemporaryDirectory() as open_to_all:
         Path(open_to_all).chmod(0o755)
-        monkeypatch.setattr(embedded, "_STATE_FOLDERS", (Path(open_to_all),))
+        monkeypatch.setattr(wheels, "STATE_FOLDERS", (Path(open_to_all),))
         monkeypatch.setattr(
             importlib.util,
             "find_spec",
@@ -323,7 +325,8 @@ def start_in_another_process(
 import asyncio, signal, sys
 from pathlib import Path
 import asyncpg
-from storage.embedded import EmbeddedPostgres, EmbeddedRedis
+from storage.embedded.postgres import EmbeddedPostgres
+from storage.embedded.redis import EmbeddedRedis
 
 async def run(url, statement):
     connection = await asyncpg.connect(url)
@@ -340,7 +343,7 @@ signal.pause()
         [sys.executable, "-c", script, str(data_dir), statement],
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(embedded.__file__).parents[1],
+        cwd=Path(storage.__file__).parents[1],
     )
     assert parent.stdout is not None
     with parent.stdout as said:

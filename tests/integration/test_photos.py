@@ -26,7 +26,7 @@ from api.http import ERROR_HANDLERS
 from api.photos import routes
 from hub.errors import Code, Disconnected, HubError, StoreDown
 from loadtest.proxy import Proxy
-from storage.embedded import EmbeddedPostgres
+from storage.embedded.postgres import EmbeddedPostgres
 from storage.objects.disk import DiskPhotos
 from storage.objects.media_types import PHOTO_BYTES_MAX, PhotoType
 from storage.objects.names import public_object, temp_object

@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from storage.embedded import EmbeddedPostgres
+from storage.embedded.postgres import EmbeddedPostgres
 from storage.postgres.core import event_log, snapshots
 from storage.postgres.database import COMMIT_SESSION, SESSION
 from tests.conftest import with_database

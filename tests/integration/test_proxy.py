@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from loadtest.proxy import Proxy
-from storage.embedded import EmbeddedPostgres
+from storage.embedded.postgres import EmbeddedPostgres
 
 DEADLINE_S = 30.0
 NOTHING_S = 0.2  # how long nothing must happen

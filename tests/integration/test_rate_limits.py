@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from loadtest.cluster import FragileRedis
 from loadtest.proxy import Proxy
-from storage.embedded import EmbeddedRedis
+from storage.embedded.redis import EmbeddedRedis
 from storage.redis import rate_limits
 from storage.redis.rate_limits import RateLimits, Windows
 from tests.device import new_id

@@ -29,7 +29,7 @@ from hub.frames import Context, Frame, texts
 from hub.hub import Hub
 from hub.limits import Rates
 from hub.tracing import Correlation
-from storage.embedded import EmbeddedRedis
+from storage.embedded.redis import EmbeddedRedis
 from storage.postgres.core.event_log import PostgresLog
 from storage.postgres.database import Database
 from storage.redis.bus import RedisBus

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from api.cli import main
-from storage.embedded import EmbeddedPostgres
+from storage.embedded.postgres import EmbeddedPostgres
 from storage.postgres.core.event_log import PostgresLog
 from storage.postgres.core.snapshots import Snapshots
 from storage.postgres.database import Database
