@@ -30,14 +30,14 @@ from api.logs import configure
 from api.settings import Settings, SettingsError
 from api.stats import Interval, NoMetrics, Reading, check_target, columns, read, rows
 from hub.errors import BadData, Disconnected
+from storage.care.log_identity import HubsRunning, renew_log_id
+from storage.care.transfer import Header, Refused, export_budget, import_budget
+from storage.care.verify import NoSuchBudget, Progress as Verified, verify as verify_budgets
 from storage.embedded import EmbeddedError
 from storage.embedded.postgres import EmbeddedPostgres
 from storage.embedded.redis import EmbeddedRedis
-from storage.log_identity import HubsRunning, renew_log_id
 from storage.postgres.database import Database, translated
 from storage.postgres.migrate import migrate as apply_migrations, pending
-from storage.transfer import Header, Refused, export_budget, import_budget
-from storage.verify import NoSuchBudget, Progress as Verified, verify as verify_budgets
 
 DEV_TOKEN_TTL_S = 24 * 3600
 DATABASE_WAIT_S = 30  # how long `serve` and `migrate` wait for Postgres to come up
@@ -154,8 +154,8 @@ def verify(
 def export_(budget: Annotated[UUID, typer.Argument(help="The budget's id.")]) -> None:
     """Write a budget with its whole log to stdout, while the hub may be running.
 
-    JSON Lines, described in storage/transfer.py. Participants are in it by user id only, without
-    their names; invites are not in it.
+    JSON Lines, described in storage/care/transfer.py. It has participants by user id only, without
+    their names, and no invites.
     """
     with _one_line_errors():
         asyncio.run(_export(budget))

@@ -16,6 +16,7 @@ from hub.errors import Code, HubError
 from hub.hub import Hub
 from hub.limits import Rates
 from hub.ports import Principal
+from storage.care.verify import verify
 from storage.objects.disk import DiskPhotos
 from storage.objects.photos import Photos
 from storage.postgres.core.event_log import PostgresLog
@@ -23,7 +24,6 @@ from storage.postgres.database import Database
 from storage.postgres.people.closed_accounts import Closures
 from storage.postgres.people.logins import Users
 from storage.postgres.people.profiles import Profiles
-from storage.verify import verify
 from tests.device import budget_create, category_add, new_id
 
 SECRET = b"s" * 32

@@ -11,10 +11,10 @@ from typing import Any
 import asyncpg
 import pytest
 
+from storage.care.verify import verify
 from storage.embedded.postgres import EmbeddedPostgres
 from storage.postgres.core import event_log, invites, snapshots
 from storage.postgres.database import COMMIT_SESSION, Database
-from storage.verify import verify
 from tests.conftest import with_database
 from tests.device import budget_create, expense_add, new_id
 from tests.history import submit, write_history

@@ -37,11 +37,11 @@ from hub.json_text import decode
 from hub.ports import Page, Want
 from hub.tracing import Origins
 from loadtest.replica import Replica
+from storage.care.verify import verify
 from storage.postgres.core import event_log
 from storage.postgres.core.event_log import PostgresLog, PostgresTransaction
 from storage.postgres.core.snapshots import Snapshots
 from storage.postgres.database import Database
-from storage.verify import verify
 from tests.model import (
     CATEGORIES,
     EXPENSES,

@@ -18,9 +18,9 @@ from hub.budget.events import ParticipantAdd
 from hub.budget.records import BudgetId, Invite, UserId
 from hub.budget.verdicts import Verdict
 from hub.errors import Disconnected
+from storage.care.verify import verify
 from storage.postgres.core.invites import Invites
 from storage.postgres.database import Database
-from storage.verify import verify
 from tests.model import JOINS, LEAVES, made
 from tests.racing import (
     NOW_MS,

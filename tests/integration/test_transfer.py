@@ -14,12 +14,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from api.cli import main
+from storage.care.transfer import Refused, export_budget, import_budget
+from storage.care.verify import NoSuchBudget, verify
 from storage.embedded.postgres import EmbeddedPostgres
 from storage.postgres.core.event_log import PostgresLog
 from storage.postgres.core.snapshots import Snapshots
 from storage.postgres.database import Database
-from storage.transfer import Refused, export_budget, import_budget
-from storage.verify import NoSuchBudget, verify
 from tests.conftest import with_database
 from tests.history import submit, write_history, write_membership
 
@@ -93,7 +93,7 @@ async def is_clean(database: Database) -> bool:
 async def test_a_budget_is_the_same_elsewhere(
     database: Database, elsewhere: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.transfer.PAGE", 10)
+    monkeypatch.setattr("storage.care.transfer.PAGE", 10)
     await write_history(database, OTHER_BUDGET, seed=6)
     events = await write_history(database, BUDGET, seed=7)
     for event_type, user_id in (
@@ -149,7 +149,7 @@ async def test_a_deleted_budget_goes_along(database: Database, elsewhere: Databa
 async def test_a_budget_is_exported_as_of_one_instant_while_it_changes(
     database: Database, elsewhere: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.transfer.PAGE", 10)
+    monkeypatch.setattr("storage.care.transfer.PAGE", 10)
     events = await write_history(database, BUDGET, seed=10)
     before = await stored(database)
     exporting = export_budget(database, BUDGET)

@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from api.cli import main
-from storage.comparison import Difference, compare
+from storage.care.comparison import Difference, compare
+from storage.care.verify import NoSuchBudget, Progress, verify
 from storage.postgres.database import Database
-from storage.verify import NoSuchBudget, Progress, verify
 from tests.history import submit, write_history, write_membership
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ async def differences(database: Database, budget_id: str | None = None) -> list[
 async def test_what_the_hub_wrote_is_clean(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.comparison.PAGE", 10)
+    monkeypatch.setattr("storage.care.comparison.PAGE", 10)
     budgets = [str(UUID(int=0)), BUDGET, NOWHERE]
     accepted = [
         await write_history(database, budget_id, seed, delete=seed == 1)
@@ -82,7 +82,7 @@ async def test_what_the_hub_wrote_is_clean(
 async def test_a_budget_is_seen_at_one_instant_while_it_changes(
     database: Database, raw: "Raw", story: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.comparison.PAGE", 2)
+    monkeypatch.setattr("storage.care.comparison.PAGE", 2)
     await raw.execute("UPDATE accepted_events SET version = 9 WHERE sequence = 1")
     verifying = verify(database, None, lambda progress: None)
     assert (await anext(verifying)).what == "log row 1: version"

@@ -33,9 +33,9 @@ from pydantic import BaseModel, Field, ValidationError
 from hub.budget.events import Uuid, Whole
 from hub.budget.records import BudgetId
 from hub.errors import BadData, Held, LostRace
-from storage.comparison import PAGE, compare
+from storage.care.comparison import PAGE, compare
+from storage.care.verify import NoSuchBudget, at_one_instant
 from storage.postgres.database import Database
-from storage.verify import NoSuchBudget, at_one_instant
 
 if TYPE_CHECKING:
     from storage.postgres.database import Connection

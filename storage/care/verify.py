@@ -1,6 +1,6 @@
 """Does what the tables say follow from the log? (`budget-hub verify`)
 
-Each budget is compared (`storage.comparison`) at one instant of its own, so the hub may go on
+Each budget is compared (`storage.care.comparison`) at one instant of its own, so the hub may go on
 committing meanwhile.
 """
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
 from hub.budget.records import BudgetId
-from storage.comparison import Difference, compare
+from storage.care.comparison import Difference, compare
 from storage.postgres.database import Database
 
 if TYPE_CHECKING:
