@@ -35,9 +35,9 @@ from api.auth.token_cache import CachedTokens
 from api.auth.tokens import Tokens
 from api.closing import Closing
 from api.documents import routes as documents
-from api.edge import Edge, cors
-from api.guard import ApiKeys, Guard, LimitedByUser, PerMinute, RequestLimits
-from api.http import ERROR_HANDLERS
+from api.http.edge import Edge, cors
+from api.http.guard import ApiKeys, Guard, LimitedByUser, PerMinute, RequestLimits
+from api.http.requests import ERROR_HANDLERS
 from api.settings import Settings
 from api.socket import SyncSocket
 from api.workers import Workers

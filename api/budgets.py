@@ -5,7 +5,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.http import (
+from api.http.requests import (
     VARY,
     correlation,
     error_response,

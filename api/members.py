@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.http import correlation, error_response, path_id, principal, respond
+from api.http.requests import correlation, error_response, path_id, principal, respond
 from api.invites import token_hash
 from hub.budget.events import Event, ParticipantAdd, ParticipantRemove
 from hub.budget.records import BudgetId, UserId

@@ -26,7 +26,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.auth.token_cache import CachedTokens
-from api.edge import Edge
+from api.http.edge import Edge
 from api.workers import Workers
 from hub.hub import Census, Hub
 from hub.measures import LAG_S, Histogram

@@ -27,7 +27,7 @@ import uvicorn
 import uvloop
 
 from api.app import NotMigrated, open_app
-from api.http_protocol import HttpProtocol
+from api.http.protocol import HttpProtocol
 from api.logs import configure
 from api.settings import Settings
 from api.wire import DirectProtocol

@@ -11,9 +11,9 @@ from urllib.parse import parse_qs
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from api.edge import id_of
-from api.guard import ApiKeys
-from api.http import as_uuid, bearer
+from api.http.edge import id_of
+from api.http.guard import ApiKeys
+from api.http.requests import as_uuid, bearer
 from api.wire import EXTENSION, AsgiWire
 from hub.errors import Code, HubError
 from hub.frames import PROTOCOL

@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from api.auth.routes import Email
 from api.closing import Closing
-from api.http import body, correlation, principal, respond
+from api.http.requests import body, correlation, principal, respond
 from hub.errors import Code, HubError
 from hub.ports import Authenticator
 from storage.postgres.people.profiles import Profile, Profiles

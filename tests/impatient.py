@@ -2,11 +2,11 @@
 
 Tests need not wait as long as phones may."""
 
-from api import http_protocol
 from api.cli import main
+from api.http import protocol
 
 STALLED_S = 1.0
 
 if __name__ == "__main__":
-    http_protocol.STALLED_S = STALLED_S
+    protocol.STALLED_S = STALLED_S
     main()

@@ -10,8 +10,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.auth.local import LocalIdentity, Session
-from api.guard import RequestLimits
-from api.http import body, respond
+from api.http.guard import RequestLimits
+from api.http.requests import body, respond
 
 
 def routes(identity: LocalIdentity, limits: RequestLimits) -> list[Route]:

@@ -13,7 +13,7 @@ from pydantic import Field
 from api import budgets, events
 from api.auth.routes import LoginRequest, RefreshRequest, RegisterRequest
 from api.documents import answers, records, verdicts
-from api.guard import EXEMPT
+from api.http.guard import EXEMPT
 from api.invites import LinkSharing, NewInvite
 from api.photos import Confirmation
 from api.users import USER_ID_MAX, ProfileFields

@@ -22,7 +22,7 @@ from api.documents import examples
 from api.documents.asyncapi import CLOSE_CODES
 from api.documents.openapi import wire_path
 from api.documents.routes import served
-from api.edge import CONTENT_SECURITY_POLICY
+from api.http.edge import CONTENT_SECURITY_POLICY
 from api.settings import Settings
 from hub import frames
 from hub.errors import Code

@@ -18,9 +18,9 @@ from api.auth import local
 from api.auth.local import LocalIdentity, RefreshToken, Session
 from api.auth.routes import routes
 from api.auth.tokens import Keys, Tokens
-from api.edge import Edge
-from api.guard import PerMinute, RequestLimits
-from api.http import ERROR_HANDLERS
+from api.http.edge import Edge
+from api.http.guard import PerMinute, RequestLimits
+from api.http.requests import ERROR_HANDLERS
 from hub.errors import Code, HubError
 from storage.postgres.database import Database
 from storage.postgres.people.logins import Users

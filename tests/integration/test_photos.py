@@ -21,8 +21,8 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
 
 from api.auth.tokens import Tokens
-from api.edge import Edge
-from api.http import ERROR_HANDLERS
+from api.http.edge import Edge
+from api.http.requests import ERROR_HANDLERS
 from api.photos import routes
 from hub.errors import Code, Disconnected, HubError, StoreDown
 from loadtest.proxy import Proxy

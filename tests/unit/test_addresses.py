@@ -3,7 +3,7 @@
 import pytest
 from starlette.types import Scope
 
-from api.addresses import UNKNOWN, sender
+from api.http.addresses import UNKNOWN, sender
 
 
 def request(peer: str | None, *forwarded_for: str) -> Scope:

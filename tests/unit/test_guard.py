@@ -2,7 +2,7 @@
 
 import pytest
 
-from api.guard import ApiKeys
+from api.http.guard import ApiKeys
 from api.settings import Settings, SettingsError
 from hub.errors import Code, HubError
 
