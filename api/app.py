@@ -36,8 +36,8 @@ from api.auth.tokens import Tokens
 from api.closing import Closing
 from api.documents import routes as documents
 from api.http.edge import Edge, cors
+from api.http.errors import ERROR_HANDLERS
 from api.http.guard import ApiKeys, Guard, LimitedByUser, PerMinute, RequestLimits
-from api.http.requests import ERROR_HANDLERS
 from api.settings import Settings
 from api.socket import SyncSocket
 from api.workers import Workers

@@ -5,17 +5,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.http.requests import (
-    VARY,
-    correlation,
-    error_response,
-    json_body,
-    path_id,
-    principal,
-    query_int,
-    respond,
-    respond_large,
-)
+from api.http.answers import VARY, respond, respond_large
+from api.http.errors import error_response
+from api.http.requests import correlation, json_body, path_id, principal, query_int
 from hub.budget.events import parse_batch
 from hub.errors import Code, HubError
 from hub.hub import Hub

@@ -4,7 +4,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.http.requests import respond
+from api.http.answers import respond
 from hub.errors import Code
 
 

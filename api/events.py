@@ -9,16 +9,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.followers import EventStream, EventStreamResponse, Poll, RestEvent, rest_event
-from api.http.requests import (
-    as_int,
-    as_uuid,
-    correlation,
-    json_body,
-    path_id,
-    principal,
-    query_int,
-    respond,
-)
+from api.http.answers import respond
+from api.http.requests import as_int, as_uuid, correlation, json_body, path_id, principal, query_int
 from hub.budget.events import EVENTS_PER_REQUEST_MAX, parse_batch
 from hub.committer import Mode
 from hub.errors import Code, HubError

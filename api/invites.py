@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.http.requests import body, path_id, principal, respond
+from api.http.answers import respond
+from api.http.requests import body, path_id, principal
 from hub.budget.events import whole
 from hub.budget.records import Invite
 from hub.ports import Authenticator

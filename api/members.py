@@ -11,7 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.http.requests import correlation, error_response, path_id, principal, respond
+from api.http.answers import respond
+from api.http.errors import error_response
+from api.http.requests import correlation, path_id, principal
 from api.invites import token_hash
 from hub.budget.events import Event, ParticipantAdd, ParticipantRemove
 from hub.budget.records import BudgetId, UserId

@@ -7,7 +7,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
-from api.http.requests import as_int, body, principal, respond
+from api.http.answers import respond
+from api.http.requests import as_int, body, principal
 from hub.budget.events import Uuid
 from hub.errors import Code, HubError
 from hub.ports import Authenticator

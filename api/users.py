@@ -10,7 +10,8 @@ from starlette.routing import Route
 
 from api.auth.routes import Email
 from api.closing import Closing
-from api.http.requests import body, correlation, principal, respond
+from api.http.answers import respond
+from api.http.requests import body, correlation, principal
 from hub.errors import Code, HubError
 from hub.ports import Authenticator
 from storage.postgres.people.profiles import Profile, Profiles

@@ -10,8 +10,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.auth.local import LocalIdentity, Session
+from api.http.answers import respond
 from api.http.guard import RequestLimits
-from api.http.requests import body, respond
+from api.http.requests import body
 
 
 def routes(identity: LocalIdentity, limits: RequestLimits) -> list[Route]:

@@ -21,8 +21,8 @@ from api.documents.asyncapi import asyncapi
 from api.documents.examples import examples
 from api.documents.openapi import openapi
 from api.documents.page import page
+from api.http.answers import respond_large
 from api.http.edge import CONTENT_SECURITY_POLICY
-from api.http.requests import respond_large
 
 STORE_PATH = "/photos/"
 STYLE = Path(__file__).with_name("page.css")

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.http.addresses import sender
-from api.http.requests import on_hub_error
+from api.http.errors import on_hub_error
 from hub.errors import Code, HubError
 from hub.ports import Authenticator, Principal
 from storage.redis.rate_limits import RateLimits

@@ -17,8 +17,10 @@ from structlog.contextvars import get_contextvars
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
+from api.http.answers import respond
 from api.http.edge import Edge
-from api.http.requests import ERROR_HANDLERS, json_body, respond
+from api.http.errors import ERROR_HANDLERS
+from api.http.requests import json_body
 from hub.errors import BadData, Code, Disconnected, Held, HubError, LostRace
 from tests.acceptance.test_rest import refused
 

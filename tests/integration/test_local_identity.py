@@ -19,8 +19,8 @@ from api.auth.local import LocalIdentity, RefreshToken, Session
 from api.auth.routes import routes
 from api.auth.tokens import Keys, Tokens
 from api.http.edge import Edge
+from api.http.errors import ERROR_HANDLERS
 from api.http.guard import PerMinute, RequestLimits
-from api.http.requests import ERROR_HANDLERS
 from hub.errors import Code, HubError
 from storage.postgres.database import Database
 from storage.postgres.people.logins import Users

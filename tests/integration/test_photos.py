@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect
 
 from api.auth.tokens import Tokens
 from api.http.edge import Edge
-from api.http.requests import ERROR_HANDLERS
+from api.http.errors import ERROR_HANDLERS
 from api.photos import routes
 from hub.errors import Code, Disconnected, HubError, StoreDown
 from loadtest.proxy import Proxy

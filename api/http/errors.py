@@ -1,0 +1,80 @@
+"""The one shape of errors, and which exception becomes which."""
+
+import math
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Match, Route
+
+from api.http.answers import respond
+from hub.errors import BadData, Code, Disconnected, Held, HubError, LostRace, StoreDown
+
+
+def error_response(request: Request, code: Code, detail: str | None = None) -> Response:
+    """The one shape of errors (design 3.4)."""
+    request.state.code = code.name  # for the log
+    error = {**code.to_wire(detail), "requestId": request.state.request_id}
+    return respond({"error": error}, code.status)
+
+
+async def on_hub_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HubError)
+    response = error_response(request, error.code, error.detail)
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    return response
+
+
+async def on_disconnected(request: Request, error: Exception) -> Response:
+    request.state.cause = f"database out of reach: {error}"
+    return error_response(request, Code.UNAVAILABLE)
+
+
+async def on_store_down(request: Request, error: Exception) -> Response:
+    request.state.cause = f"photo store: {error}"
+    return error_response(request, Code.PHOTOS_UNAVAILABLE)
+
+
+async def on_held(request: Request, error: Exception) -> Response:
+    return error_response(request, Code.BUSY)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    codes = {404: Code.NOT_FOUND, 405: Code.METHOD_NOT_ALLOWED}
+    response = error_response(request, codes.get(error.status_code, Code.BAD_REQUEST))
+    response.headers.update(error.headers or {})
+    if error.status_code == 405:  # one path has a route for each method; Starlette tells of one
+        matching = [
+            route
+            for route in request.app.routes
+            if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+        ]
+        known = {method for route in matching for method in route.methods or ()}
+        response.headers["Allow"] = ", ".join(sorted(known))
+    return response
+
+
+async def on_client_gone(request: Request, error: Exception) -> Response:
+    """Nobody hears the answer."""
+    return error_response(request, Code.BAD_REQUEST, "the body ended early")
+
+
+async def on_defect(request: Request, error: Exception) -> Response:
+    """Reveals nothing; the edge logs the exception."""
+    request.state.defect = error
+    return error_response(request, Code.INTERNAL_SERVER_ERROR)
+
+
+ERROR_HANDLERS = {
+    HubError: on_hub_error,
+    Disconnected: on_disconnected,
+    Held: on_held,
+    LostRace: on_held,
+    StoreDown: on_store_down,
+    BadData: on_defect,
+    ClientDisconnect: on_client_gone,
+    HTTPException: on_http_exception,
+    Exception: on_defect,
+}
