@@ -29,11 +29,11 @@ from api import (
 )
 from api.auth import routes as auth_routes
 from api.auth.closed_accounts import ClosedAccounts, OpenAccounts
+from api.auth.closing import Closing
 from api.auth.local import LocalIdentity
 from api.auth.revocation import Accounts, Revocations
 from api.auth.token_cache import CachedTokens
 from api.auth.tokens import Tokens
-from api.closing import Closing
 from api.documents import routes as documents
 from api.http.edge import Edge, cors
 from api.http.errors import ERROR_HANDLERS

@@ -8,8 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from api.auth.closing import Closing
 from api.auth.routes import Email
-from api.closing import Closing
 from api.http.answers import respond
 from api.http.requests import body, correlation, principal
 from hub.errors import Code, HubError

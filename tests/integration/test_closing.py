@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from api.auth.closed_accounts import ClosedAccounts
-from api.closing import Closing
+from api.auth.closing import Closing
 from hub.budget.events import ParticipantAdd, parse_batch
 from hub.errors import Code, HubError
 from hub.hub import Hub
@@ -140,7 +140,7 @@ class Late:
 async def world(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[World]:
-    monkeypatch.setattr("api.closing.LATE_S", LATE_S)
+    monkeypatch.setattr("api.auth.closing.LATE_S", LATE_S)
     world = World(database, tmp_path / "photos")
     yield world
     await world.hub.close()
