@@ -39,7 +39,7 @@ from api.http.edge import Edge, cors
 from api.http.errors import ERROR_HANDLERS
 from api.http.guard import ApiKeys, Guard, LimitedByUser, PerMinute, RequestLimits
 from api.settings import Settings
-from api.socket import SyncSocket
+from api.sync.endpoint import SyncSocket
 from api.workers import Workers
 from hub.committer import APART_MAX, LANES
 from hub.hub import READERS_MAX, Hub

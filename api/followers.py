@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from api.wire import HIGH_WATER_BYTES
+from api.sync.wire import HIGH_WATER_BYTES
 from hub.budget.records import BudgetId
 from hub.errors import Code, HubError
 from hub.feed.feed import Subscription

@@ -34,7 +34,7 @@ from api import logs, server
 from api.app import open_app
 from api.auth.tokens import Tokens
 from api.settings import Settings
-from api.wire import DirectProtocol
+from api.sync.wire import DirectProtocol
 from hub.frames import FRAME_BYTES_MAX, Frame, event_frames
 from hub.hub import Hub
 from hub.ports import LogEvent

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from api.wire import FAREWELL_S
+from api.sync.wire import FAREWELL_S
 from hub.committer import SETTLE_S
 from loadtest.process import START_TIMEOUT_S
 from loadtest.proxy import Proxy

@@ -1,4 +1,4 @@
-"""Both wires of `api.wire` on real processes: what a client sends, how it is bounded, how it ends.
+"""Both wires (`api.sync.wire`) in real processes: what a client sends, its bounds, its end.
 
 `direct` is the hub as it comes; `asgi` is the same hub on a server that does not offer the way
 around ASGI. Whatever a test with both shows must be the same on both.
@@ -513,7 +513,7 @@ async def impatient(
     """A hub that pings every second, and gives a closing handshake one second."""
     program = patched(
         f"api.server.PING_S = {PING_S}",
-        "api.wire.DirectProtocol.close_timeout = property(lambda _: 1.0, lambda *_: None)",
+        "api.sync.wire.DirectProtocol.close_timeout = property(lambda _: 1.0, lambda *_: None)",
     )
     cluster = Cluster(tmp_path, cluster_database_url, redis.url, program)
     try:

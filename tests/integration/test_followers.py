@@ -17,7 +17,7 @@ from api import events as events_module, followers
 from api.app import OWNERS_MAX, REST_READS_MAX, App, open_app
 from api.followers import EventStream
 from api.settings import Settings
-from api.wire import HIGH_WATER_BYTES
+from api.sync.wire import HIGH_WATER_BYTES
 from hub.budget.events import ParticipantAdd, ParticipantRemove, parse_batch
 from hub.budget.records import BudgetId, UserId
 from hub.feed import sweeper

@@ -305,7 +305,7 @@ class Peer:
 
 @pytest.fixture(params=[True, False], ids=["told", "not-told"])
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    """With both kinds of wires: `api.wire` has one that tells of its closing and one that does
+    """With both kinds of wires: `api.sync.wire` has one that tells of its closing and one that does
     not."""
     bench = Bench(wires_tell=request.param)
     yield bench

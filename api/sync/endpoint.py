@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from api.http.edge import id_of
 from api.http.guard import ApiKeys
 from api.http.requests import as_uuid, bearer
-from api.wire import EXTENSION, AsgiWire
+from api.sync.wire import EXTENSION, AsgiWire
 from hub.errors import Code, HubError
 from hub.frames import PROTOCOL
 from hub.hub import Hub

@@ -1,0 +1,5 @@
+"""The socket, `GET /sync`: from the upgrade to the wire that a session writes to.
+
+What frames mean is the matter of `hub.session`; long-polls and event streams, which HTTP carries,
+are routes in `api.rest`.
+"""
