@@ -15,18 +15,7 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api import (
-    budgets,
-    errors,
-    events,
-    health,
-    invites,
-    loop_lag,
-    members,
-    metrics,
-    photos as photo_routes,
-    users,
-)
+from api import budgets, errors, events, health, invites, members, photos as photo_routes, users
 from api.auth import routes as auth_routes
 from api.auth.closed_accounts import ClosedAccounts, OpenAccounts
 from api.auth.closing import Closing
@@ -40,7 +29,8 @@ from api.http.errors import ERROR_HANDLERS
 from api.http.guard import ApiKeys, Guard, LimitedByUser, PerMinute, RequestLimits
 from api.settings import Settings
 from api.sync.endpoint import SyncSocket
-from api.workers import Workers
+from api.telemetry import loop_lag, metrics
+from api.telemetry.siblings import Workers
 from hub.committer import APART_MAX, LANES
 from hub.hub import READERS_MAX, Hub
 from hub.limits import Rates
@@ -62,7 +52,7 @@ from storage.redis.cluster_bus import ClusterBus
 from storage.redis.rate_limits import RateLimits
 
 if TYPE_CHECKING:
-    from api.tracing import OpenTelemetry
+    from api.telemetry.tracing import OpenTelemetry
 
 REST_READS_MAX = 4  # connections beside those of the hub's own readers
 OWNERS_MAX = 2  # and beside both, for invites and link sharing
@@ -231,7 +221,7 @@ async def open_app(settings: Settings, workers: Workers | None = None) -> AsyncI
 def _tracer(settings: Settings) -> "OpenTelemetry | None":
     if settings.otel_exporter_otlp_endpoint is None:
         return None
-    from api import tracing  # here: it is an extra
+    from api.telemetry import tracing  # here: it is an extra
 
     return tracing.open_tracer(settings.otel_exporter_otlp_endpoint)
 

@@ -26,9 +26,9 @@ from api import server
 from api.app import NotMigrated
 from api.auth.tokens import Tokens
 from api.doctor import Mark, examine
-from api.logs import configure
 from api.settings import Settings, SettingsError
 from api.stats import Interval, NoMetrics, Reading, check_target, columns, read, rows
+from api.telemetry.logs import configure
 from hub.errors import BadData, Disconnected
 from storage.care.log_identity import HubsRunning, renew_log_id
 from storage.care.transfer import Header, Refused, export_budget, import_budget

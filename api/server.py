@@ -28,10 +28,10 @@ import uvloop
 
 from api.app import NotMigrated, open_app
 from api.http.protocol import HttpProtocol
-from api.logs import configure
 from api.settings import Settings
 from api.sync.wire import DirectProtocol
-from api.workers import Workers
+from api.telemetry.logs import configure
+from api.telemetry.siblings import Workers
 from hub.errors import Disconnected
 from hub.frames import FRAME_BYTES_MAX
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from api.metrics import PREFIX
+from api.telemetry.metrics import PREFIX
 
 TIMEOUT_S = 5.0
 PAGE_BYTES_MAX = 16 * 1024 * 1024

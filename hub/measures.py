@@ -1,6 +1,6 @@
-"""What the hub counts while it works: plain numbers, of which `api.metrics` makes a page when it is
-asked for one. Counting costs an addition; nothing here knows a name, a unit's suffix or a vendor.
+"""What the hub counts while it works: plain numbers, without a name, a unit or a vendor.
 
+`api.telemetry.metrics` makes a page of them when it is asked for one. Counting costs an addition.
 Keys are few: event types, verdicts, codes and causes come from our own tables, never from a client.
 """
 

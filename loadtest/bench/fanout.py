@@ -30,11 +30,12 @@ import uvicorn
 import uvloop
 from rich.console import Console
 
-from api import logs, server
+from api import server
 from api.app import open_app
 from api.auth.tokens import Tokens
 from api.settings import Settings
 from api.sync.wire import DirectProtocol
+from api.telemetry import logs
 from hub.frames import FRAME_BYTES_MAX, Frame, event_frames
 from hub.hub import Hub
 from hub.ports import LogEvent

@@ -14,8 +14,8 @@ import pytest
 from httpx2 import AsyncClient
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 
-from api.metrics import METRICS
 from api.stats import Reading, parsed
+from api.telemetry.metrics import METRICS
 from loadtest.process import START_TIMEOUT_S
 from tests.acceptance.conftest import Pair
 from tests.cluster import AUTH_SECRET, POLL_S, REST_S, Cluster, Node, Process, family, until

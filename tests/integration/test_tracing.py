@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 
 from api.app import now_ms
 from api.settings import Settings, SettingsError
-from api.tracing import OpenTelemetry
+from api.telemetry.tracing import OpenTelemetry
 from hub.budget.events import parse_batch
 from hub.errors import Code
 from hub.frames import Context, Frame, texts
@@ -294,7 +294,9 @@ async def test_tracing_that_is_off_is_never_called(
 
     def count(frame: FrameType, event: str, argument: object) -> None:
         module = frame.f_globals.get("__name__", "")
-        if event == "call" and module.startswith(("hub.tracing", "api.tracing", "opentelemetry")):
+        if event == "call" and module.startswith(
+            ("hub.tracing", "api.telemetry.tracing", "opentelemetry")
+        ):
             calls[module.partition(".")[0] + "." + frame.f_code.co_name] += 1
 
     budget_id = new_id()
@@ -314,7 +316,7 @@ async def test_tracing_that_is_off_is_never_called(
 
 def test_tracing_that_is_off_is_never_imported() -> None:
     """By the whole server. The Redis client imports a part of the SDK where it finds one."""
-    wanted = {"api.tracing", "opentelemetry.sdk.trace", "opentelemetry.exporter"}
+    wanted = {"api.telemetry.tracing", "opentelemetry.sdk.trace", "opentelemetry.exporter"}
     code = f"import api.cli, api.server, sys; print({wanted} & set(sys.modules))"
     said = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from api.metrics import METRICS, table
+from api.telemetry.metrics import METRICS, table
 from tests.alerting import EVERY_S, Alert, alerts, runbook
 from tests.promql import Labels, Recording, Sample, firing, recorded, selected
 from tests.troubles import ALERTS, HEALTHY_S, INTERVAL_S, RECORDED, ROOT, TROUBLES

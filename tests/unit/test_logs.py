@@ -9,8 +9,8 @@ import asyncpg
 import pytest
 import structlog
 
-from api.logs import configure
 from api.settings import Settings
+from api.telemetry.logs import configure
 from hub.errors import BadData, Disconnected, Held, LostRace
 from storage.postgres.database import translated
 

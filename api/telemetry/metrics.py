@@ -27,7 +27,7 @@ from starlette.routing import Route
 
 from api.auth.token_cache import CachedTokens
 from api.http.edge import Edge
-from api.workers import Workers
+from api.telemetry.siblings import Workers
 from hub.hub import Census, Hub
 from hub.measures import LAG_S, Histogram
 from storage.objects.photos import Photos
