@@ -30,7 +30,7 @@ from api.http.guard import ApiKeys, Guard, LimitedByUser, PerMinute, RequestLimi
 from api.settings import Settings
 from api.sync.endpoint import SyncSocket
 from api.telemetry import loop_lag, metrics
-from api.telemetry.siblings import Workers
+from api.telemetry.siblings import Siblings
 from hub.committer import APART_MAX, LANES
 from hub.hub import READERS_MAX, Hub
 from hub.limits import Rates
@@ -85,9 +85,9 @@ class App:
 
 
 @asynccontextmanager
-async def open_app(settings: Settings, workers: Workers | None = None) -> AsyncIterator[App]:
+async def open_app(settings: Settings, siblings: Siblings | None = None) -> AsyncIterator[App]:
     """Everything built and running, until the context is left: then what was submitted is finished
-    and all connections are closed. `workers` are the other processes of this server.
+    and all connections are closed. `siblings` are the other nodes of this server.
 
     Raises `Disconnected` if Postgres is out of reach, `NotMigrated`."""
     database = await Database.connect(
@@ -151,10 +151,10 @@ async def open_app(settings: Settings, workers: Workers | None = None) -> AsyncI
         sources = metrics.Sources(
             hub, database, bus, photos, cached, edge, settings.web_concurrency
         )
-        workers = workers or Workers()
+        siblings = siblings or Siblings()
         routes = [
             *health.routes(database, bus, photos),
-            *metrics.routes(sources, workers),
+            *metrics.routes(sources, siblings),
             *errors.routes(),
             *identity.routes,
             *events.routes(hub, limited, now_ms=now_ms),
@@ -203,10 +203,10 @@ async def open_app(settings: Settings, workers: Workers | None = None) -> AsyncI
                 )
                 tasks.append(background.create_task(revocations.run()))
             try:
-                await workers.open(lambda: metrics.told_as_json(sources))
+                await siblings.open(lambda: metrics.told_as_json(sources))
                 yield App(hub, socket, edge, rest.routes)
             finally:
-                await workers.close()
+                await siblings.close()
                 await hub.close()
                 if tracer is not None:
                     await tracer.close()

@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from api import server
 from api.app import NotMigrated
 from api.auth.tokens import Tokens
 from api.doctor import Mark, examine
+from api.process import server, supervisor
 from api.settings import Settings, SettingsError
 from api.stats import Interval, NoMetrics, Reading, check_target, columns, read, rows
 from api.telemetry.logs import configure
@@ -101,7 +101,7 @@ def dev(
             asyncio.run(apply_migrations(settings.database_url))
             url = server.address(listening)
             option = "" if data_dir == Path(".data") else f" --data-dir {data_dir}"
-            server.run(settings, listening, lambda: _welcome(url, option))
+            supervisor.run(settings, listening, lambda: _welcome(url, option))
             _out.print("budget-hub: stopped")
 
 
@@ -121,7 +121,7 @@ def serve(
         asyncio.run(_when_up(lambda: _reach(settings.database_url)))
         listening = server.bind(settings.host, settings.port)
         url = server.address(listening)
-        server.run(settings, listening, lambda: _out.print(f"budget-hub: serving on {url}"))
+        supervisor.run(settings, listening, lambda: _out.print(f"budget-hub: serving on {url}"))
 
 
 @main.command()
@@ -417,6 +417,6 @@ def _one_line_errors() -> Iterator[None]:
     except Disconnected as error:
         _err.print(f"budget-hub: the database is out of reach: {error}")
         raise typer.Exit(1) from None
-    except (HubsRunning, NotMigrated, server.WorkerFailed) as error:
+    except (HubsRunning, NotMigrated, supervisor.NodeFailed) as error:
         _err.print(f"budget-hub: {error}")
         raise typer.Exit(1) from None

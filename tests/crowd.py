@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 import orjson
 import pytest
 
-from api import server
 from api.app import App, open_app
+from api.process import server
 from api.settings import Settings
 from loadtest.bench.fast_socket import masked
 from tests.cluster import until
@@ -40,7 +40,7 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, for no time at all
 Json: TypeAlias = dict[str, Any]
 ASGI_WIRE = (
     "from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol",
-    "api.server.DirectProtocol = WebSocketsSansIOProtocol",
+    "api.process.server.DirectProtocol = WebSocketsSansIOProtocol",
 )
 
 
@@ -268,7 +268,7 @@ class Crowd:
 
 def patched(*statements: str) -> list[str]:
     """A program that is `budget-hub` after these statements, for `Cluster(program=...)`."""
-    lines = ("import api.server", *statements, "from api.cli import main", "main()")
+    lines = ("import api.process.server", *statements, "from api.cli import main", "main()")
     return [sys.executable, "-c", "\n".join(lines)]
 
 

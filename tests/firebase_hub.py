@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from firebase_admin import auth
 
-from api import server
 from api.auth import firebase
 from api.cli import main
+from api.process import server
 from tests.google import ask_at
 
 LAG_EVERY_S = 0.01

@@ -242,7 +242,9 @@ async def worker_hung(place: Place) -> AsyncIterator[Trouble]:
     """One of two workers of the second hub stands still."""
     async with pair(place) as (cluster, _):
         nodes = [await cluster.start(WEB_CONCURRENCY="2") for _ in range(2)]
-        workers = [pid for (pid, _), name in family(nodes[1].pid).items() if "api.server" in name]
+        workers = [
+            pid for (pid, _), name in family(nodes[1].pid).items() if "api.process.node" in name
+        ]
 
         async def stop() -> None:
             os.kill(workers[0], signal.SIGSTOP)

@@ -27,7 +27,7 @@ from starlette.routing import Route
 
 from api.auth.token_cache import CachedTokens
 from api.http.edge import Edge
-from api.telemetry.siblings import Workers
+from api.telemetry.siblings import Siblings
 from hub.hub import Census, Hub
 from hub.measures import LAG_S, Histogram
 from storage.objects.photos import Photos
@@ -40,7 +40,7 @@ PREFIX = "budget_hub_"
 Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
 # By the values of the labels, in their order.
 Values: TypeAlias = Mapping[tuple[str, ...], float | Histogram]
-# As workers tell each other, in JSON: by name, label values and a number, or counts and a sum.
+# As nodes answer each other, in JSON: by name, label values and a number, or counts and a sum.
 Reading: TypeAlias = dict[str, list[tuple[list[str], Any]]]
 
 
@@ -384,12 +384,12 @@ METRICS: Sequence[Metric] = (
 )
 
 
-def routes(sources: Sources, workers: Workers) -> list[Route]:
+def routes(sources: Sources, siblings: Siblings) -> list[Route]:
     async def metrics(request: Request) -> Response:
-        told = await workers.told()
+        told = await siblings.told()
         encode, content_type = exposition.choose_encoder(request.headers.get("accept", ""))
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Page({**told, workers.number: reading(sources)}))
+        registry.register(_Page({**told, siblings.number: reading(sources)}))
         return Response(encode(registry), media_type=content_type)
 
     return [Route("/metrics", metrics)]
@@ -469,5 +469,5 @@ def _refusals(of: Moment) -> Values:
 
 
 def told_as_json(sources: Sources) -> bytes:
-    """What other workers of this server ask for."""
+    """What the other nodes of this server ask for."""
     return orjson.dumps(reading(sources))

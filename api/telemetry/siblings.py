@@ -1,8 +1,8 @@
-"""The worker processes of one server, as far as they know each other.
+"""The other nodes of one server, which share its port, and what each has counted.
 
-A scrape of the one port reaches any of them, and is to see all. So each listens on a Unix socket in
-a folder that the supervisor made, and tells whoever connects what it has counted. One that does not
-answer in time is left out: that its series end is what there is to tell.
+A scrape of the port reaches any node and has to show all. So each node listens on a Unix socket in
+a folder that the supervisor made, and answers a connection with its numbers. A node that does not
+answer in time is left out; the gap in its series is the signal.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ ANSWER_BYTES_MAX = 4 * 1024 * 1024
 _log = structlog.get_logger()
 
 
-class Workers:
-    """`number` is this worker's own; without a `folder` there are no others."""
+class Siblings:
+    """`number` is this node's own; without a `folder` there are no others."""
 
     def __init__(self, folder: Path | None = None, number: int = 0) -> None:
         self.number = number
@@ -29,7 +29,7 @@ class Workers:
         self._server: asyncio.Server | None = None
 
     async def open(self, tell: Callable[[], bytes]) -> None:
-        """Answer the others with `tell`, until `close`."""
+        """Answer the other nodes with `tell`, until `close`."""
         if self._folder is None:
             return
 
@@ -42,10 +42,10 @@ class Workers:
 
         path = self._path(self.number)
         try:
-            path.unlink(missing_ok=True)  # of a worker that was killed
+            path.unlink(missing_ok=True)  # of a node that was killed
             self._server = await asyncio.start_unix_server(answer, path)
-        except OSError as error:  # its own numbers it tells all the same
-            _log.warning("other workers cannot ask", error=str(error))
+        except OSError as error:  # it still answers with its own numbers
+            _log.warning("the other nodes cannot ask for metrics", error=str(error))
 
     async def close(self) -> None:
         if self._folder is not None and self._server is not None:
@@ -53,7 +53,7 @@ class Workers:
             self._path(self.number).unlink(missing_ok=True)
 
     async def told(self) -> dict[int, Any]:
-        """What the others tell, by their numbers."""
+        """What the other nodes answer, by their numbers."""
         if self._folder is None:
             return {}
         numbers = [int(path.stem) for path in self._folder.glob("*.socket")]
@@ -75,7 +75,9 @@ class Workers:
                     writer.close()
             return orjson.loads(text)
         except (OSError, TimeoutError, orjson.JSONDecodeError) as error:
-            _log.info("worker does not tell", worker=number, error=type(error).__name__)
+            _log.info(
+                "no metrics from a node of this server", worker=number, error=type(error).__name__
+            )
             return None
 
     def _path(self, number: int) -> Path:

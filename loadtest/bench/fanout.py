@@ -30,9 +30,9 @@ import uvicorn
 import uvloop
 from rich.console import Console
 
-from api import server
 from api.app import open_app
 from api.auth.tokens import Tokens
+from api.process import server
 from api.settings import Settings
 from api.sync.wire import DirectProtocol
 from api.telemetry import logs

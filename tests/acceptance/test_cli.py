@@ -401,7 +401,9 @@ async def hub_workers(process: Process, number: int, without: int | None = None)
     """The pids of the hub's own processes below this one, as soon as there are so many."""
 
     def workers() -> list[int]:
-        return sorted(pid for (pid, _), name in family(process.pid).items() if "api.server" in name)
+        return sorted(
+            pid for (pid, _), name in family(process.pid).items() if "api.process.node" in name
+        )
 
     await until(lambda: len(workers()) == number and without not in workers(), START_TIMEOUT_S)
     return workers()

@@ -192,7 +192,7 @@ async def test_p11_drain_ends_in_time_without_a_database(
 
 
 def workers(node: Node) -> set[int]:
-    return {pid for (pid, _), name in family(node.pid).items() if "api.server" in name}
+    return {pid for (pid, _), name in family(node.pid).items() if "api.process.node" in name}
 
 
 @needs_linux
@@ -243,7 +243,7 @@ async def test_p11_sighup_replaces_the_workers_one_by_one_under_load(
     assert serve_two.exit_code is None
     assert await serve_two.stop() == 0
     await travel.nothing_lost_or_doubled(own_cluster.database_url)
-    assert [line["event"] for line in serve_two.complaints()] == ["worker died"]
+    assert [line["event"] for line in serve_two.complaints()] == ["node died"]
 
 
 async def knock(url: str, refused: list[OSError]) -> None:

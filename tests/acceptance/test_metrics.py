@@ -244,7 +244,9 @@ async def test_any_worker_tells_of_all_and_one_that_was_killed_begins_anew(
             assert sorted(row[1:]) == ["0", "1"]
 
         def workers() -> list[int]:
-            return [pid for (pid, _), name in family(serve.pid).items() if "api.server" in name]
+            return [
+                pid for (pid, _), name in family(serve.pid).items() if "api.process.node" in name
+            ]
 
         killed = workers()[0]
         os.kill(killed, signal.SIGKILL)

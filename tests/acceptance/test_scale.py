@@ -80,7 +80,7 @@ async def test_p8_sockets_that_stop_reading(
     """They cost no memory, and nobody else time; some of them go on and miss nothing, the others
     are closed."""
     for patience in (1, 3, 9):  # of the hub, which a slow machine may need
-        program = patched(f"api.server.PING_S = {ping_s * patience}")
+        program = patched(f"api.process.server.PING_S = {ping_s * patience}")
         folder = tmp_path / str(patience)
         await asyncio.to_thread(folder.mkdir)
         cluster = Cluster(folder, cluster_database_url, redis.url, program)

@@ -17,8 +17,8 @@ from websockets import frames
 from websockets.exceptions import InvalidStatus
 from websockets.frames import Opcode
 
-from api import server
 from api.app import App
+from api.process import server
 from api.settings import Settings
 from hub.committer import SETTLE_S
 from loadtest.proxy import Proxy
@@ -512,7 +512,7 @@ async def impatient(
 ) -> AsyncIterator[Node]:
     """A hub that pings every second, and gives a closing handshake one second."""
     program = patched(
-        f"api.server.PING_S = {PING_S}",
+        f"api.process.server.PING_S = {PING_S}",
         "api.sync.wire.DirectProtocol.close_timeout = property(lambda _: 1.0, lambda *_: None)",
     )
     cluster = Cluster(tmp_path, cluster_database_url, redis.url, program)

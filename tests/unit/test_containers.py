@@ -21,7 +21,7 @@ FOLDER = ROOT / "infra" / "containers"
 DOCKERFILE = (FOLDER / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((FOLDER / "compose.yaml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
-DRAIN_S = 25  # the longest a hub may take to end (api/server.py)
+DRAIN_S = 25  # the longest a hub may take to end (api/process/server.py)
 
 
 def test_the_image_has_the_locked_packages_that_serve_and_no_others() -> None:
