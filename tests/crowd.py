@@ -268,7 +268,7 @@ class Crowd:
 
 def patched(*statements: str) -> list[str]:
     """A program that is `budget-hub` after these statements, for `Cluster(program=...)`."""
-    lines = ("import api.process.server", *statements, "from api.cli import main", "main()")
+    lines = ("import api.process.server", *statements, "from api.cli.main import main", "main()")
     return [sys.executable, "-c", "\n".join(lines)]
 
 

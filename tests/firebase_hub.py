@@ -14,7 +14,7 @@ import pytest
 from firebase_admin import auth
 
 from api.auth import firebase
-from api.cli import main
+from api.cli.main import main
 from api.process import server
 from tests.google import ask_at
 

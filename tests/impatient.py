@@ -2,7 +2,7 @@
 
 Tests need not wait as long as phones may."""
 
-from api.cli import main
+from api.cli.main import main
 from api.http import protocol
 
 STALLED_S = 1.0

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
-from api.cli import main
+from api.cli.main import main
 from hub.budget import rules
 from hub.budget.events import Event
 from hub.budget.records import BudgetId, Record, UserId

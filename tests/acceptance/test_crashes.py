@@ -10,7 +10,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from api.stats import parsed
+from api.cli.stats import parsed
 from loadtest.cluster import FragilePostgres
 from loadtest.history import History
 from loadtest.proxy import Proxy

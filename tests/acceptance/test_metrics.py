@@ -14,7 +14,7 @@ import pytest
 from httpx2 import AsyncClient
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 
-from api.stats import Reading, parsed
+from api.cli.stats import Reading, parsed
 from api.telemetry.metrics import METRICS
 from loadtest.process import START_TIMEOUT_S
 from tests.acceptance.conftest import Pair

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from api.cli import main
+from api.cli.main import main
 from tests.cluster import Process, family, until_gone
 
 ROOT = Path(__file__).parents[2]

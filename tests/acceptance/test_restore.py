@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 from typer.testing import CliRunner
 
-from api.cli import main
+from api.cli.main import main
 from hub.budget.verdicts import Verdict
 from loadtest.replica import Replica
 from storage.embedded.postgres import EmbeddedPostgres

@@ -196,7 +196,7 @@ async def ran_code_in(environ: dict[str, str]) -> Path:
     shown = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
-        "import api.cli; print(api.cli.__file__)",
+        "import api; print(api.__file__)",
         env={"PATH": os.defpath, **environ},
         cwd=os.sep,
         stdout=subprocess.PIPE,

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 
-from api.doctor import Finding, Mark, examine
+from api.cli.doctor import Finding, Mark, examine
 from storage.embedded.postgres import EmbeddedPostgres
 from storage.embedded.redis import EmbeddedRedis
 from tests.conftest import migrated, with_database

@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 from typer.testing import CliRunner, Result
 
-from api.cli import main
+from api.cli.main import main
 from storage.care.transfer import Refused, export_budget, import_budget
 from storage.care.verify import NoSuchBudget, verify
 from storage.embedded.postgres import EmbeddedPostgres

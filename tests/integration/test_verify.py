@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from typer.testing import CliRunner, Result
 
-from api.cli import main
+from api.cli.main import main
 from storage.care.comparison import Difference, compare
 from storage.care.verify import NoSuchBudget, Progress, verify
 from storage.postgres.database import Database

@@ -2,7 +2,7 @@
 
 import pytest
 
-from api.stats import NOTHING, Interval, NoMetrics, check_target, columns, parsed, rows
+from api.cli.stats import NOTHING, Interval, NoMetrics, check_target, columns, parsed, rows
 
 BEFORE = parsed("""
 # TYPE budget_hub_events counter
