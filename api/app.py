@@ -15,7 +15,6 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api import budgets, errors, events, health, invites, members, photos as photo_routes, users
 from api.auth import routes as auth_routes
 from api.auth.closed_accounts import ClosedAccounts, OpenAccounts
 from api.auth.closing import Closing
@@ -27,6 +26,9 @@ from api.documents import routes as documents
 from api.http.edge import Edge, cors
 from api.http.errors import ERROR_HANDLERS
 from api.http.guard import ApiKeys, Guard, LimitedByUser, PerMinute, RequestLimits
+from api.rest import errors, health
+from api.rest.core import budgets, events, invites, members
+from api.rest.people import photos as photo_routes, users
 from api.settings import Settings
 from api.sync.endpoint import SyncSocket
 from api.telemetry import loop_lag, metrics

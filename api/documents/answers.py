@@ -11,7 +11,7 @@ from api.documents.records import Budget, BudgetFields, Category, Expense, Parti
 from api.documents.scalars import Digest, Head, Id, Key, LogId, Millis, NextKey, UserId
 from api.documents.stream import StreamEvent
 from api.documents.verdicts import Verdict
-from api.invites import USES_MAX
+from api.rest.core.invites import USES_MAX
 from hub.budget.events import EVENTS_PER_REQUEST_MAX, Currency, Text, Title, Uuid, Whole
 
 Uses = Annotated[int, Field(ge=1, le=USES_MAX)]

@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from api import budgets, events
 from api.auth.routes import LoginRequest, RefreshRequest, RegisterRequest
 from api.documents import answers, records, verdicts
 from api.http.guard import EXEMPT
-from api.invites import LinkSharing, NewInvite
-from api.photos import Confirmation
-from api.users import USER_ID_MAX, ProfileFields
+from api.rest.core import budgets, events
+from api.rest.core.invites import LinkSharing, NewInvite
+from api.rest.people.photos import Confirmation
+from api.rest.people.users import USER_ID_MAX, ProfileFields
 from hub.budget.events import INTEGER_MAX, Uuid
 from hub.errors import Code
 from storage.objects.media_types import PHOTO_BYTES_MAX, PhotoType

@@ -13,9 +13,9 @@ import pytest
 import uvloop
 from starlette.types import Message
 
-from api import events as events_module, followers
 from api.app import OWNERS_MAX, REST_READS_MAX, App, open_app
-from api.followers import EventStream
+from api.rest.core import events as events_module, followers
+from api.rest.core.followers import EventStream
 from api.settings import Settings
 from api.sync.wire import HIGH_WATER_BYTES
 from hub.budget.events import ParticipantAdd, ParticipantRemove, parse_batch

@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 from api.auth.tokens import Tokens
 from api.http.edge import Edge
 from api.http.errors import ERROR_HANDLERS
-from api.photos import routes
+from api.rest.people.photos import routes
 from hub.errors import Code, Disconnected, HubError, StoreDown
 from loadtest.proxy import Proxy
 from storage.embedded.postgres import EmbeddedPostgres

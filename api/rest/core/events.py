@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.followers import EventStream, EventStreamResponse, Poll, RestEvent, rest_event
 from api.http.answers import respond
 from api.http.requests import as_int, as_uuid, correlation, json_body, path_id, principal, query_int
+from api.rest.core.followers import EventStream, EventStreamResponse, Poll, RestEvent, rest_event
 from hub.budget.events import EVENTS_PER_REQUEST_MAX, parse_batch
 from hub.committer import Mode
 from hub.errors import Code, HubError

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from api.http.answers import respond
 from api.http.errors import error_response
 from api.http.requests import correlation, path_id, principal
-from api.invites import token_hash
+from api.rest.core.invites import token_hash
 from hub.budget.events import Event, ParticipantAdd, ParticipantRemove
 from hub.budget.records import BudgetId, UserId
 from hub.errors import Code, HubError
