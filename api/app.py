@@ -28,6 +28,7 @@ from api.http.errors import ERROR_HANDLERS
 from api.http.guard import ApiKeys, Guard, LimitedByUser, PerMinute, RequestLimits
 from api.rest import errors, health
 from api.rest.core import budgets, events, invites, members
+from api.rest.files import disk_store
 from api.rest.people import photos as photo_routes, users
 from api.settings import Settings
 from api.sync.endpoint import SyncSocket
@@ -171,7 +172,8 @@ async def open_app(settings: Settings, siblings: Siblings | None = None) -> Asyn
             ),
             *invites.routes(Invites(database, OWNERS_MAX), limited, now_ms=now_ms, new_id=new_id),
             *users.routes(profiles, closing, limited, closed_too=LimitedByUser(cached, limits)),
-            *photo_routes.routes(photos, store, limited, behind_proxy=settings.trusted_proxies > 0),
+            *photo_routes.routes(photos, limited, behind_proxy=settings.trusted_proxies > 0),
+            *(disk_store.routes(store) if isinstance(store, DiskPhotos) else []),
         ]
         rest.router.routes += [*routes, *documents.routes(routes)]
         # A path is one of ours or is none. Starlette would send the client, and its token, to

@@ -18,7 +18,7 @@ from hub.budget.records import UserId
 from hub.errors import StoreDown
 from storage.objects.media_types import HEAD_BYTES, PhotoType
 from storage.objects.names import public_object, public_path, temp_object
-from storage.objects.store import Uploaded
+from storage.objects.store import CACHE_CONTROL, Uploaded
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -28,8 +28,6 @@ WAIT_S = 5.0  # for others' calls
 CONNECT_S = 3
 ANSWER_S = 5
 ATTEMPTS = 2
-# The address of a photo is never used for another one.
-CACHE_CONTROL = "public, max-age=31536000, immutable"
 
 _T = TypeVar("_T")
 

@@ -5,6 +5,9 @@ from typing import NamedTuple, Protocol
 from hub.budget.records import UserId
 from storage.objects.media_types import PhotoType
 
+# Of what is public: the address of an object is never used for another one.
+CACHE_CONTROL = "public, max-age=31536000, immutable"
+
 
 class Uploaded(NamedTuple):
     """A file that a client has uploaded: its size, its first `HEAD_BYTES` bytes, and a mark that

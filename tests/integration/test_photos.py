@@ -23,6 +23,7 @@ from starlette.requests import ClientDisconnect
 from api.auth.tokens import Tokens
 from api.http.edge import Edge
 from api.http.errors import ERROR_HANDLERS
+from api.rest.files import disk_store
 from api.rest.people.photos import routes
 from hub.errors import Code, Disconnected, HubError, StoreDown
 from loadtest.proxy import Proxy
@@ -109,7 +110,10 @@ class World:
             new_id=new_id,
         )
         app = Starlette(
-            routes=routes(self.photos, store, self.tokens, behind_proxy=False),
+            routes=[
+                *routes(self.photos, self.tokens, behind_proxy=False),
+                *(disk_store.routes(store) if isinstance(store, DiskPhotos) else []),
+            ],
             exception_handlers=ERROR_HANDLERS,
         )
         self.hub = AsyncClient(transport=ASGITransport(Edge(app)), base_url="http://hub")

@@ -1,10 +1,10 @@
-"""`/user/photo-…`: uploading a profile photo. `/photos/…`: the store of a hub without S3."""
+"""`/user/photo-…`: uploading a profile photo."""
 
 from urllib.parse import urljoin
 
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from api.http.answers import respond
@@ -12,12 +12,8 @@ from api.http.requests import as_int, body, principal
 from hub.budget.events import Uuid
 from hub.errors import Code, HubError
 from hub.ports import Authenticator
-from storage.objects.disk import PUBLIC_PATH, UPLOAD_PATH, DiskPhotos
-from storage.objects.media_types import PhotoType, sniffed
+from storage.objects.media_types import PhotoType
 from storage.objects.photos import Photos
-from storage.objects.store import PhotoStore
-
-CACHE_CONTROL = "public, max-age=31536000, immutable"  # an address is never used for another photo
 
 
 class Confirmation(BaseModel):
@@ -25,11 +21,8 @@ class Confirmation(BaseModel):
     key: Uuid
 
 
-def routes(
-    photos: Photos, store: PhotoStore, authenticator: Authenticator, *, behind_proxy: bool
-) -> list[Route]:
-    """With a disk store also the routes it is reached by. `behind_proxy`: believe what
-    `X-Forwarded-Proto` says of the address a client uses."""
+def routes(photos: Photos, authenticator: Authenticator, *, behind_proxy: bool) -> list[Route]:
+    """`behind_proxy`: believe what `X-Forwarded-Proto` says of the address a client uses."""
 
     async def begin(request: Request) -> Response:
         who = await principal(request, authenticator)
@@ -55,45 +48,11 @@ def routes(
         await photos.remove(who.user_id)
         return Response(status_code=204)
 
-    found = [
+    return [
         Route("/user/photo-upload-url", begin, methods=["GET"]),
         Route("/user/confirm-photo-upload", confirm, methods=["POST"]),
         Route("/user/photo-upload-confirm", confirm, methods=["PUT"]),  # as legacy clients do
         Route("/user/profile-photo", remove, methods=["DELETE"]),
-    ]
-    if isinstance(store, DiskPhotos):
-        found += disk_routes(store)
-    return found
-
-
-def disk_routes(disk: DiskPhotos) -> list[Route]:
-    """What S3 and the CDN would do: no token, for upload URLs are signed and photos public."""
-
-    async def receive(request: Request) -> Response:
-        await disk.receive(
-            request.path_params["folder"],
-            request.path_params["key"],
-            content_type=request.headers.get("content-type", ""),
-            content_length=request.headers.get("content-length"),
-            size=request.query_params.get("size", ""),
-            expires=request.query_params.get("expires", ""),
-            signature=request.query_params.get("signature", ""),
-            body=request.stream(),
-        )
-        return Response(status_code=200)
-
-    async def read(request: Request) -> Response:
-        found = await disk.public_file(request.path_params["folder"], request.path_params["key"])
-        if found is None:
-            raise HubError(Code.PHOTO_NOT_FOUND)
-        path, head = found
-        return FileResponse(
-            path, media_type=sniffed(head), headers={"Cache-Control": CACHE_CONTROL}
-        )
-
-    return [
-        Route(f"{UPLOAD_PATH}/{{folder}}/{{key}}", receive, methods=["PUT"]),
-        Route(f"{PUBLIC_PATH}/user-photos/{{folder}}/{{key}}", read, methods=["GET"]),
     ]
 
 

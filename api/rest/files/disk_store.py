@@ -1,0 +1,41 @@
+"""`/photos/…`: the store of a hub without S3."""
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+
+from hub.errors import Code, HubError
+from storage.objects.disk import PUBLIC_PATH, UPLOAD_PATH, DiskPhotos
+from storage.objects.media_types import sniffed
+from storage.objects.store import CACHE_CONTROL
+
+
+def routes(disk: DiskPhotos) -> list[Route]:
+    """What S3 and the CDN would do: no token, for upload URLs are signed and photos public."""
+
+    async def receive(request: Request) -> Response:
+        await disk.receive(
+            request.path_params["folder"],
+            request.path_params["key"],
+            content_type=request.headers.get("content-type", ""),
+            content_length=request.headers.get("content-length"),
+            size=request.query_params.get("size", ""),
+            expires=request.query_params.get("expires", ""),
+            signature=request.query_params.get("signature", ""),
+            body=request.stream(),
+        )
+        return Response(status_code=200)
+
+    async def read(request: Request) -> Response:
+        found = await disk.public_file(request.path_params["folder"], request.path_params["key"])
+        if found is None:
+            raise HubError(Code.PHOTO_NOT_FOUND)
+        path, head = found
+        return FileResponse(
+            path, media_type=sniffed(head), headers={"Cache-Control": CACHE_CONTROL}
+        )
+
+    return [
+        Route(f"{UPLOAD_PATH}/{{folder}}/{{key}}", receive, methods=["PUT"]),
+        Route(f"{PUBLIC_PATH}/user-photos/{{folder}}/{{key}}", read, methods=["GET"]),
+    ]
