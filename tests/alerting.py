@@ -7,9 +7,10 @@ from typing import NamedTuple
 import promql_parser as parser
 import yaml
 
+from tests import ROOT
 from tests.cluster import Node
 from tests.promql import LOOKBACK_S, Labels, Pending, Sample
-from tests.troubles import ALERTS, ROOT, of_alerts, scrape
+from tests.troubles import ALERTS, of_alerts, scrape
 
 RUNBOOK = ROOT / "infra" / "runbook.md"
 EVERY_S = 15  # how often Prometheus scrapes and evaluates, in the setup that is recommended

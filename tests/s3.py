@@ -27,6 +27,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from tests import ROOT
 from tests.cluster import REST_S, Process
 
 ACCESS_KEY_ID = "the-access-key-of-the-tests"
@@ -90,7 +91,7 @@ def needed_for(asked: Asked) -> set[Permission]:
     return needed
 
 
-POLICY = granted((Path(__file__).parents[1] / "infra" / "terraform" / "hub.tf").read_text())
+POLICY = granted((ROOT / "infra" / "terraform" / "hub.tf").read_text())
 
 
 class S3Front:
@@ -281,8 +282,7 @@ def _time(text: str) -> datetime:
 async def s3_service(folder: Path) -> AsyncIterator[S3Front]:
     """moto in a process of its own, and the front in this one."""
     program = [sys.executable, "-m", "tests.s3"]
-    root = Path(__file__).parents[1]
-    moto = Process(folder, "moto", [], {"PYTHONPATH": str(root), **CREDENTIALS}, program=program)
+    moto = Process(folder, "moto", [], {"PYTHONPATH": str(ROOT), **CREDENTIALS}, program=program)
     try:
         front = S3Front(await moto.serving())
         listening = socket.create_server(("127.0.0.1", 0))

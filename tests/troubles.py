@@ -27,13 +27,13 @@ from websockets.exceptions import WebSocketException
 from loadtest.cluster import FragileRedis
 from loadtest.proxy import Proxy
 from storage.embedded.postgres import EmbeddedPostgres
+from tests import ROOT
 from tests.cluster import PROGRAM, Cluster, Node, family
 from tests.conftest import migrated
 from tests.device import Ended, Refused, budget_create, connect, expense_add, new_id
 from tests.google import FIREBASE_HUB, Google, Signer, encoded, running
 from tests.promql import Labels, selected
 
-ROOT = Path(__file__).parents[1]
 ALERTS = ROOT / "infra" / "prometheus" / "alerts.yml"
 RECORDED = ROOT / "tests" / "recorded"
 JOB = "budget-hub"

@@ -12,19 +12,19 @@ import shutil
 import socket
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx2
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from tests import ROOT
 from tests.cluster import Cluster, Node, Process, until
 from tests.device import Ended, Json, Way, budget_create, connect, new_id
 
 pytestmark = pytest.mark.firebase
 
-TOOLS = Path(__file__).parents[2] / ".firebase-tools" / "node_modules" / ".bin" / "firebase"
+TOOLS = ROOT / ".firebase-tools" / "node_modules" / ".bin" / "firebase"
 PROJECT = "demo-budget-hub"
 PASSWORD = "correct horse battery"
 START_S = 50.0

@@ -19,6 +19,7 @@ import redis.asyncio
 from api.app import OWNERS_MAX, REST_READS_MAX
 from hub.committer import APART_MAX, LANES
 from hub.hub import READERS_MAX
+from tests import ROOT
 from tests.cluster import BUSY_S, REST_S, Cluster, Node, until
 from tests.device import Json, budget_create, expense_add, new_id
 from tests.event_stream import streaming
@@ -319,7 +320,7 @@ async def test_p8_a_stream_that_stopped_reading_is_closed(
         (sys.executable, "-m", "tests.impatient"),
     )
     try:
-        node = await impatient.start(PYTHONPATH=str(Path(__file__).parents[2]))
+        node = await impatient.start(PYTHONPATH=str(ROOT))
         token = cluster.token("ann")
         note = "x" * 2000
         await submit(node, token, budget_create(budget_id))

@@ -11,10 +11,11 @@ from pathlib import Path
 import orjson
 import pytest
 
+from tests import ROOT
 from tests.cluster import Cluster, Node
 from tests.device import Json
 
-FOLDER = Path(__file__).parents[1] / "golden"
+FOLDER = ROOT / "tests" / "golden"
 RECORD = os.environ.get("GOLDEN") == "record"
 VOLATILE = {"joinedAt", "logId", "requestId"}
 

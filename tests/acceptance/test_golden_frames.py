@@ -29,11 +29,12 @@ import orjson
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from tests import ROOT
 from tests.cluster import Cluster, Node, Process, token
 from tests.compatible import missing
 from tests.device import PROTOCOL, Device, Json, open_device
 
-FOLDER = Path(__file__).parents[1] / "golden"
+FOLDER = ROOT / "tests" / "golden"
 TRANSCRIPTS = sorted(FOLDER.glob("*/*/*.json"))
 RECORD = os.environ.get("GOLDEN") == "record"
 VOLATILE = {

@@ -26,6 +26,7 @@ from api.http.edge import CONTENT_SECURITY_POLICY
 from api.settings import Settings
 from hub import frames
 from hub.errors import Code
+from tests import ROOT
 from tests.asyncapi import AsyncApi
 from tests.cluster import AUTH_SECRET, Cluster, Node, checked
 from tests.conversation import NOWHERE, OTHER, Recorder, converse
@@ -42,7 +43,6 @@ from tests.device import (
 from tests.documented import Documented, resolve, texts
 from tests.fuzz import explore, fuzz
 
-ROOT = Path(__file__).parents[2]
 IN_TROUBLE = {
     Code.BUSY,
     Code.UNAVAILABLE,

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import pytest
 
 from api.cli.main import main
+from tests import ROOT
 from tests.cluster import Process, family, until_gone
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 TOUR_TIMEOUT_S = 200.0
 LEFT_OUT = re.compile(r"make (test|check)\b|git clone\b")  # they would run this test again

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from hub.reconnects import RECONNECTS_PER_S
+from tests import ROOT
 from tests.cluster import Cluster
 from tests.crowd import Crowd, Spectator, open_spectator
 from tests.google import FIREBASE_HUB, Google, encoded, running
@@ -54,7 +55,7 @@ async def test_a_reconnect_storm_costs_one_verification_a_token(
 ) -> None:
     verifications, lags = tmp_path / "verifications", tmp_path / "lags"
     node = await cluster.start(
-        PYTHONPATH=str(Path(__file__).parents[2]),
+        PYTHONPATH=str(ROOT),
         GOOGLE_URL=google.url,
         AUTH_MODE="firebase",
         FIREBASE_SERVICE_ACCOUNT_BASE64=encoded(google.service_account()),

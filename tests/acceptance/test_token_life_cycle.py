@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import NamedTuple
 
 import jwt
@@ -19,6 +18,7 @@ from websockets.exceptions import InvalidStatus
 from api.auth.firebase import STANDING_WAIT_S
 from api.auth.local import RefreshToken
 from api.auth.tokens import ISSUER, Keys, Tokens
+from tests import ROOT
 from tests.cluster import AUTH_SECRET, Cluster, Node, until
 from tests.device import Ended, budget_create, connect, expense_add, new_id, open_device
 from tests.event_stream import streaming
@@ -67,7 +67,7 @@ def program() -> Sequence[str]:
 @pytest.fixture(scope="module")
 async def firebase(cluster: Cluster, google: Google) -> Identity:
     node = await cluster.start(
-        PYTHONPATH=str(Path(__file__).parents[2]),
+        PYTHONPATH=str(ROOT),
         GOOGLE_URL=google.url,
         AUTH_MODE="firebase",
         PRODUCTION="true",
@@ -106,7 +106,7 @@ async def firebase(cluster: Cluster, google: Google) -> Identity:
 @pytest.fixture(scope="module")
 async def local(cluster: Cluster) -> Identity:
     node = await cluster.start(
-        PYTHONPATH=str(Path(__file__).parents[2]),
+        PYTHONPATH=str(ROOT),
         GOOGLE_URL="",
         AUTH_SECRET_PREVIOUS=OLD_SECRET,
     )

@@ -17,6 +17,7 @@ import pytest
 
 from storage.embedded.postgres import EmbeddedPostgres
 from storage.embedded.redis import EmbeddedRedis
+from tests import ROOT
 from tests.cluster import BUSY_S, P7_S, Cluster, Node, Process, token
 from tests.compatible import missing
 from tests.conftest import with_database
@@ -35,7 +36,6 @@ from tests.predecessor import Predecessor, Unknown, check_out
 from tests.storm import SEED
 from tests.travel import Travel
 
-ROOT = Path(__file__).parents[2]
 BACK_S = 5.0  # from its goaway until a device is live again
 STOP_S = 13.0  # the longest for verdicts and peers
 RESTART = 1012

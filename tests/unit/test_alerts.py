@@ -14,9 +14,10 @@ import pytest
 import yaml
 
 from api.telemetry.metrics import METRICS, table
+from tests import ROOT
 from tests.alerting import EVERY_S, Alert, alerts, runbook
 from tests.promql import Labels, Recording, Sample, firing, recorded, selected
-from tests.troubles import ALERTS, HEALTHY_S, INTERVAL_S, RECORDED, ROOT, TROUBLES
+from tests.troubles import ALERTS, HEALTHY_S, INTERVAL_S, RECORDED, TROUBLES
 
 DASHBOARD = ROOT / "infra" / "grafana" / "budget-hub.json"
 

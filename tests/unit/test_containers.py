@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from api.settings import Settings
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "infra" / "containers"
 DOCKERFILE = (FOLDER / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((FOLDER / "compose.yaml").read_text())

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from api.settings import Settings
 from hub.errors import Code
-
-ROOT = Path(__file__).parents[2]
+from tests import ROOT
 
 
 def test_settings_table_in_readme_is_generated_from_the_code() -> None:

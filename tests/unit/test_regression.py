@@ -1,12 +1,12 @@
 """What the nightly comparison of benchmarks calls a regression."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from loadtest.bench.regression import Regression, read, regressions
 from loadtest.bench.results import RESULTS
+from tests import ROOT
 
 RECORDED = RESULTS.read_text()
 
@@ -53,8 +53,7 @@ def test_a_hundredth_of_nearly_nothing_is_no_regression() -> None:
 
 
 def test_the_results_are_where_the_workflow_looks() -> None:
-    root = Path(__file__).parents[2]
     assert (
-        RESULTS.relative_to(root).as_posix()
-        in (root / ".github" / "workflows" / "nightly.yml").read_text()
+        RESULTS.relative_to(ROOT).as_posix()
+        in (ROOT / ".github" / "workflows" / "nightly.yml").read_text()
     )
