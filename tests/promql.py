@@ -1,8 +1,8 @@
 """PromQL over recorded samples, as far as our alerts use it. The parser is a library's.
 
 What it does not know raises `NotSupported`, so that no rule passes because nobody evaluated it.
-Where there is a `promtool`, `tests/unit/test_alerts.py` has Prometheus' own engine look at the same
-recordings and compares.
+Where there is a `promtool`, `tests/unit/infra/test_alerts.py` has Prometheus' own engine look at
+the same recordings and compares.
 
 It follows Prometheus 3: a range ends with its moment and leaves out its beginning, an instant sees
 the last sample of five minutes, and `rate` extrapolates to the ends of its range.
