@@ -5,7 +5,7 @@ No file system is made: the server's processes may not let any file grow beyond 
 has fails, as it does on a full disk, with the same message and hint ("could not extend file …",
 "Check free disk space"), reads go on, and once there is room nothing has to be restarted. What is
 otherwise: the system says `File too large` in place of `No space left on device`, hence Postgres
-XX000 in place of 53100. `tests/integration/test_committer.py` has the real code.
+XX000 in place of 53100. `tests/integration/hub/test_committer.py` has the real code.
 
 The limit is one for all files. A segment of the WAL is 16 MiB from the start, and a server that
 cannot write there panics, which would be another story; so the log's file is made larger than that
