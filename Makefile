@@ -49,7 +49,7 @@ faults: install  ## the fault tests at length, and 200 seeded fault runs (over a
 	$(BIN)/python -m loadtest faults --runs 200 --record
 
 examples: install  ## take down the examples of the interface's documents from a real hub
-	RENEW_EXAMPLES=1 $(BIN)/pytest tests/acceptance/test_interface.py -k committed
+	RENEW_EXAMPLES=1 $(BIN)/pytest tests/acceptance/rest/test_interface.py -k committed
 
 recordings: install  ## record anew what /metrics says in each trouble (five minutes, a quiet machine)
 	$(BIN)/python -m tests.troubles

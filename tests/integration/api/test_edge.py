@@ -22,7 +22,7 @@ from api.http.edge import Edge
 from api.http.errors import ERROR_HANDLERS
 from api.http.requests import json_body
 from hub.errors import BadData, Code, Disconnected, Held, HubError, LostRace
-from tests.acceptance.test_rest import refused
+from tests.acceptance.rest.test_rest import refused
 
 SECRET = "what-only-the-defect-knows"
 RAISED = {

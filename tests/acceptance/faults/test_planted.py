@@ -11,7 +11,7 @@ import pytest
 
 from loadtest.checker import Violation
 from storage.embedded.redis import EmbeddedRedis
-from tests.acceptance.test_load_faults import BUGS_HERE
+from tests.acceptance.loadtest.test_load_faults import BUGS_HERE
 from tests.cluster import Cluster
 from tests.planted import BUGS
 from tests.storm import Plan, storm

@@ -34,8 +34,8 @@ from loadtest.history import History
 from loadtest.proxy import Proxy
 from storage.embedded.postgres import EmbeddedPostgres
 from tests import ROOT
-from tests.acceptance.test_restore import Phone, command, postgres_program
-from tests.acceptance.test_upgrade import ran
+from tests.acceptance.operations.test_restore import Phone, command, postgres_program
+from tests.acceptance.operations.test_upgrade import ran
 from tests.alerting import EVERY_S, Prometheus, runbook
 from tests.balancer import Balancer
 from tests.cluster import Cluster, Node, all_say, checked, token, until

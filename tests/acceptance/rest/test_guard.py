@@ -23,7 +23,7 @@ from hub.errors import Code
 from hub.frames import PROTOCOL
 from loadtest.cluster import FragileRedis
 from storage.redis.rate_limits import CONNECT_S
-from tests.acceptance.test_rest import BODY_BYTES_MAX, a_budget, refused
+from tests.acceptance.rest.test_rest import BODY_BYTES_MAX, a_budget, refused
 from tests.cluster import AUTH_SECRET, REST_S, Cluster, Node, until
 from tests.device import category_add, connect, new_id, open_device
 
