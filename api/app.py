@@ -29,7 +29,7 @@ from api.http.guard import ApiKeys, Guard, LimitedByUser, PerMinute, RequestLimi
 from api.rest import errors, health
 from api.rest.core import budgets, events, invites, members
 from api.rest.files import disk_store
-from api.rest.people import photos as photo_routes, users
+from api.rest.people import photos as photo_routes, profiles as profile_routes
 from api.settings import Settings
 from api.sync.endpoint import SyncSocket
 from api.telemetry import loop_lag, metrics
@@ -48,7 +48,7 @@ from storage.postgres.database import Database
 from storage.postgres.housekeeping import Housekeeping
 from storage.postgres.migrate import pending
 from storage.postgres.people.closed_accounts import Closures
-from storage.postgres.people.logins import Users
+from storage.postgres.people.logins import Logins
 from storage.postgres.people.profiles import Profiles
 from storage.redis.bus import RedisBus
 from storage.redis.cluster_bus import ClusterBus
@@ -171,7 +171,9 @@ async def open_app(settings: Settings, siblings: Siblings | None = None) -> Asyn
                 new_id=new_id,
             ),
             *invites.routes(Invites(database, OWNERS_MAX), limited, now_ms=now_ms, new_id=new_id),
-            *users.routes(profiles, closing, limited, closed_too=LimitedByUser(cached, limits)),
+            *profile_routes.routes(
+                profiles, closing, limited, closed_too=LimitedByUser(cached, limits)
+            ),
             *photo_routes.routes(photos, limited, behind_proxy=settings.trusted_proxies > 0),
             *(disk_store.routes(store) if isinstance(store, DiskPhotos) else []),
         ]
@@ -254,7 +256,7 @@ def _identity(settings: Settings, database: Database, limits: RequestLimits) -> 
         identity = firebase.Firebase(client, Profiles(database).introduce, now=time.time)
         return _Identity(identity, identity, [])
     secrets = settings.auth_secrets()
-    local = LocalIdentity(secrets, Users(database), now=time.time, new_id=new_id)
+    local = LocalIdentity(secrets, Logins(database), now=time.time, new_id=new_id)
     return _Identity(Tokens(secrets, now=time.time), None, auth_routes.routes(local, limits))
 
 

@@ -23,7 +23,7 @@ from structlog.typing import FilteringBoundLogger
 
 from api.auth.tokens import Tokens
 from hub.errors import Code, HubError
-from storage.postgres.people.logins import Users
+from storage.postgres.people.logins import Logins
 
 HASHING_AT_ONCE = 2  # argon2 takes 64 MiB and several cores each time
 HASHING_ASKED_MAX = 128  # running or waiting: some ten seconds of work, then callers are put off
@@ -36,7 +36,7 @@ _T = TypeVar("_T")
 _log: FilteringBoundLogger = structlog.get_logger()
 
 
-class Session(NamedTuple):
+class SignedIn(NamedTuple):
     """What a client holds after signing in. `expires_at_ms`: epoch milliseconds, of `token`."""
 
     user_id: str
@@ -57,7 +57,7 @@ class LocalIdentity:
     def __init__(
         self,
         secrets: Sequence[bytes],
-        users: Users,
+        logins: Logins,
         *,
         now: Callable[[], float],
         new_id: Callable[[], str],
@@ -67,7 +67,7 @@ class LocalIdentity:
     ) -> None:
         self._tokens = Tokens(secrets, now=now, token_ttl_s=token_ttl_s)
         self._refresh_keys = [keys.refresh for keys in self._tokens.keys]
-        self._users = users
+        self._logins = logins
         self._now = now
         self._new_id = new_id
         self._refresh_ttl = timedelta(seconds=refresh_ttl_s)
@@ -78,30 +78,30 @@ class LocalIdentity:
 
     async def register(
         self, email: str, password: str, first_name: str | None, last_name: str | None
-    ) -> Session:
+    ) -> SignedIn:
         """Make an account and sign it in. Raises `HubError`: `EMAIL_TAKEN`, `BUSY`."""
         password_hash = await self._off_loop(lambda: self._hasher.hash(password))
         user_id = self._new_id()
-        if not await self._users.create(
+        if not await self._logins.create(
             user_id, email.strip(), password_hash, first_name, last_name
         ):
             raise HubError(Code.EMAIL_TAKEN)
         return await self._start_session(user_id)
 
-    async def login(self, email: str, password: str) -> Session:
+    async def login(self, email: str, password: str) -> SignedIn:
         """Sign in. Raises `HubError`: `BAD_CREDENTIALS`, `BUSY`."""
-        account = await self._users.by_email(email.strip())
+        account = await self._logins.by_email(email.strip())
         stored = account and account.password_hash
         if not await self._off_loop(lambda: self._matches(stored, password)) or account is None:
             raise HubError(Code.BAD_CREDENTIALS)
         if self._hasher.check_needs_rehash(account.password_hash):
             stronger = await self._off_loop(lambda: self._hasher.hash(password))
-            await self._users.set_password_hash(
+            await self._logins.set_password_hash(
                 account.user_id, stronger, replacing=account.password_hash
             )
         return await self._start_session(account.user_id)
 
-    async def refresh(self, refresh_token: str) -> Session:
+    async def refresh(self, refresh_token: str) -> SignedIn:
         """The session's next token and refresh token.
 
         A token presented twice, at once or within `previous_refresh_honoured_s`, gives the same
@@ -112,33 +112,33 @@ class LocalIdentity:
             raise HubError(Code.NOT_LOGGED_IN)
         family_id, generation = presented
         now = self._time()
-        user_id = await self._users.rotate_family(
+        user_id = await self._logins.rotate_family(
             family_id, generation, now=now, expires_at=now + self._refresh_ttl
         )
         if user_id is None:
-            family = await self._users.live_family(family_id, now=now)
+            family = await self._logins.live_family(family_id, now=now)
             if family is None:
                 raise HubError(Code.NOT_LOGGED_IN)
             repeated = generation == family.generation - 1
             if not repeated or now - family.rotated_at > self._previous_honoured:
-                await self._users.revoke_family(family_id)
+                await self._logins.revoke_family(family_id)
                 _log.warning("refresh token reused", user_id=family.user_id, family_id=family_id)
                 raise HubError(Code.NOT_LOGGED_IN)
             user_id = family.user_id
         return self._session(user_id, RefreshToken(family_id, generation + 1))
 
-    async def _start_session(self, user_id: str) -> Session:
+    async def _start_session(self, user_id: str) -> SignedIn:
         first = RefreshToken(str(uuid4()), 1)
         now = self._time()
-        await self._users.start_family(
+        await self._logins.start_family(
             first.family_id, user_id, now=now, expires_at=now + self._refresh_ttl
         )
         return self._session(user_id, first)
 
-    def _session(self, user_id: str, refresh_token: "RefreshToken") -> Session:
+    def _session(self, user_id: str, refresh_token: "RefreshToken") -> SignedIn:
         token, expires_at_ms = self._tokens.issue(user_id)
         text = refresh_token.text(self._refresh_keys[0])
-        return Session(user_id, token, expires_at_ms, text)
+        return SignedIn(user_id, token, expires_at_ms, text)
 
     def _time(self) -> datetime:
         return datetime.fromtimestamp(self._now(), UTC)

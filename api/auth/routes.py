@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.auth.local import LocalIdentity, Session
+from api.auth.local import LocalIdentity, SignedIn
 from api.http.answers import respond
 from api.http.guard import RequestLimits
 from api.http.requests import body
@@ -96,7 +96,7 @@ class RefreshRequest(_Request):
     refresh_token: Annotated[str, StringConstraints(strict=True), Field(repr=False)]
 
 
-def _wire(session: Session) -> dict[str, object]:
+def _wire(session: SignedIn) -> dict[str, object]:
     return {
         "userId": session.user_id,
         "token": session.token,

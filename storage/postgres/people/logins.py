@@ -57,7 +57,7 @@ class Family(NamedTuple):
     rotated_at: datetime
 
 
-class Users:
+class Logins:
     """Accounts with a password, unique by e-mail whatever its letter case.
 
     Every method raises `Disconnected` while Postgres is out of reach, `BadData` for a value it

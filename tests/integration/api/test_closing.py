@@ -22,7 +22,7 @@ from storage.objects.photos import Photos
 from storage.postgres.core.event_log import PostgresLog
 from storage.postgres.database import Database
 from storage.postgres.people.closed_accounts import Closures
-from storage.postgres.people.logins import Users
+from storage.postgres.people.logins import Logins
 from storage.postgres.people.profiles import Profiles
 from tests.device import budget_create, category_add, new_id
 
@@ -52,7 +52,7 @@ class World:
             rates=Rates(500, 500),
         )
         self.profiles = Profiles(database)
-        self.users = Users(database)
+        self.logins = Logins(database)
         self.closures = Closures(database)
         self.closed = ClosedAccounts(self.closures, self.hub)
         store = DiskPhotos(folder, [SECRET], base_url="/photos", now=self.clock)
@@ -149,8 +149,8 @@ async def world(
 async def test_nothing_personal_is_left_and_every_log_is_whole(world: World) -> None:
     """Budgets of one's own, of others, one nobody else is in, and one that was deleted."""
     now = datetime.now(UTC)
-    await world.users.create("ann", "ann@example.org", "$argon2id$secret", "Annabel", "Lee-Smith")
-    await world.users.start_family(new_id(), "ann", now=now, expires_at=now)
+    await world.logins.create("ann", "ann@example.org", "$argon2id$secret", "Annabel", "Lee-Smith")
+    await world.logins.start_family(new_id(), "ann", now=now, expires_at=now)
     own = await world.budget("ann", "cid", "ben")
     alone = await world.budget("ann")
     bens = await world.budget("ben", "ann")

@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from structlog.testing import capture_logs
 
 from api.auth import local
-from api.auth.local import LocalIdentity, RefreshToken, Session
+from api.auth.local import LocalIdentity, RefreshToken, SignedIn
 from api.auth.routes import routes
 from api.auth.tokens import Keys, Tokens
 from api.http.edge import Edge
@@ -23,7 +23,7 @@ from api.http.errors import ERROR_HANDLERS
 from api.http.guard import PerMinute, RequestLimits
 from hub.errors import Code, HubError
 from storage.postgres.database import Database
-from storage.postgres.people.logins import Users
+from storage.postgres.people.logins import Logins
 from storage.redis.rate_limits import RateLimits
 
 SECRET = b"s" * 32
@@ -49,13 +49,13 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def users(database: Database) -> Users:
-    return Users(database)
+def logins(database: Database) -> Logins:
+    return Logins(database)
 
 
 @pytest.fixture
-def identity(users: Users, clock: Clock) -> LocalIdentity:
-    return an_identity(users, clock)
+def identity(logins: Logins, clock: Clock) -> LocalIdentity:
+    return an_identity(logins, clock)
 
 
 @pytest.fixture
@@ -71,8 +71,8 @@ def tokens(clock: Clock) -> Tokens:
     return Tokens([SECRET], now=clock)
 
 
-def an_identity(users: Users, clock: Clock, *secrets: bytes) -> LocalIdentity:
-    return LocalIdentity(secrets or [SECRET], users, now=clock, new_id=lambda: str(uuid4()))
+def an_identity(logins: Logins, clock: Clock, *secrets: bytes) -> LocalIdentity:
+    return LocalIdentity(secrets or [SECRET], logins, now=clock, new_id=lambda: str(uuid4()))
 
 
 async def test_register_then_login(identity: LocalIdentity, tokens: Tokens, clock: Clock) -> None:
@@ -108,7 +108,7 @@ async def test_of_registrations_at_once_one_wins(identity: LocalIdentity) -> Non
         *(identity.register(EMAIL, PASSWORD, None, None) for _ in range(4)),
         return_exceptions=True,
     )
-    assert Counter(map(kind, answers)) == {"Session": 1, "EMAIL_TAKEN": 3}
+    assert Counter(map(kind, answers)) == {"SignedIn": 1, "EMAIL_TAKEN": 3}
 
 
 async def test_an_email_known_from_another_identity_is_free(
@@ -145,26 +145,26 @@ async def test_an_unknown_account_costs_as_much_as_a_wrong_password(
 
 
 async def test_a_hash_of_older_parameters_is_renewed_at_login(
-    identity: LocalIdentity, users: Users
+    identity: LocalIdentity, logins: Logins
 ) -> None:
     weak = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1).hash(PASSWORD)
-    await users.create("ada", EMAIL, weak, None, None)
+    await logins.create("ada", EMAIL, weak, None, None)
     await refused(Code.BAD_CREDENTIALS, identity.login(EMAIL, "not the password"))
-    assert await users.by_email(EMAIL) == ("ada", weak)
+    assert await logins.by_email(EMAIL) == ("ada", weak)
 
     await identity.login(EMAIL, PASSWORD)
-    renewed = await users.by_email(EMAIL)
+    renewed = await logins.by_email(EMAIL)
     assert renewed is not None
     assert not PasswordHasher().check_needs_rehash(renewed.password_hash)
 
     await identity.login(EMAIL, PASSWORD)
-    assert await users.by_email(EMAIL) == renewed
+    assert await logins.by_email(EMAIL) == renewed
 
 
-async def test_a_renewed_hash_does_not_undo_a_changed_password(users: Users) -> None:
-    await users.create("ada", EMAIL, "changed", None, None)
-    await users.set_password_hash("ada", "renewed", replacing="before")
-    assert await users.by_email(EMAIL) == ("ada", "changed")
+async def test_a_renewed_hash_does_not_undo_a_changed_password(logins: Logins) -> None:
+    await logins.create("ada", EMAIL, "changed", None, None)
+    await logins.set_password_hash("ada", "renewed", replacing="before")
+    assert await logins.by_email(EMAIL) == ("ada", "changed")
 
 
 async def test_logins_beyond_the_bound_are_put_off(
@@ -176,7 +176,7 @@ async def test_logins_beyond_the_bound_are_put_off(
         *(identity.register(address, PASSWORD, None, None) for address in addresses),
         return_exceptions=True,
     )
-    assert Counter(map(kind, answers)) == {"Session": 3, "BUSY": 2}
+    assert Counter(map(kind, answers)) == {"SignedIn": 3, "BUSY": 2}
     await identity.register("later@example.org", PASSWORD, None, None)
 
 
@@ -247,9 +247,9 @@ async def test_a_generation_of_the_future_ends_the_login(identity: LocalIdentity
 
 
 async def test_refreshes_at_once_give_one_successor(
-    users: Users, clock: Clock, database: Database
+    logins: Logins, clock: Clock, database: Database
 ) -> None:
-    nodes = [an_identity(users, clock) for _ in range(2)]
+    nodes = [an_identity(logins, clock) for _ in range(2)]
     session = await nodes[0].register(EMAIL, PASSWORD, None, None)
     for generation in range(1, 11):
         answers = await asyncio.gather(
@@ -291,23 +291,23 @@ async def test_a_deleted_account_takes_its_logins_along(
     await refused(Code.BAD_CREDENTIALS, identity.login(EMAIL, PASSWORD))
 
 
-async def test_refresh_tokens_outlive_a_rotation_of_secrets(users: Users, clock: Clock) -> None:
-    before = an_identity(users, clock, b"old" * 16)
-    after = an_identity(users, clock, SECRET, b"old" * 16)
+async def test_refresh_tokens_outlive_a_rotation_of_secrets(logins: Logins, clock: Clock) -> None:
+    before = an_identity(logins, clock, b"old" * 16)
+    after = an_identity(logins, clock, SECRET, b"old" * 16)
     session = await before.register(EMAIL, PASSWORD, None, None)
     session = await after.refresh(session.refresh_token)
     await refused(Code.NOT_LOGGED_IN, before.refresh(session.refresh_token))
-    await an_identity(users, clock, SECRET).refresh(session.refresh_token)
+    await an_identity(logins, clock, SECRET).refresh(session.refresh_token)
 
 
-async def test_logins_that_ran_out_are_cleared(users: Users, database: Database) -> None:
-    await users.create("ada", EMAIL, "hash", None, None)
+async def test_logins_that_ran_out_are_cleared(logins: Logins, database: Database) -> None:
+    await logins.create("ada", EMAIL, "hash", None, None)
     for day in range(1, 29):
-        await users.start_family(str(uuid4()), "ada", now=january(1), expires_at=january(day))
+        await logins.start_family(str(uuid4()), "ada", now=january(1), expires_at=january(day))
     left = "SELECT count(*) FROM refresh_families WHERE expires_at <= $1"
     async with database.reading() as connection:
         for count in (5, 0, 0):  # the 1st went at the 2nd's start, ten at a time after that
-            await users.start_family(str(uuid4()), "ada", now=january(16), expires_at=january(31))
+            await logins.start_family(str(uuid4()), "ada", now=january(16), expires_at=january(31))
             assert await connection.fetchval(left, january(16)) == count
 
 
@@ -380,11 +380,11 @@ def january(day: int) -> datetime:
     return datetime(2001, 1, day, tzinfo=UTC)
 
 
-def kind(answer: Session | BaseException) -> str:
+def kind(answer: SignedIn | BaseException) -> str:
     return answer.code.name if isinstance(answer, HubError) else type(answer).__name__
 
 
-async def refused(code: Code, asked: Awaitable[Session]) -> None:
+async def refused(code: Code, asked: Awaitable[SignedIn]) -> None:
     with pytest.raises(HubError) as refusal:
         await asked
     assert refusal.value.code is code

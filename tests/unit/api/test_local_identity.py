@@ -15,7 +15,7 @@ from api.auth.local import LocalIdentity, RefreshToken
 from api.auth.tokens import TOKEN_LENGTH_MAX, Keys, Tokens
 from hub.errors import Code, HubError
 from hub.ports import Authenticator, Principal
-from storage.postgres.people.logins import Users
+from storage.postgres.people.logins import Logins
 
 SECRET = b"s" * 32
 OTHER_SECRET = b"o" * 32
@@ -175,7 +175,7 @@ def test_without_a_secret_nothing_is_made(secrets: list[bytes]) -> None:
     with pytest.raises(ValueError, match="secret"):
         Tokens(secrets, now=Clock())
     with pytest.raises(ValueError, match="secret"):
-        LocalIdentity(secrets, create_autospec(Users), now=Clock(), new_id=str)
+        LocalIdentity(secrets, create_autospec(Logins), now=Clock(), new_id=str)
 
 
 def test_a_refresh_token_is_read_back_by_any_of_the_keys() -> None:
@@ -222,12 +222,12 @@ def test_every_change_of_a_refresh_token_shows() -> None:
     ],
 )
 async def test_what_is_no_refresh_token_never_reaches_the_database(text: str) -> None:
-    users = create_autospec(Users, instance=True)
-    identity = LocalIdentity([SECRET], users, now=Clock(), new_id=str)
+    logins = create_autospec(Logins, instance=True)
+    identity = LocalIdentity([SECRET], logins, now=Clock(), new_id=str)
     with pytest.raises(HubError) as refusal:
         await identity.refresh(text)
     assert refusal.value.code is Code.NOT_LOGGED_IN
-    assert users.mock_calls == []
+    assert logins.mock_calls == []
 
 
 def test_the_keys_of_a_secret_differ() -> None:
