@@ -16,8 +16,8 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.auth import routes as auth_routes
-from api.auth.closed_accounts import ClosedAccounts, OpenAccounts
-from api.auth.closing import Closing
+from api.auth.closed_accounts import ClosedAccountWatch, RefusingClosedAccounts
+from api.auth.closing import AccountClosing
 from api.auth.local import LocalIdentity
 from api.auth.revocation import Accounts, Revocations
 from api.auth.token_cache import CachedTokens
@@ -47,7 +47,7 @@ from storage.postgres.core.snapshots import Snapshots
 from storage.postgres.database import Database
 from storage.postgres.housekeeping import Housekeeping
 from storage.postgres.migrate import pending
-from storage.postgres.people.closed_accounts import Closures
+from storage.postgres.people.closed_accounts import ClosedAccounts
 from storage.postgres.people.logins import Logins
 from storage.postgres.people.profiles import Profiles
 from storage.redis.bus import RedisBus
@@ -128,19 +128,21 @@ async def open_app(settings: Settings, siblings: Siblings | None = None) -> Asyn
         )
         identity = _identity(settings, database, limits)
         cached = CachedTokens(identity.authenticator, now_ms=now_ms)
-        closures = Closures(database)
-        closed = ClosedAccounts(closures, hub)
+        closed_accounts = ClosedAccounts(database)
+        closed = ClosedAccountWatch(closed_accounts, hub)
         await closed.look()
-        tokens = OpenAccounts(cached, closed)
+        tokens = RefusingClosedAccounts(cached, closed)
         limited = LimitedByUser(tokens, limits)
         snapshots = Snapshots(database, REST_READS_MAX)
         store = photo_store(settings)
         photos = Photos(database, store, now=time.time, new_id=new_id)
         profiles = Profiles(database)
-        closing = Closing(hub, closures, closed, profiles, photos, now_ms=now_ms, new_id=new_id)
+        closing = AccountClosing(
+            hub, closed_accounts, closed, profiles, photos, now_ms=now_ms, new_id=new_id
+        )
         housekeeping = Housekeeping(
             database,
-            {"photo uploads": photos.forget, "closing accounts": closing.settle},
+            {"photo uploads": photos.forget, "closing accounts": closing.finish},
             interval_s=settings.housekeeping_interval_s,
             now=time.time,
             jitter=random.random,

@@ -15,20 +15,20 @@ from hub.budget.records import UserId
 from hub.errors import Code, Disconnected, HubError
 from hub.hub import Hub
 from hub.ports import Authenticator, Principal
-from storage.postgres.people.closed_accounts import ROWS_MAX, Closure, Closures
+from storage.postgres.people.closed_accounts import ROWS_MAX, ClosedAccount, ClosedAccounts
 
 CHECK_S = 1.0  # a closed account is gone everywhere within two, as who was removed is (P9)
-OVERLAP_S = 10.0  # how long a closure may take from its time to its commit
+OVERLAP_S = 10.0  # how long a closing may take from its time to its commit
 KNOWN_MAX = 100_000  # some 10 MB; above, the oldest are forgotten, and count until they expire
 
 _log = structlog.get_logger()
 
 
-class ClosedAccounts:
+class ClosedAccountWatch:
     """Which tokens do not count because of their age."""
 
-    def __init__(self, closures: Closures, hub: Hub) -> None:
-        self._closures = closures
+    def __init__(self, accounts: ClosedAccounts, hub: Hub) -> None:
+        self._accounts = accounts
         self._hub = hub
         self._closed_at_ms: OrderedDict[UserId, int] = OrderedDict()
         self._seen_until = datetime.fromtimestamp(0, UTC)
@@ -43,18 +43,18 @@ class ClosedAccounts:
 
     async def look(self) -> None:
         """Learn of what was closed since. Raises `Disconnected`."""
-        last = Closure("", self._seen_until - timedelta(seconds=OVERLAP_S))
+        last = ClosedAccount("", self._seen_until - timedelta(seconds=OVERLAP_S))
         while True:
-            closures = await self._closures.since(last.closed_at, last.user_id)
-            self.learn(closures)
-            if len(closures) < ROWS_MAX:
+            accounts = await self._accounts.since(last.closed_at, last.user_id)
+            self.learn(accounts)
+            if len(accounts) < ROWS_MAX:
                 return
-            last = closures[-1]
+            last = accounts[-1]
 
-    def learn(self, closures: Iterable[Closure]) -> None:
+    def learn(self, accounts: Iterable[ClosedAccount]) -> None:
         """End every session that goes by a token of theirs."""
         closed_at_ms: dict[UserId, int] = {}
-        for user_id, closed_at in closures:
+        for user_id, closed_at in accounts:
             closed_at_ms[user_id] = int(closed_at.timestamp() * 1000)
             if self._closed_at_ms.get(user_id, 0) < closed_at_ms[user_id]:
                 self._closed_at_ms[user_id] = closed_at_ms[user_id]
@@ -71,10 +71,10 @@ class ClosedAccounts:
         return who.issued_at_ms < self._closed_at_ms.get(who.user_id, 0)
 
 
-class OpenAccounts:
+class RefusingClosedAccounts:
     """An `Authenticator` that asks another one, and refuses tokens of accounts closed since."""
 
-    def __init__(self, authenticator: Authenticator, closed: ClosedAccounts) -> None:
+    def __init__(self, authenticator: Authenticator, closed: ClosedAccountWatch) -> None:
         self._authenticator = authenticator
         self._closed = closed
 

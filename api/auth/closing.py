@@ -13,26 +13,26 @@ a second pass, from housekeeping; it also finishes what a failure interrupted.
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-from api.auth.closed_accounts import ClosedAccounts
+from api.auth.closed_accounts import ClosedAccountWatch
 from hub.budget.events import ParticipantRemove
 from hub.errors import Code, HubError
 from hub.hub import Hub
 from hub.ports import Principal
 from hub.tracing import Correlation
 from storage.objects.photos import Photos
-from storage.postgres.people.closed_accounts import Closure, Closures
+from storage.postgres.people.closed_accounts import ClosedAccount, ClosedAccounts
 from storage.postgres.people.profiles import Profiles
 
 LATE_S = 10.0  # after its closing an account may still have done something; later it is a new one
 GONE = {Code.ALREADY_LEFT, Code.NOT_PARTICIPANT, Code.BUDGET_NOT_EXISTS}
 
 
-class Closing:
+class AccountClosing:
     def __init__(
         self,
         hub: Hub,
-        closures: Closures,
-        closed: ClosedAccounts,
+        accounts: ClosedAccounts,
+        closed: ClosedAccountWatch,
         profiles: Profiles,
         photos: Photos,
         *,
@@ -40,7 +40,7 @@ class Closing:
         new_id: Callable[[], str],
     ) -> None:
         self._hub = hub
-        self._closures = closures
+        self._accounts = accounts
         self._closed = closed
         self._profiles = profiles
         self._photos = photos
@@ -51,28 +51,28 @@ class Closing:
         """Close the account of `who`; again changes nothing. Raises `HubError`, `Disconnected`:
         what was done until then is not undone, and the same call goes on from there."""
         issued_at = datetime.fromtimestamp(who.issued_at_ms / 1000, UTC)
-        closure = await self._closures.close(who.user_id, issued_at=issued_at)
-        self._closed.learn([closure])
-        await self._clear(closure, correlation)
+        account = await self._accounts.close(who.user_id, issued_at=issued_at)
+        self._closed.learn([account])
+        await self._clear(account, correlation)
 
-    async def settle(self) -> None:
+    async def finish(self) -> None:
         """The second pass, for everybody who needs it. Raises `Disconnected`, and the `HubError` of
         one that has to be tried again, when all the others are done."""
         now = datetime.fromtimestamp(self._now_ms() / 1000, UTC)
         failed: HubError | None = None
-        for closure in await self._closures.unsettled(now - timedelta(seconds=2 * LATE_S)):
+        for account in await self._accounts.uncleared(now - timedelta(seconds=2 * LATE_S)):
             try:
-                await self._clear(closure)
-                await self._closures.settle(closure)
+                await self._clear(account)
+                await self._accounts.cleared(account)
             except HubError as error:
                 failed = failed or error
         if failed is not None:
             raise failed
 
-    async def _clear(self, closure: Closure, correlation: Correlation | None = None) -> None:
-        user_id = closure.user_id
-        until = closure.closed_at + timedelta(seconds=LATE_S)
-        # First what it could sign in with again.
+    async def _clear(self, account: ClosedAccount, correlation: Correlation | None = None) -> None:
+        user_id = account.user_id
+        until = account.closed_at + timedelta(seconds=LATE_S)
+        # Delete the login first, so that the user cannot sign in again meanwhile.
         await self._profiles.delete(user_id, made_until=until)
         for budget_id in await self._profiles.budgets(user_id, joined_until=until):
             event = ParticipantRemove(

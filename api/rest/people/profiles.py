@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.auth.closing import Closing
+from api.auth.closing import AccountClosing
 from api.auth.routes import Email
 from api.http.answers import respond
 from api.http.requests import body, correlation, principal
@@ -31,7 +31,11 @@ class ProfileFields(BaseModel):
 
 
 def routes(
-    profiles: Profiles, closing: Closing, authenticator: Authenticator, *, closed_too: Authenticator
+    profiles: Profiles,
+    closing: AccountClosing,
+    authenticator: Authenticator,
+    *,
+    closed_too: Authenticator,
 ) -> list[Route]:
     """`closed_too` lets in who has closed the account already: the answer may have been lost."""
 

@@ -27,47 +27,47 @@ SELECT user_id, closed_at FROM closed_accounts
 WHERE (closed_at, user_id) > ($1, $2)
 ORDER BY closed_at, user_id LIMIT $3
 """
-READ_UNSETTLED = """
+READ_UNCLEARED = """
 SELECT user_id, closed_at FROM closed_accounts
 WHERE NOT settled AND closed_at < $1
 ORDER BY closed_at LIMIT $2
 """
-SETTLE = "UPDATE closed_accounts SET settled = true WHERE user_id = $1 AND closed_at = $2"
+CLEARED = "UPDATE closed_accounts SET settled = true WHERE user_id = $1 AND closed_at = $2"
 
 
-class Closure(NamedTuple):
+class ClosedAccount(NamedTuple):
     user_id: UserId
     closed_at: datetime
 
 
-class Closures:
+class ClosedAccounts:
     """All methods raise `Disconnected`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def close(self, user_id: UserId, *, issued_at: datetime) -> Closure:
-        """Close the account as whoever holds a token that was issued then; the closure that stands,
-        which is an earlier one where that token was from before it."""
+    async def close(self, user_id: UserId, *, issued_at: datetime) -> ClosedAccount:
+        """Close the account by a token issued at that time. Returns the closing that counts: an
+        earlier one, where the token was issued before it."""
         async with self._database.reading() as connection:
             closed_at = await connection.fetchval(CLOSE, user_id, issued_at)
             if closed_at is None:
                 closed_at = await connection.fetchval(READ, user_id)
-        return Closure(user_id, closed_at)
+        return ClosedAccount(user_id, closed_at)
 
-    async def since(self, closed_at: datetime, user_id: UserId = "") -> Sequence[Closure]:
+    async def since(self, closed_at: datetime, user_id: UserId = "") -> Sequence[ClosedAccount]:
         """At most `ROWS_MAX` after that one, in the order of their times."""
         async with self._database.reading() as connection:
             rows = await connection.fetch(READ_SINCE, closed_at, user_id, ROWS_MAX)
-        return [Closure._make(row) for row in rows]
+        return [ClosedAccount._make(row) for row in rows]
 
-    async def unsettled(self, before: datetime) -> Sequence[Closure]:
+    async def uncleared(self, before: datetime) -> Sequence[ClosedAccount]:
         """At most `ROWS_MAX`, the oldest first."""
         async with self._database.reading() as connection:
-            rows = await connection.fetch(READ_UNSETTLED, before, ROWS_MAX)
-        return [Closure._make(row) for row in rows]
+            rows = await connection.fetch(READ_UNCLEARED, before, ROWS_MAX)
+        return [ClosedAccount._make(row) for row in rows]
 
-    async def settle(self, closure: Closure) -> None:
+    async def cleared(self, account: ClosedAccount) -> None:
         """Nothing of the account is left."""
         async with self._database.reading() as connection:
-            await connection.execute(SETTLE, *closure)
+            await connection.execute(CLEARED, *account)

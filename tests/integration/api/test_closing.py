@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from api.auth.closed_accounts import ClosedAccounts
-from api.auth.closing import Closing
+from api.auth.closed_accounts import ClosedAccountWatch
+from api.auth.closing import AccountClosing
 from hub.budget.events import ParticipantAdd, parse_batch
 from hub.errors import Code, HubError
 from hub.hub import Hub
@@ -21,7 +21,7 @@ from storage.objects.disk import DiskPhotos
 from storage.objects.photos import Photos
 from storage.postgres.core.event_log import PostgresLog
 from storage.postgres.database import Database
-from storage.postgres.people.closed_accounts import Closures
+from storage.postgres.people.closed_accounts import ClosedAccounts
 from storage.postgres.people.logins import Logins
 from storage.postgres.people.profiles import Profiles
 from tests.device import budget_create, category_add, new_id
@@ -53,12 +53,12 @@ class World:
         )
         self.profiles = Profiles(database)
         self.logins = Logins(database)
-        self.closures = Closures(database)
-        self.closed = ClosedAccounts(self.closures, self.hub)
+        self.accounts = ClosedAccounts(database)
+        self.closed = ClosedAccountWatch(self.accounts, self.hub)
         store = DiskPhotos(folder, [SECRET], base_url="/photos", now=self.clock)
-        self.closing = Closing(
+        self.closing = AccountClosing(
             self.hub,
-            self.closures,
+            self.accounts,
             self.closed,
             self.profiles,
             Photos(database, store, now=self.clock, new_id=new_id),
@@ -178,12 +178,12 @@ async def test_a_token_counts_until_its_account_is_closed(world: World) -> None:
 
 
 async def test_other_nodes_learn_of_it_and_so_do_those_that_start_later(world: World) -> None:
-    other = ClosedAccounts(world.closures, world.hub)
+    other = ClosedAccountWatch(world.accounts, world.hub)
     before = world.signed_in("ann")
     await other.look()
     await world.closing.close(before)
     await world.closing.close(world.signed_in("ben"))
-    for node in (other, ClosedAccounts(world.closures, world.hub)):
+    for node in (other, ClosedAccountWatch(world.accounts, world.hub)):
         await node.look()
         assert node.refuses(before)
         assert not node.refuses(world.signed_in("cid"))
@@ -210,7 +210,7 @@ async def test_more_are_learnt_of_than_one_answer_holds(
     users = [world.signed_in(f"user-{n}") for n in range(10)]
     for user in users:
         await world.closing.close(user)
-    other = ClosedAccounts(world.closures, world.hub)
+    other = ClosedAccountWatch(world.accounts, world.hub)
     await other.look()
     assert all(other.refuses(user) for user in users)
 
@@ -238,13 +238,13 @@ async def test_what_a_failure_interrupts_the_second_pass_finishes(
             await world.closing.close(who)
     assert world.closed.refuses(who)
     assert await world.taking_part(budget_id) == ["ann", "ben"]
-    await world.closing.settle()  # too early: it may be under way still
+    await world.closing.finish()  # too early: it may be under way still
     assert await world.taking_part(budget_id) == ["ann", "ben"]
     world.clock.ahead_s = 2 * LATE_S + 1
-    await world.closing.settle()
+    await world.closing.finish()
     assert await world.taking_part(budget_id) == ["ben"]
     assert await world.owner(budget_id) == "ben"
-    assert await world.closures.unsettled(datetime(9999, 1, 1, tzinfo=UTC)) == []
+    assert await world.accounts.uncleared(datetime(9999, 1, 1, tzinfo=UTC)) == []
 
 
 async def test_one_that_cannot_be_finished_holds_up_no_other(
@@ -263,9 +263,9 @@ async def test_one_that_cannot_be_finished_holds_up_no_other(
 
     monkeypatch.setattr(world.hub, "submit", busy)
     with pytest.raises(HubError, match="BUSY"):
-        await world.closing.settle()
-    left = await world.closures.unsettled(datetime(9999, 1, 1, tzinfo=UTC))
-    assert [closure.user_id for closure in left] == ["ann"]
+        await world.closing.finish()
+    left = await world.accounts.uncleared(datetime(9999, 1, 1, tzinfo=UTC))
+    assert [account.user_id for account in left] == ["ann"]
 
 
 async def test_what_another_node_let_it_do_meanwhile_goes_too(world: World) -> None:
@@ -275,7 +275,7 @@ async def test_what_another_node_let_it_do_meanwhile_goes_too(world: World) -> N
     await world.profiles.write("ann", {"first_name": "Ann"})
     world.clock.ahead_s = 2 * LATE_S + 1
     later = await world.budget("ann", "ben")
-    await world.closing.settle()
+    await world.closing.finish()
     assert await world.taking_part(during) == ["ben"]
     assert await world.taking_part(later) == ["ann", "ben"]
     with pytest.raises(HubError, match="USER_NOT_FOUND"):

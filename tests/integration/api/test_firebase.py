@@ -34,7 +34,7 @@ from hub.errors import Code, Disconnected, HubError
 from hub.hub import Attached, Hub
 from hub.ports import Principal
 from storage.postgres.database import Database
-from storage.postgres.people.closed_accounts import Closures
+from storage.postgres.people.closed_accounts import ClosedAccounts
 from storage.postgres.people.profiles import Profile, Profiles
 from tests.google import PROJECT, Google, Signer, ask_at, encoded, running
 
@@ -548,7 +548,7 @@ async def test_a_token_from_before_the_account_was_closed_brings_no_name_back(
     firebase = firebase_of(google, profiles.introduce)
     token = google.signer.token("ada", name="Ada", email="a@example.org")
     issued_at = datetime.fromtimestamp(0, UTC)
-    await Closures(database).close("ada", issued_at=issued_at)
+    await ClosedAccounts(database).close("ada", issued_at=issued_at)
     await firebase.authenticate(token)
     with pytest.raises(HubError, match="USER_NOT_FOUND"):
         await profiles.read("ada")

@@ -21,7 +21,7 @@ from storage.postgres.housekeeping import (
     LOCK_KEY,
     Housekeeping,
 )
-from storage.postgres.people.closed_accounts import CLOSE, READ_SINCE, READ_UNSETTLED
+from storage.postgres.people.closed_accounts import CLOSE, READ_SINCE, READ_UNCLEARED
 
 # Of each kind some that have had their time, and some that have it still; $1 seconds after their
 # end is when they go.
@@ -188,7 +188,7 @@ async def test_an_index_finds_what_goes(database: Database, database_url: str) -
         for name, statement, _ in DELETIONS:
             await _by_index(now, name, statement, [1_000])
         await _by_index(now, "since", READ_SINCE, ["ann", 1_000])
-        await _by_index(now, "unsettled", READ_UNSETTLED, [1_000])
+        await _by_index(now, "unsettled", READ_UNCLEARED, [1_000])
         assert CLOSE.count("ON CONFLICT (user_id)") == 1  # the primary key
     finally:
         await now.close()
