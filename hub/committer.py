@@ -476,7 +476,7 @@ class Committer:
                         verdict = row.verdict()
                         found.append(row)
                 decided.append((submission, verdict))
-                if submission.mode == "stop" and not verdict.settled:
+                if submission.mode == "stop" and not verdict.accepted:
                     stopped.add(submission)
                     break
         return decided

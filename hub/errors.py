@@ -105,7 +105,7 @@ class Code(Enum):
             )
         return "\n".join(lines) + "\n"
 
-    def to_wire(self, detail: str | None = None) -> dict[str, object]:
+    def to_json(self, detail: str | None = None) -> dict[str, object]:
         """The `error` object of design 3.2 to 3.4, without the request id."""
         return {
             "statusCode": self.status,

@@ -307,7 +307,7 @@ def error(
     *,
     retry_after_ms: int | None = None,
 ) -> bytes:
-    described = code.to_wire(detail)
+    described = code.to_json(detail)
     if retry_after_ms is not None:
         described["retryAfterMs"] = retry_after_ms
     return _encode({"type": "error", **_answering(request_id), "error": described})

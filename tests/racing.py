@@ -102,7 +102,7 @@ class Node:
 
 
 def wires(verdicts: Sequence[Verdict]) -> list[Wire]:
-    return [orjson.loads(orjson.dumps(verdict.to_wire())) for verdict in verdicts]
+    return [orjson.loads(orjson.dumps(verdict.to_json())) for verdict in verdicts]
 
 
 def outcomes(verdicts: Sequence[Wire]) -> list[str]:

@@ -35,7 +35,7 @@ def openapi(version: str, served: Collection[tuple[str, str]], calls: Sequence[C
     made, definitions = schemas(_types(operations))
     paths: dict[str, Json] = {}
     for op in operations:
-        item = paths.setdefault(wire_path(op.path), {})
+        item = paths.setdefault(openapi_path(op.path), {})
         item[op.method.lower()] = _operation(op, made, [c for c in calls if c.operation == op.name])
     return {
         "openapi": "3.1.0",
@@ -87,7 +87,7 @@ def openapi(version: str, served: Collection[tuple[str, str]], calls: Sequence[C
     }
 
 
-def wire_path(path: str) -> str:
+def openapi_path(path: str) -> str:
     """As clients know it: `/profiles/{user_id:opaque}` is `/profiles/{userId}`."""
     return re.sub(r"{(\w+)(:\w+)?}", lambda name: f"{{{to_camel(name[1])}}}", path)
 

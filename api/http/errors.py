@@ -14,7 +14,7 @@ from hub.errors import BadData, Code, Disconnected, Held, HubError, LostRace, St
 def error_response(request: Request, code: Code, detail: str | None = None) -> Response:
     """The one shape of errors (design 3.4)."""
     request.state.code = code.name  # for the log
-    error = {**code.to_wire(detail), "requestId": request.state.request_id}
+    error = {**code.to_json(detail), "requestId": request.state.request_id}
     return respond({"error": error}, code.status)
 
 

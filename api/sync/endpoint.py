@@ -134,6 +134,6 @@ async def _deny(scope: Scope, send: Send, code: Code, detail: str | None = None)
     await send(
         {
             "type": "websocket.http.response.body",
-            "body": orjson.dumps({"error": {**code.to_wire(detail), "requestId": request_id}}),
+            "body": orjson.dumps({"error": {**code.to_json(detail), "requestId": request_id}}),
         }
     )

@@ -110,7 +110,7 @@ class Event(BaseModel):
     type: ClassVar[str]
     # The kind of record it is about.
     of: ClassVar[Literal["budget", "category", "expense", "participant"]]
-    fields: ClassVar[Mapping[str, str]]  # wire name → attribute, of what the event may name
+    fields: ClassVar[Mapping[str, str]]  # name in JSON → attribute, of what the event may name
 
     event_id: Uuid
     budget_id: Uuid
@@ -132,11 +132,11 @@ class Event(BaseModel):
         return None
 
     def named(self) -> dict[str, Any]:
-        """Wire name → value of the record's fields that the client wrote, null included."""
+        """Name in JSON → value of the record's fields that the client wrote, null included."""
         present = self.model_fields_set
         return {
-            wire: getattr(self, attribute)
-            for wire, attribute in self.fields.items()
+            name: getattr(self, attribute)
+            for name, attribute in self.fields.items()
             if attribute in present
         }
 

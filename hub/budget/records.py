@@ -41,7 +41,7 @@ class Budget(NamedTuple):
         """With another head and digest."""
         return Budget(*self[:11], sequence, digest)
 
-    def to_wire(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, object]:
         return _marked(
             self.deleted,
             {
@@ -73,7 +73,7 @@ class Category(NamedTuple):
         value = fingerprint("category", self.id, str(self.version), self.name, str(self.allocate))
         return Category(*self[:8], value, *self[9:])
 
-    def to_wire(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, object]:
         return _marked(
             self.deleted,
             {
@@ -115,7 +115,7 @@ class Expense(NamedTuple):
         )
         return Expense(*self[:10], value, *self[11:])
 
-    def to_wire(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, object]:
         return _marked(
             self.deleted,
             {
@@ -180,7 +180,7 @@ def digest_text(digest: int) -> str:
     return f"{digest:016x}"
 
 
-def _marked(deleted: bool, wire: dict[str, object]) -> dict[str, object]:
+def _marked(deleted: bool, json: dict[str, object]) -> dict[str, object]:
     if deleted:
-        wire["deleted"] = True
-    return wire
+        json["deleted"] = True
+    return json

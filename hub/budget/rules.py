@@ -588,7 +588,7 @@ def _accept(
         content_fields=FIELD_LIST,
         version=None if record is None else record.version,
         event=orjson.dumps(stream_event, default=str),
-        record=None if record is None else orjson.dumps(record.to_wire()),
+        record=None if record is None else orjson.dumps(record.to_json()),
     )
     budget = budget.moved_on(sequence, digest)
     if effect.owner is not None:
@@ -623,7 +623,7 @@ def _conflict(event: Event, current: Record) -> Verdict:
         event.budget_id,
         event.subject_id,
         "conflict",
-        record=orjson.dumps(current.to_wire()),
+        record=orjson.dumps(current.to_json()),
     )
 
 

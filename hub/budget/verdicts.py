@@ -25,15 +25,15 @@ class Verdict(NamedTuple):
     detail: str | None = None
 
     @property
-    def settled(self) -> bool:
+    def accepted(self) -> bool:
         """Whether a `stop` batch goes on after this verdict (a replayed acceptance counts)."""
         return self.status == "accepted"
 
     def encode(self) -> bytes:
         """As JSON text for the socket, the commonest case put together by hand: the same text as
-        `orjson.dumps(verdict.to_wire())` gives."""
+        `orjson.dumps(verdict.to_json())` gives."""
         if self.record is None or self.version is None or self.sequence is None or self.duplicate:
-            return orjson.dumps(self.to_wire())
+            return orjson.dumps(self.to_json())
         assert self.event_type and self.budget_id and self.record_id
         return (
             b'{"eventId":"%b","eventType":"%b","budgetId":"%b","recordId":"%b",'
@@ -48,30 +48,30 @@ class Verdict(NamedTuple):
             self.record,
         )
 
-    def to_wire(self, *, legacy_event: bool = False) -> dict[str, Any]:
+    def to_json(self, *, legacy_event: bool = False) -> dict[str, Any]:
         """For orjson. `legacy_event` repeats the type under `event` (REST, design 3.4)."""
-        wire: dict[str, Any] = {"eventId": self.event_id}
+        json: dict[str, Any] = {"eventId": self.event_id}
         if self.event_type is not None:
-            wire["eventType"] = self.event_type
+            json["eventType"] = self.event_type
             if legacy_event:
-                wire["event"] = self.event_type
+                json["event"] = self.event_type
         if self.budget_id is not None:
-            wire["budgetId"] = self.budget_id
+            json["budgetId"] = self.budget_id
         if self.record_id is not None:
-            wire["recordId"] = self.record_id
-        wire["status"] = self.status
+            json["recordId"] = self.record_id
+        json["status"] = self.status
         if self.status == "accepted":
-            wire["sequence"] = self.sequence
+            json["sequence"] = self.sequence
             if self.version is not None:
-                wire["version"] = self.version
+                json["version"] = self.version
             if self.record is not None:
-                wire["record"] = orjson.Fragment(self.record)
+                json["record"] = orjson.Fragment(self.record)
             if self.duplicate:
-                wire["duplicate"] = True
+                json["duplicate"] = True
         elif self.status == "conflict":
             assert self.record is not None
-            wire["currentRecord"] = orjson.Fragment(self.record)
+            json["currentRecord"] = orjson.Fragment(self.record)
         else:
             assert self.error is not None
-            wire["error"] = self.error.to_wire(self.detail)
-        return wire
+            json["error"] = self.error.to_json(self.detail)
+        return json

@@ -172,7 +172,7 @@ class _Replay:
             )
         else:
             yield from _of_values(
-                self._budget_id, f"{prefix}verdict record: ", record.to_wire(), verdict
+                self._budget_id, f"{prefix}verdict record: ", record.to_json(), verdict
             )
 
 

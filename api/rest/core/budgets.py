@@ -29,7 +29,7 @@ def routes(hub: Hub, snapshots: Snapshots, authenticator: Authenticator) -> list
         [verdict] = await hub.submit(who.user_id, events, "stop", correlation(request))
         if verdict.error is not None:
             return error_response(request, verdict.error, verdict.detail)
-        return respond(verdict.to_wire(legacy_event=True), 201)
+        return respond(verdict.to_json(legacy_event=True), 201)
 
     async def read(request: Request) -> Response:
         who = await principal(request, authenticator)

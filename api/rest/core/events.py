@@ -31,9 +31,9 @@ def routes(hub: Hub, authenticator: Authenticator, *, now_ms: Callable[[], int])
             raw.get("events") if isinstance(raw, dict) else None, EVENTS_PER_REQUEST_MAX
         )
         verdicts = await hub.submit(who.user_id, events, mode, correlation(request))
-        partly = mode == "each" and not all(verdict.settled for verdict in verdicts)
+        partly = mode == "each" and not all(verdict.accepted for verdict in verdicts)
         return respond(
-            {"events": [verdict.to_wire(legacy_event=True) for verdict in verdicts]},
+            {"events": [verdict.to_json(legacy_event=True) for verdict in verdicts]},
             207 if partly else 200,
         )
 

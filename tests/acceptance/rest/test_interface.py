@@ -20,7 +20,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from api.app import open_app
 from api.documents import examples
 from api.documents.asyncapi import CLOSE_CODES
-from api.documents.openapi import wire_path
+from api.documents.openapi import openapi_path
 from api.documents.routes import served
 from api.http.edge import CONTENT_SECURITY_POLICY
 from api.settings import Settings
@@ -97,7 +97,7 @@ async def test_every_route_is_documented_and_no_other(
     async with open_app(settings) as app:
         routes = served(app.routes)
     described = {(method, path) for method, path, _ in documented.operations.values()}
-    assert described == {(method, wire_path(path)) for method, path in routes}
+    assert described == {(method, openapi_path(path)) for method, path in routes}
 
 
 def test_the_readme_tells_of_every_route(documented: Documented) -> None:

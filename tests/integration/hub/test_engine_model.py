@@ -119,7 +119,7 @@ class Bench:
             for user, events, mode, requested in batches
         ]
         verdicts = await asyncio.gather(*answers)
-        return [[orjson.loads(orjson.dumps(v.to_wire())) for v in each] for each in verdicts]
+        return [[orjson.loads(orjson.dumps(v.to_json())) for v in each] for each in verdicts]
 
     async def execute(self, statement: str) -> None:
         async with self._database.committing() as connection:

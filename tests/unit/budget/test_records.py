@@ -170,7 +170,7 @@ def test_p6_a_digest_kept_is_a_digest_recomputed(steps: list[tuple[int, bool]]) 
 
 def test_records_on_the_wire() -> None:
     """P12: money as text."""
-    assert BUDGET.to_wire() == {
+    assert BUDGET.to_json() == {
         "id": BUDGET_ID,
         "createdBy": "ann",
         "title": "Home",
@@ -179,7 +179,7 @@ def test_records_on_the_wire() -> None:
         "version": 1,
         "offlineLastModified": 1_700_000_000_000,
     }
-    assert CATEGORY.to_wire() == {
+    assert CATEGORY.to_json() == {
         "id": CATEGORY_ID,
         "budgetId": BUDGET_ID,
         "createdBy": "ann",
@@ -188,7 +188,7 @@ def test_records_on_the_wire() -> None:
         "version": 1,
         "offlineLastModified": 1_700_000_000_001,
     }
-    assert EXPENSE.to_wire() == {
+    assert EXPENSE.to_json() == {
         "id": EXPENSE_ID,
         "budgetId": BUDGET_ID,
         "categoryId": CATEGORY_ID,
@@ -203,4 +203,4 @@ def test_records_on_the_wire() -> None:
 
 @pytest.mark.parametrize("record", [BUDGET, CATEGORY, EXPENSE])
 def test_a_tombstone_is_the_whole_record_marked_deleted(record: Record) -> None:
-    assert record._replace(deleted=True).to_wire() == {**record.to_wire(), "deleted": True}
+    assert record._replace(deleted=True).to_json() == {**record.to_json(), "deleted": True}

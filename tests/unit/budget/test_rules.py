@@ -420,7 +420,7 @@ def test_p3_a_row_of_a_newer_server_is_left_undecided() -> None:
     """In the middle of a deploy: its hash covers fields this server does not know."""
     verdict = told(world(), "ann", "budget.create", title="Home", eventId=NEWER)
     assert verdict.error is Code.UNAVAILABLE
-    assert verdict.to_wire()["error"]["retryable"]
+    assert verdict.to_json()["error"]["retryable"]
 
 
 # P5: a stale version never changes anything.
@@ -961,7 +961,7 @@ def test_a_membership_event_is_streamed_without_version_and_with_no_name(
     )
     assert change.row[:6] == (BUDGET, sequence, FRESH, event_type, user, actor)
     assert (change.row.version, change.row.record) == (None, None)
-    assert change.verdict().to_wire() == {
+    assert change.verdict().to_json() == {
         "eventId": FRESH,
         "eventType": event_type,
         "budgetId": BUDGET,
@@ -969,7 +969,7 @@ def test_a_membership_event_is_streamed_without_version_and_with_no_name(
         "status": "accepted",
         "sequence": sequence,
     }
-    assert orjson.loads(change.verdict().encode()) == change.verdict().to_wire()
+    assert orjson.loads(change.verdict().encode()) == change.verdict().to_json()
 
 
 @pytest.mark.parametrize("event_type", [JOINS, LEAVES])
@@ -1122,8 +1122,8 @@ class Engine:
                 self.states[event.budget_id] = state
                 state.apply(outcome)
                 outcome = outcome.verdict()
-            verdicts.append(orjson.loads(orjson.dumps(outcome.to_wire())))
-            if mode == "stop" and not outcome.settled:
+            verdicts.append(orjson.loads(orjson.dumps(outcome.to_json())))
+            if mode == "stop" and not outcome.accepted:
                 break
         return verdicts
 
@@ -1185,7 +1185,7 @@ def test_every_history_is_decided_as_the_model_says(data: st.DataObject) -> None
             "expense": state.expenses,
         }
         for kind, records in kinds.items():
-            assert {id: r.to_wire() for id, r in records.items()} == book.records[kind]
+            assert {id: r.to_json() for id, r in records.items()} == book.records[kind]
         assert len(state.participants) == len(book.active)
         assert {user: joined(member) for user, member in state.members.items()} == book.members
 

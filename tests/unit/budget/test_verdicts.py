@@ -21,7 +21,7 @@ ACCEPTED = Verdict(*HEAD, "accepted", sequence=9, version=4, record=RECORD)
 
 
 def on_the_wire(verdict: Verdict, **how: bool) -> Any:
-    return orjson.loads(orjson.dumps(verdict.to_wire(**how)))
+    return orjson.loads(orjson.dumps(verdict.to_json(**how)))
 
 
 def test_accepted_carries_the_updated_record() -> None:
@@ -119,7 +119,7 @@ def test_legacy_clients_find_the_type_under_event_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("verdict", "settled"),
+    ("verdict", "accepted"),
     [
         (ACCEPTED, True),
         (ACCEPTED._replace(duplicate=True), True),
@@ -128,9 +128,9 @@ def test_legacy_clients_find_the_type_under_event_too() -> None:
     ],
 )
 def test_a_stop_batch_goes_on_after_acceptances_old_and_new(
-    verdict: Verdict, settled: bool
+    verdict: Verdict, accepted: bool
 ) -> None:
-    assert verdict.settled == settled
+    assert verdict.accepted == accepted
 
 
 _IDS = st.none() | st.uuids().map(str)
@@ -167,4 +167,4 @@ _REJECTED = st.builds(
 @settings(deadline=None)
 @given(_ACCEPTED | _CONFLICT | _REJECTED)
 def test_a_verdict_encoded_by_hand_is_the_same_text(verdict: Verdict) -> None:
-    assert verdict.encode() == orjson.dumps(verdict.to_wire())
+    assert verdict.encode() == orjson.dumps(verdict.to_json())

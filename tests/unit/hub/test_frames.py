@@ -321,7 +321,7 @@ def test_results_answer_their_frame(request_id: int | str | None) -> None:
     ]
     answer = said(frames.results(request_id, verdicts))
     assert answer.pop("results") == [
-        orjson.loads(orjson.dumps(verdict.to_wire())) for verdict in verdicts
+        orjson.loads(orjson.dumps(verdict.to_json())) for verdict in verdicts
     ]
     assert answer == {"type": "results"} | ({} if request_id is None else {"id": request_id})
     assert said(frames.results(1, []))["results"] == []
