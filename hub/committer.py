@@ -174,7 +174,7 @@ class Committer:
         self._jitter = jitter  # a random number from 0 to 1
         self._measures = measures or Measures()
         self._lanes_free = lanes
-        self._apart = asyncio.Semaphore(APART_MAX)
+        self._apart_slots = asyncio.Semaphore(APART_MAX)
         self._waiting: deque[Submission] = deque()
         self._waiting_events = 0
         self._busy: set[BudgetId] = set()
@@ -297,7 +297,7 @@ class Committer:
     async def _lane_apart(self, runs: list[_Run], ours: set[tuple[BudgetId, str]]) -> None:
         """Commit runs whose budgets another hub held, waiting for its lock, in nobody's way."""
         try:
-            async with asyncio.timeout(TURN_S) as turn, self._apart:
+            async with asyncio.timeout(TURN_S) as turn, self._apart_slots:
                 turn.reschedule(None)
                 await self._settle(runs, wait=True, ours=ours, until_s=_settling())
         except TimeoutError:

@@ -41,8 +41,8 @@ PRESENCE_S = 0.5  # how long changes of presence are gathered before they are to
 _log = structlog.get_logger()
 
 
-class Attached(Protocol):
-    """What the hub asks of whoever is connected: of sessions, waiting polls and streams."""
+class Connection(Protocol):
+    """What the hub asks of a session, a waiting poll and a stream."""
 
     @property
     def principal(self) -> Principal | None:
@@ -91,8 +91,8 @@ class Hub:
         self.log_id = log_id
         self._bus = bus
         self._jitter = jitter
-        self.sessions: set[Attached] = set()
-        self._ended = False  # every session was told to leave
+        self.connections: set[Connection] = set()
+        self._ended = False  # every connection was told to leave
         self._feeds: dict[BudgetId, Feed] = {}
         self._stirred: set[Feed] = set()
         self.gate = asyncio.Semaphore(READERS_MAX)
@@ -190,39 +190,43 @@ class Hub:
                 self.stirred(feed)
         await self.sweeper.sweep()
 
-    def attach(self, session: Attached) -> None:
-        """Whoever comes takes part in what befalls all; after a drain it has to leave at once, or
-        the process would wait for it."""
-        self.sessions.add(session)
+    def attach(self, connection: Connection) -> None:
+        """Register a connection for drain and sign-out. After a drain it is told to leave at once,
+        or the process would never end."""
+        self.connections.add(connection)
         if self._ended:
-            session.leave()
+            connection.leave()
+
+    def detach(self, connection: Connection) -> None:
+        """Forget a connection that has ended; again is harmless."""
+        self.connections.discard(connection)
 
     def signed_in(self) -> set[UserId]:
-        """Everybody who is connected here."""
-        return {s.principal.user_id for s in self.sessions if s.principal is not None}
+        """The users who are connected here."""
+        return {c.principal.user_id for c in self.connections if c.principal is not None}
 
     def sign_out(self, valid_since_ms: Mapping[UserId, int]) -> None:
-        """End whatever goes by a token that its user was issued before (epoch milliseconds)."""
-        for session in list(self.sessions):
-            who = session.principal
+        """End connections whose token was issued before their user's time (epoch milliseconds)."""
+        for connection in list(self.connections):
+            who = connection.principal
             if who is not None and who.issued_at_ms < valid_since_ms.get(who.user_id, 0):
-                session.sign_out()
+                connection.sign_out()
 
     async def drain(self) -> None:
-        """Before the process ends: every session is told to go away, each to come back at a time of
-        its own so that the other hubs are not stormed; what was submitted gets its verdict; then
-        the sockets are closed."""
-        spread_ms = reconnect_spread_ms(len(self.sessions))
-        for session in list(self.sessions):
-            session.go_away(int(self._jitter() * spread_ms))
+        """Before the process ends: tell each connection when to come back, at a time of its own so
+        that the other nodes are not stormed; let submitted events have their verdicts; then close
+        the sockets."""
+        spread_ms = reconnect_spread_ms(len(self.connections))
+        for connection in list(self.connections):
+            connection.go_away(int(self._jitter() * spread_ms))
         try:
             async with asyncio.timeout(DRAIN_S):
                 await self._committer.drain()
         except TimeoutError:
             _log.warning("drain ended before every event had its verdict")
         self._ended = True
-        for session in list(self.sessions):
-            session.leave()
+        for connection in list(self.connections):
+            connection.leave()
 
     async def close(self) -> None:
         """Finish what was submitted, then stop everything in the background."""
@@ -318,7 +322,7 @@ class Hub:
         """What is here now."""
         feeds = self._feeds.values()
         return Census(
-            Counter(type(session).__name__ for session in self.sessions),
+            Counter(type(connection).__name__ for connection in self.connections),
             len(feeds),
             live=sum(len(feed.live) for feed in feeds),
             lagging=sum(feed.lagging for feed in feeds),

@@ -189,7 +189,7 @@ class Session:
                 close_code=close_code,
             )
         self._state = State.CLOSED
-        self._hub.sessions.discard(self)
+        self._hub.detach(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,8 +1,8 @@
-"""Users who sign in with Firebase (AUTH_MODE=firebase): ID tokens, and whether they count still.
+"""The Firebase identity (AUTH_MODE=firebase): ID tokens, and whether their users may still sign in.
 
-firebase-admin verifies signature, project and times, blocking, so in a thread. Beside it there
-are Google's keys, fetched by one thread for all (`Keys`), and a check of the times of our own: with
-the emulator the library looks at no time and no signature.
+firebase-admin verifies signature, project and times. It blocks, so it runs in a thread. One thread
+fetches Google's keys for all (`GoogleKeys`). The hub checks the times itself, because with the
+emulator the library checks neither times nor signatures.
 """
 
 import asyncio
@@ -187,7 +187,7 @@ class Standing:
             self._task = None
 
 
-class Keys:
+class GoogleKeys:
     """Google's public keys, as the library asks for them: fetched by one thread while the others
     wait, and kept as long as Google says. After a failure nobody tries for `KEYS_RETRY_S`; known
     ones count for `KEYS_STALE_S` more. `fetch` is a `google.auth.transport.Request`."""
@@ -266,7 +266,7 @@ def open_client(
     return client
 
 
-def reach(keys: Keys) -> bool:
+def reach(keys: GoogleKeys) -> bool:
     """Whether Google's keys can be had now. Blocks."""
     try:
         keys(_token_gen.ID_TOKEN_CERT_URI)
@@ -275,9 +275,9 @@ def reach(keys: Keys) -> bool:
     return True
 
 
-def google_keys(*, now: Callable[[], float]) -> Keys:
+def google_keys(*, now: Callable[[], float]) -> GoogleKeys:
     """The keys as Google publishes them."""
-    return Keys(google.auth.transport.requests.Request(), now=now)
+    return GoogleKeys(google.auth.transport.requests.Request(), now=now)
 
 
 def principal_of(claims: Mapping[str, Any], now_s: float) -> Principal:

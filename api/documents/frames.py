@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 
 from api.documents.errors import FrameError
 from api.documents.events import ClientEvent
-from api.documents.scalars import Head, Id, Key, LogId, Millis, Sequence, UserId
+from api.documents.scalars import Head, Id, Key, LogId, Millis, SequenceNumber, UserId
 from api.documents.stream import StreamEvent
 from api.documents.verdicts import Verdict
 from hub import frames
@@ -77,8 +77,8 @@ class StreamEvents(TypedDict):
 
     type: Literal["events"]
     budgetId: Id
-    fromSequence: Sequence
-    toSequence: Sequence
+    fromSequence: SequenceNumber
+    toSequence: SequenceNumber
     correlationIds: NotRequired[
         Annotated[
             dict[str, Annotated[str, Field(pattern=CORRELATION_ID)]],

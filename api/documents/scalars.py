@@ -20,7 +20,7 @@ RecordId: TypeAlias = Annotated[
 LogId: TypeAlias = Annotated[
     Id, Field(description="Identity of the log's history; another one: take a snapshot")
 ]
-Sequence: TypeAlias = Annotated[
+SequenceNumber: TypeAlias = Annotated[
     int, Field(ge=1, le=INTEGER_MAX, description="Of the event within its budget: 1, 2, 3 …")
 ]
 Head: TypeAlias = Annotated[

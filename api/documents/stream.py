@@ -15,7 +15,7 @@ from api.documents.scalars import (
     Digest,
     Id,
     Millis,
-    Sequence,
+    SequenceNumber,
     UserId,
     Version,
     When,
@@ -23,7 +23,7 @@ from api.documents.scalars import (
 
 
 class _Streamed(TypedDict):
-    sequence: Sequence
+    sequence: SequenceNumber
     eventId: Id
     event: NotRequired[Annotated[str, Field(description="Long-poll only: the same as `eventType`")]]
     budgetId: Id

@@ -7,7 +7,7 @@ from typing_extensions import TypeAliasType, TypedDict
 
 from api.documents.errors import Error
 from api.documents.records import Budget, Category, Expense
-from api.documents.scalars import EventType, Id, RecordId, Sequence, Version
+from api.documents.scalars import EventType, Id, RecordId, SequenceNumber, Version
 
 
 class _Verdict(TypedDict):
@@ -28,7 +28,7 @@ class Accepted(_OfKnownEvent):
     before, and that this is the verdict of then."""
 
     status: Literal["accepted"]
-    sequence: Sequence
+    sequence: SequenceNumber
     version: Version
     record: Budget | Category | Expense
     duplicate: NotRequired[Literal[True]]

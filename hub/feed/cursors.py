@@ -88,7 +88,7 @@ class Track:
         self._missing_to = self.position
 
 
-class State(Enum):
+class SubscriptionState(Enum):
     CATCHING_UP = "catching up"
     LIVE = "live"
     LAGGING = "lagging"
@@ -103,9 +103,9 @@ class Step(Enum):
     STOP = "stop"
 
 
-def next_step(state: State, cursor: int, position: int, *, full: bool) -> Step:
+def next_step(state: SubscriptionState, cursor: int, position: int, *, full: bool) -> Step:
     """What a subscription at `cursor` does next, on a feed that is at `position`."""
-    if state is not State.CATCHING_UP:
+    if state is not SubscriptionState.CATCHING_UP:
         return Step.STOP
     if cursor > position:
         return Step.WAIT

@@ -19,7 +19,7 @@ from hub import frames
 from hub.budget.events import INTEGER_MAX
 from hub.budget.records import BudgetId, UserId
 from hub.errors import Code, Disconnected, HubError
-from hub.feed.cursors import Place, State, Step, Track, next_step
+from hub.feed.cursors import Place, Step, SubscriptionState, Track, next_step
 from hub.feed.presence import Presence
 from hub.feed.tail import Tail
 from hub.frames import Frame, event_frames
@@ -111,7 +111,7 @@ class Subscription:
         self.user_id = user_id
         self.cursor = cursor
         self.follower = follower
-        self.state = State.CATCHING_UP
+        self.state = SubscriptionState.CATCHING_UP
         self.member_at = 0
         self.removed_at = 0
         self.joined = False  # its follower was told so
@@ -120,20 +120,20 @@ class Subscription:
 
     def lag(self) -> None:
         """Its wire is full."""
-        if self.state is State.LIVE:
+        if self.state is SubscriptionState.LIVE:
             self.feed.live.pop(self, None)
             self.cursor = self.feed.position
-            self.state = State.LAGGING
+            self.state = SubscriptionState.LAGGING
 
     def drained(self) -> None:
         """Its wire takes more."""
-        if self.state is State.LAGGING:
-            self.state = State.CATCHING_UP
+        if self.state is SubscriptionState.LAGGING:
+            self.state = SubscriptionState.CATCHING_UP
             self.feed.catch_up(self)
 
     def end(self) -> None:
-        if self.state is not State.ENDED:
-            self.state = State.ENDED
+        if self.state is not SubscriptionState.ENDED:
+            self.state = SubscriptionState.ENDED
             self.feed.leave(self)
 
 
@@ -182,7 +182,7 @@ class Feed:
         """How many take nothing at the moment, their wires being full."""
         if len(self._all) == len(self.live):
             return 0
-        return sum(each.state is State.LAGGING for each in self._all)
+        return sum(each.state is SubscriptionState.LAGGING for each in self._all)
 
     def offer(self, frame: Frame) -> bool:
         """Deliver the frame if it is the next one; whether it was."""
@@ -245,7 +245,7 @@ class Feed:
 
     def _end(self, subscriptions: list[Subscription], code: Code) -> None:
         for subscription in subscriptions:
-            if subscription.state is not State.ENDED:
+            if subscription.state is not SubscriptionState.ENDED:
                 subscription.end()
                 follower = subscription.follower
                 if subscription.joined:
@@ -307,7 +307,7 @@ class Feed:
             return
         while subscription.cursor > self.position:  # the client may be ahead of this node
             await self._caught_up.wait()
-            if subscription.state is State.ENDED:
+            if subscription.state is SubscriptionState.ENDED:
                 return
         subscription.joined = True
         subscription.follower.joined(subscription.cursor, page.head)
@@ -327,10 +327,10 @@ class Feed:
                 case Step.STOP:
                     return
                 case Step.LAG:
-                    subscription.state = State.LAGGING
+                    subscription.state = SubscriptionState.LAGGING
                     return
                 case Step.GO_LIVE:
-                    subscription.state = State.LIVE
+                    subscription.state = SubscriptionState.LIVE
                     self.live[subscription] = subscription.follower.write
                     if len(self._all) == len(self.live):
                         self._tail = None  # nobody is behind any more
@@ -371,7 +371,7 @@ class Feed:
             page = await self._home.log.page(
                 self.budget_id, subscription.user_id, subscription.cursor, up_to, PAGE_EVENTS_MAX
             )
-        if subscription.state is State.ENDED:
+        if subscription.state is SubscriptionState.ENDED:
             return None
         page = permitted(page)
         if page.head < subscription.removed_at:

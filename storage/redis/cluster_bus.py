@@ -34,8 +34,8 @@ LOOKING_S = 10.0  # for one look; it asks one node after the other
 _log = structlog.get_logger()
 
 
-class Place(NamedTuple):
-    """A shard, and what it has."""
+class Primary(NamedTuple):
+    """A primary of the cluster, and the buckets whose slots it has."""
 
     host: str
     port: int
@@ -63,8 +63,8 @@ class ClusterBus:
         self._new_node_id = new_node_id
         self._jitter = jitter
         self._wanted: set[BudgetId] = set()
-        self._links: dict[Place, RedisBus] = {}
-        self._tasks: dict[Place, asyncio.Task[None]] = {}
+        self._links: dict[Primary, RedisBus] = {}
+        self._tasks: dict[Primary, asyncio.Task[None]] = {}
         self._of_bucket: dict[int, RedisBus] = {}
         self._lost = False  # nobody tells who has what
         self.losses: Counter[str] = Counter()  # as a bus counts them; of all shards
@@ -95,9 +95,9 @@ class ClusterBus:
                 while True:
                     if not self.connected or loop.time() - looked_at_s >= LOOK_CALM_S:
                         looked_at_s = loop.time()
-                        places = await self._look(cluster)
-                        if places is not None and places != self._links.keys():
-                            await self._relink(places, listener, tasks)
+                        primaries = await self._look(cluster)
+                        if primaries is not None and primaries != self._links.keys():
+                            await self._relink(primaries, listener, tasks)
                     await asyncio.sleep(LOOK_S * (0.5 + self._jitter()))
         finally:
             await cluster.aclose()
@@ -126,7 +126,7 @@ class ClusterBus:
     def _link(self, budget_id: BudgetId) -> RedisBus | None:
         return self._of_bucket.get(bucket_of(budget_id))
 
-    async def _look(self, cluster: RedisCluster) -> set[Place] | None:
+    async def _look(self, cluster: RedisCluster) -> set[Primary] | None:
         """Who has what, as the cluster says; None if nobody says it."""
         try:
             async with asyncio.timeout(LOOKING_S):
@@ -148,39 +148,39 @@ class ClusterBus:
                 continue
             if node is not None:
                 buckets.setdefault((str(node.host), int(node.port)), set()).add(bucket)
-        return {Place(*address, frozenset(has)) for address, has in buckets.items()}
+        return {Primary(*address, frozenset(has)) for address, has in buckets.items()}
 
     async def _relink(
-        self, places: set[Place], listener: BusListener, tasks: asyncio.TaskGroup
+        self, primaries: set[Primary], listener: BusListener, tasks: asyncio.TaskGroup
     ) -> None:
-        gone = self._links.keys() - places
-        for place in gone:
-            self._tasks[place].cancel()
-        await asyncio.gather(*(self._tasks[place] for place in gone), return_exceptions=True)
-        for place in gone:
-            del self._links[place], self._tasks[place]
-        new = places - self._links.keys()
-        for place in new:
+        gone = self._links.keys() - primaries
+        for primary in gone:
+            self._tasks[primary].cancel()
+        await asyncio.gather(*(self._tasks[primary] for primary in gone), return_exceptions=True)
+        for primary in gone:
+            del self._links[primary], self._tasks[primary]
+        new = primaries - self._links.keys()
+        for primary in new:
             # All nodes that see the cluster alike choose the same bucket for their heartbeats.
-            shard = Shard(f"{place.host}:{place.port}", min(place.buckets))
+            shard = Shard(f"{primary.host}:{primary.port}", min(primary.buckets))
             link = RedisBus(
-                address_of(self._url, place.host, place.port),
+                address_of(self._url, primary.host, primary.port),
                 self._log_id,
                 self._new_node_id(),
                 jitter=self._jitter,
                 shard=shard,
             )
             link.losses, link.frames = self.losses, self.frames
-            self._links[place] = link
+            self._links[primary] = link
         self._of_bucket = {
-            bucket: link for place, link in self._links.items() for bucket in place.buckets
+            bucket: link for primary, link in self._links.items() for bucket in primary.buckets
         }
         for budget_id in self._wanted:
             if (now := self._link(budget_id)) is not None:
                 now.want(budget_id)
-        for place in new:
-            self._tasks[place] = tasks.create_task(self._links[place].run(listener))
-        _log.info("bus linked", shards=len(places), new=len(new))
+        for primary in new:
+            self._tasks[primary] = tasks.create_task(self._links[primary].run(listener))
+        _log.info("bus linked", shards=len(primaries), new=len(new))
 
 
 def address_of(url: str, host: str, port: int) -> str:

@@ -71,7 +71,7 @@ class Poll:
             pass
         finally:
             watching.cancel()
-            hub.sessions.discard(self)
+            hub.detach(self)
             subscription.end()
         if self._refusal is not None:
             raise HubError(self._refusal)
@@ -141,7 +141,7 @@ class EventStream:
             raise HubError(self._refusal)
 
     def close(self) -> None:
-        self._hub.sessions.discard(self)
+        self._hub.detach(self)
         if self._subscription is not None:
             self._subscription.end()
 

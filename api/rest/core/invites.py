@@ -54,7 +54,7 @@ def routes(
         invite = Invite(
             budget_id,
             new_id(),
-            token_hash(token),
+            invite_hash(token),
             created_at,
             created_at + wanted.expires_in_s * 1000,
             wanted.max_uses,
@@ -99,6 +99,6 @@ def routes(
     ]
 
 
-def token_hash(token: str) -> bytes:
+def invite_hash(token: str) -> bytes:
     """What is stored of an invite's token: it is random, so a plain hash is enough."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()

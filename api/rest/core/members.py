@@ -14,7 +14,7 @@ from starlette.routing import Route
 from api.http.answers import respond
 from api.http.errors import error_response
 from api.http.requests import correlation, path_id, principal
-from api.rest.core.invites import token_hash
+from api.rest.core.invites import invite_hash
 from hub.budget.events import Event, ParticipantAdd, ParticipantRemove
 from hub.budget.records import BudgetId, UserId
 from hub.errors import Code, HubError
@@ -41,7 +41,7 @@ def routes(
             **made(budget_id),
             userId=who.user_id,
             participantsMax=participants_max,
-            invite=None if token is None else token_hash(token),
+            invite=None if token is None else invite_hash(token),
         )
         refused = await refusal(who.user_id, event, correlation(request))
         if refused is not None and refused is not Code.ALREADY_PARTICIPANT:

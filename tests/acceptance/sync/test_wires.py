@@ -275,7 +275,7 @@ async def test_peer_that_vanishes_leaves_nothing(
         async with in_this_process(settings, monkeypatch) as (url, app):
             async with connect(url, token("ada")) as writer:
                 await writer.accepted(budget_create(budget_id))
-            await until(lambda: not app.hub.sessions, WAIT_S)
+            await until(lambda: not app.hub.connections, WAIT_S)
             for state in ("idle", "new", "live", "in flight", "stopped reading"):
                 before = asyncio.all_tasks()
                 await vanish(url, crowd, state, budget_id)
@@ -315,7 +315,7 @@ async def left_nothing(app: App, before: set["asyncio.Task[object]"], state: str
     def left() -> list[object]:
         new = asyncio.all_tasks() - before
         of_hub = [task for task in new if "/asyncpg/" not in str(task)]
-        return [*of_hub, *app.hub.sessions, *app.hub._feeds]
+        return [*of_hub, *app.hub.connections, *app.hub._feeds]
 
     try:
         await until(lambda: not left(), WAIT_S)

@@ -20,7 +20,7 @@ from api.auth.firebase import (
     KEYS_STALE_S,
     SKEW_S,
     Firebase,
-    Keys,
+    GoogleKeys,
     Standing,
     google_keys,
     open_client,
@@ -31,7 +31,7 @@ from api.auth.revocation import NEVER_MS, Revocations, Unreachable
 from api.auth.token_cache import CachedTokens
 from api.settings import Settings, SettingsError
 from hub.errors import Code, Disconnected, HubError
-from hub.hub import Attached, Hub
+from hub.hub import Connection, Hub
 from hub.ports import Principal
 from storage.postgres.database import Database
 from storage.postgres.people.closed_accounts import ClosedAccounts
@@ -305,7 +305,7 @@ class Clock:
 )
 def test_keys_are_kept_as_long_as_google_says(max_age: str, kept_s: float) -> None:
     clock, fetch = Clock(), Fetch(Answer(max_age=max_age))
-    keys = Keys(fetch, now=clock)
+    keys = GoogleKeys(fetch, now=clock)
     for waited_s, calls in ((0, 1), (kept_s - 1, 1), (1, 2)):
         clock.now_s += waited_s
         assert keys("url").status == 200
@@ -322,7 +322,7 @@ def test_keys_are_fetched_once_for_all_who_wait() -> None:
         time.sleep(0.05)  # time for the others to do what they must not
         return Answer()
 
-    keys = Keys(fetch, now=Clock())
+    keys = GoogleKeys(fetch, now=Clock())
 
     def ask() -> Any:
         all_ask.wait(30)
@@ -342,7 +342,7 @@ def test_keys_are_fetched_once_for_all_who_wait() -> None:
 def test_known_keys_count_a_while_longer(failure: Answer | None) -> None:
     clock = Clock()
     fetch = Fetch(Answer(max_age="max-age=100"), failure)
-    keys = Keys(fetch, now=clock)
+    keys = GoogleKeys(fetch, now=clock)
     keys("url")
     clock.now_s += 100
     with capture_logs() as logs:
@@ -449,8 +449,8 @@ class FakeAccounts:
 
 
 class FakeHub:
-    def __init__(self, sessions: Collection[Attached]) -> None:
-        self.sessions = set(sessions)
+    def __init__(self, connections: Collection[Connection]) -> None:
+        self.connections = set(connections)
 
     signed_in = Hub.signed_in
     sign_out = Hub.sign_out

@@ -182,7 +182,7 @@ async def test_p11_who_asks_while_the_hub_ends_is_not_kept(
     async with under_way(app, request) as asking, asyncio.timeout(TIMEOUT_S):
         await asking
     assert request.status == 200
-    assert not app.hub.sessions
+    assert not app.hub.connections
 
 
 @pytest.mark.parametrize("when", ["before it begins", "while it waits", "while it is slow"])
@@ -202,7 +202,7 @@ async def test_p8_a_stream_whose_client_has_gone_is_over(
         async with asyncio.timeout(TIMEOUT_S):
             await streaming
         assert app.hub.followers(budget_id) == 0
-        assert not app.hub.sessions
+        assert not app.hub.connections
 
 
 async def test_p8_a_slow_stream_holds_little_and_converges(

@@ -22,7 +22,7 @@ from hub.budget.events import EVENTS_PER_FRAME_MAX, ParticipantAdd, ParticipantR
 from hub.budget.records import BudgetId, UserId
 from hub.errors import Code, Disconnected
 from hub.feed import feed as feed_module, tail as tail_module
-from hub.feed.cursors import State
+from hub.feed.cursors import SubscriptionState
 from hub.feed.feed import Subscription
 from hub.feed.tail import TAIL_BYTES_MAX
 from hub.frames import Frame, event_frames, texts
@@ -491,7 +491,7 @@ async def test_p2_p7_many_follow_while_two_nodes_commit_and_their_bus_does_what_
         follower
         for node in pair
         for follower in node.followers
-        if follower.subscription.state is not State.ENDED and follower.key < head
+        if follower.subscription.state is not SubscriptionState.ENDED and follower.key < head
     ]
     assert len(staying) > 3
     for follower in staying:

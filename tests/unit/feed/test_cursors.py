@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from hub.feed.cursors import Place, State, Step, Track, next_step, place
+from hub.feed.cursors import Place, Step, SubscriptionState, Track, next_step, place
 
 
 @pytest.mark.parametrize(
@@ -194,22 +194,26 @@ def test_p2_every_event_once_and_in_order_whatever_is_offered_while_gaps_are_fil
 @pytest.mark.parametrize(
     ("state", "cursor", "position", "full", "expected"),
     [
-        (State.CATCHING_UP, 7, 5, False, Step.WAIT),
-        (State.CATCHING_UP, 7, 5, True, Step.WAIT),
-        (State.CATCHING_UP, 5, 5, False, Step.GO_LIVE),
-        (State.CATCHING_UP, 5, 5, True, Step.LAG),
-        (State.CATCHING_UP, 3, 5, True, Step.LAG),
-        (State.CATCHING_UP, 3, 5, False, Step.READ),
-        (State.CATCHING_UP, 0, 0, False, Step.GO_LIVE),
+        (SubscriptionState.CATCHING_UP, 7, 5, False, Step.WAIT),
+        (SubscriptionState.CATCHING_UP, 7, 5, True, Step.WAIT),
+        (SubscriptionState.CATCHING_UP, 5, 5, False, Step.GO_LIVE),
+        (SubscriptionState.CATCHING_UP, 5, 5, True, Step.LAG),
+        (SubscriptionState.CATCHING_UP, 3, 5, True, Step.LAG),
+        (SubscriptionState.CATCHING_UP, 3, 5, False, Step.READ),
+        (SubscriptionState.CATCHING_UP, 0, 0, False, Step.GO_LIVE),
         *(
             (state, cursor, 5, full, Step.STOP)
-            for state in (State.LIVE, State.LAGGING, State.ENDED)
+            for state in (
+                SubscriptionState.LIVE,
+                SubscriptionState.LAGGING,
+                SubscriptionState.ENDED,
+            )
             for cursor in (3, 5, 7)
             for full in (False, True)
         ),
     ],
 )
 def test_the_next_step(
-    state: State, cursor: int, position: int, full: bool, expected: Step
+    state: SubscriptionState, cursor: int, position: int, full: bool, expected: Step
 ) -> None:
     assert next_step(state, cursor, position, full=full) is expected

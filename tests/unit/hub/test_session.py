@@ -144,14 +144,17 @@ class FakeHub:
         self.rates = Rates(100_000, 100_000)
         self.measures = Measures()
         self.ended = False
-        self.sessions: set[Session] = set()
+        self.connections: set[Session] = set()
         self.posted: list[Posted] = []
         self.subscriptions: list[Subscription] = []
 
     def attach(self, session: Session) -> None:
-        self.sessions.add(session)
+        self.connections.add(session)
         if self.ended:
             session.leave()
+
+    def detach(self, session: Session) -> None:
+        self.connections.discard(session)
 
     def post(
         self,
@@ -336,7 +339,7 @@ def assert_over(bench: Bench, peer: Peer) -> None:
     assert peer.read() == []
     assert peer.wire.closed == closed
     assert bench.hub.posted == []
-    assert peer.session not in bench.hub.sessions
+    assert peer.session not in bench.hub.connections
     assert all("end" in subscription.told for subscription in bench.hub.subscriptions)
 
 
@@ -513,7 +516,7 @@ def test_open_the_welcome_says_who_and_within_which_limits(bench: Bench) -> None
         },
         {"type": "auth", "expiresAt": NOW_MS + 1000 * TOKEN_S},
     ]
-    assert peer.session in bench.hub.sessions
+    assert peer.session in bench.hub.connections
 
 
 def test_open_a_subscription_asked_for_at_the_start_stands_at_once(bench: Bench) -> None:
