@@ -6,7 +6,7 @@ meanwhile is the next batch; there is no timer. Several lanes work at once on di
 budget is in one lane at a time, so that submissions of one budget stay in order.
 
     submit ──> waiting ──> lane: lock · load · decide · write · commit ──> verdicts, deliver
-                             │  a budget locked by another hub
+                             │  a budget locked by another node
                              └─> apart: its own transaction, which waits for the lock (or BUSY)
 
 What can go wrong with a transaction, and what follows:
@@ -53,7 +53,7 @@ from hub.tracing import (
 Mode: TypeAlias = Literal["stop", "each"]
 
 LANES = 2
-APART_MAX = 4  # transactions at a time that wait for another hub's lock
+APART_MAX = 4  # transactions at a time that wait for another node's lock
 TURN_S = 5.0  # how long one waits to be among them
 BATCH_EVENTS_MAX = 1_000
 WAITING_EVENTS_MAX = 20_000  # queued and set apart
@@ -123,7 +123,7 @@ class Submission:
                 self.origin.end()
 
     def _tell(self, verdict: Verdict) -> None:
-        """For who looks for the client's id: at `debug`, what users do is no failure of ours."""
+        """Log at debug under the client's correlation id: a rejected event is not our failure."""
         _log.debug(
             "event not accepted",
             correlation_ids=correlation_ids([self.origin]),
@@ -295,7 +295,7 @@ class Committer:
             self._pump()
 
     async def _lane_apart(self, runs: list[_Run], ours: set[tuple[BudgetId, str]]) -> None:
-        """Commit runs whose budgets another hub held, waiting for its lock, in nobody's way."""
+        """Commit runs whose budgets another node held: wait for its lock, and hold up nobody."""
         try:
             async with asyncio.timeout(TURN_S) as turn, self._apart_slots:
                 turn.reschedule(None)
@@ -334,7 +334,7 @@ class Committer:
         until_s: float,
     ) -> list[_Run]:
         """Bring every event of the runs to its verdict, whatever it takes; return the runs that
-        were left out because another hub holds their budgets (never with `wait`).
+        were left out because another node holds their budgets (never with `wait`).
 
         `ours` are events that an earlier attempt may have committed. A lost connection is retried
         until `until_s` on the loop's clock."""
@@ -354,7 +354,7 @@ class Committer:
                 await asyncio.sleep(0.01 * self._jitter() if races > 1 else 0)
             except Held:
                 failures["held"] += 1
-                if not wait:  # another hub is just creating one of the budgets
+                if not wait:  # another node is just creating one of the budgets
                     return runs
                 _refuse(runs, Code.BUSY)
                 return []

@@ -34,7 +34,7 @@ from hub.tracing import (
     shared_ids,
 )
 
-READERS_MAX = 4  # reads of the log at a time, whoever they are for
+READERS_MAX = 4  # reads of the log at a time, for all users together
 DRAIN_S = 8.0
 PRESENCE_S = 0.5  # how long changes of presence are gathered before they are told
 
@@ -166,7 +166,7 @@ class Hub:
     def attending(
         self, budget_id: BudgetId, node_id: NodeId, users: Mapping[UserId, int], *, asks: bool
     ) -> None:
-        """Another node tells whom it has on a budget, and may want to be told."""
+        """Another node tells which users it has on a budget, and may ask for the same."""
         feed = self._feeds.get(budget_id)
         if feed is None:
             return
@@ -176,7 +176,7 @@ class Hub:
             self._bus.announce(budget_id, feed.presence.here, asks=False)
 
     def silent(self, node_id: NodeId) -> None:
-        """Another node is gone, and with it whom it had."""
+        """Another node is gone, and its users with it."""
         for feed in self._feeds.values():
             if feed.presence.silent(node_id):
                 self.stirred(feed)

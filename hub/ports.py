@@ -34,7 +34,7 @@ class Transaction(Protocol):
         """Lock the budgets' rows in id order; return those that another transaction holds.
 
         With `wait` there are none: raises `Held` after the lock timeout. What does not exist is not
-        locked; if it turns up in `load`, another hub has just created it.
+        locked; if it turns up in `load`, another node has just created it.
         """
         ...
 
@@ -113,7 +113,7 @@ class Bus(Protocol):
         ...
 
     def announce(self, budget_id: BudgetId, here: Mapping[UserId, int], *, asks: bool) -> None:
-        """Tell the other nodes whom this one has, and ask them for the same; dropped likewise."""
+        """Tell the other nodes which users are here, and ask for the same; dropped likewise."""
         ...
 
     async def subscribe(self, budget_id: BudgetId) -> None:
@@ -134,7 +134,7 @@ class BusListener(Protocol):
     def attending(
         self, budget_id: BudgetId, node_id: NodeId, users: Mapping[UserId, int], *, asks: bool
     ) -> None:
-        """Another node tells whom it has, and may want to be told."""
+        """Another node tells which users it has, and may ask for the same."""
         ...
 
     def silent(self, node_id: NodeId) -> None:
@@ -200,8 +200,7 @@ class Wire(Protocol):
 
     @property
     def write_open(self) -> Callable[[bytes], None]:
-        """`write` for who knows that the wire is open, which it is until the session is told that
-        it is `lost`: nothing of ours stands between a feed and the transport."""
+        """The transport's own `write`, unchecked. Valid until `Session.lost`."""
         ...
 
     def pause_reading(self) -> None:

@@ -132,7 +132,7 @@ class Session:
         token: str | None = None,
         follow: tuple[BudgetId, int] | None = None,
     ) -> None:
-        """Begin. `principal` is whom the upgrade request's header named, `token` what its
+        """Begin. `principal` is the user of the upgrade request's header, `token` what its
         subprotocols offered; without both the first frame must authenticate. `follow` is a budget
         and a key to subscribe to as soon as the session is open."""
         self._follow_at_once = follow
@@ -400,7 +400,7 @@ class Session:
         self._hub.post(self._user_id, events, frame.mode, answer, correlation)
 
     def answered(self, request_id: RequestId, events: int, verdicts: list[Verdict]) -> None:
-        """The verdicts of so many events in flight."""
+        """The verdicts of events that were in flight."""
         self._in_flight -= events
         if self._state is not State.CLOSED:
             self._wire.write_soon(frames.results(request_id, verdicts))

@@ -141,8 +141,8 @@ class Firebase:
 class Standing:
     """Asks for one user; those who come while an answer is awaited are asked for together.
 
-    While nobody answers nobody waits: whoever comes then is in `Revocations`' next round, whose
-    success makes this one ask again."""
+    While Firebase does not answer nobody waits. A user who comes then is in the next round of
+    `Revocations`; its success makes this one ask again."""
 
     def __init__(
         self, ask: Callable[[Collection[UserId]], Awaitable[Mapping[UserId, int]]]

@@ -1,8 +1,8 @@
 """Who may no longer be signed in, though the token has not expired: noticed, and acted on.
 
-A token says nothing of what happened after it was issued. So whoever issued it is asked every so
+A token says nothing of what happened after it was issued. So its issuer is asked every so
 often, for all the users who are signed in here, and off the way of every request: that costs a
-call for a hundred users, and while nobody answers, everybody goes on until his token expires.
+call for a hundred users, and while nobody answers, everybody goes on until their token expires.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ _log = structlog.get_logger()
 
 
 class Unreachable(Exception):
-    """Whoever issues the tokens does not answer; the message is the kind of failure, no more."""
+    """The issuer of the tokens does not answer; the message is the kind of failure, no more."""
 
 
 class Accounts(Protocol):
-    """Whoever issues the tokens."""
+    """The issuer of the tokens."""
 
     async def valid_since_ms(self, user_ids: Collection[UserId]) -> Mapping[UserId, int]:
         """For each of at most `USERS_PER_CALL_MAX` users: tokens issued before do not count (epoch

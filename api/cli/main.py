@@ -52,7 +52,7 @@ def run() -> None:
         sys.exit(2)
     except typer.Abort:
         sys.exit(130)
-    except BrokenPipeError:  # whoever reads has enough
+    except BrokenPipeError:  # the reader has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 

@@ -105,7 +105,7 @@ class Interval(NamedTuple):
         return None if grown is None else grown / self.seconds
 
     def quantile(self, which: float, name: str) -> float | None:
-        """The bound below which so many of the values were; None without a value."""
+        """The bound below which the share `which` of the values was; None without a value."""
         bounds = {
             dict(pairs)["le"]
             for sample, pairs in self.after.workers.get(self.worker, {})

@@ -330,7 +330,7 @@ OPERATIONS: Sequence[Operation] = (
         "/budgets/{budget_id}/participants/{user_id:opaque}",
         "removeParticipant",
         "Remove somebody (owner)",
-        {200: Answer(answers.Left, "He no longer takes part; also when he had left before")},
+        {200: Answer(answers.Left, "They no longer take part; also when they had left before")},
         parameters=(BUDGET, USER),
         errors=(*OF_BUDGET, Code.NOT_OWNER, Code.PARTICIPANT_NOT_EXISTS, Code.OWNER_CANNOT_LEAVE),
     ),
@@ -340,10 +340,10 @@ OPERATIONS: Sequence[Operation] = (
             "/budgets/{budget_id}/join",
             name,
             "Join a budget by an invite, or by its bare id",
-            {200: Answer(answers.Joined, "The user takes part; also when he did before")},
+            {200: Answer(answers.Joined, "The user takes part; also when they did before")},
             "The bare id lets in while link sharing is on. Who left may come back; who was removed "
             "needs an invite made after that. Whoever joins a budget that its owner left empty "
-            "owns it; the `participant.add` event names him as `owner`." + also,
+            "owns it; the `participant.add` event names them as `owner`." + also,
             parameters=(
                 BUDGET,
                 Parameter("invite", "query", str, "The invite's token; absent: by the bare id"),
@@ -360,7 +360,11 @@ OPERATIONS: Sequence[Operation] = (
         "/budgets/{budget_id}/leave",
         "leaveBudget",
         "Leave a budget",
-        {200: Answer(answers.Left, "The user no longer takes part; also when he had left before")},
+        {
+            200: Answer(
+                answers.Left, "The user no longer takes part; also when they had left before"
+            )
+        },
         parameters=(BUDGET,),
         errors=(Code.BAD_REQUEST, Code.BUDGET_NOT_EXISTS, Code.OWNER_CANNOT_LEAVE),
     ),
@@ -444,7 +448,7 @@ OPERATIONS: Sequence[Operation] = (
         "GET",
         "/user",
         "readUser",
-        "One's own profile",
+        "Your own profile",
         {200: Answer(answers.OwnProfile, "The profile")},
         errors=(Code.USER_NOT_FOUND,),
     ),
@@ -452,7 +456,7 @@ OPERATIONS: Sequence[Operation] = (
         "PUT",
         "/user",
         "writeUser",
-        "Make or change one's own profile",
+        "Create or change your profile",
         {200: Answer(answers.OwnProfile, "The profile as it is now")},
         "An absent field is unchanged, null clears it.",
         body=ProfileFields,
@@ -462,11 +466,11 @@ OPERATIONS: Sequence[Operation] = (
         "DELETE",
         "/user",
         "deleteUser",
-        "Close one's account",
+        "Delete your account",
         {200: Answer(answers.Forgotten, "The profile is gone; also when there was none")},
-        "The user leaves every budget. What he owns passes to whoever joined it first, whom the "
-        "`participant.remove` event names as `owner`. No token counts any more that was issued "
-        "before, except for this request again.",
+        "The user leaves every budget. A budget of theirs passes to the participant who joined "
+        "first; the `participant.remove` event names them as `owner`. Tokens that were issued "
+        "before no longer count, except to repeat this request.",
     ),
     Operation(
         "GET",
@@ -483,7 +487,7 @@ OPERATIONS: Sequence[Operation] = (
             method,
             path,
             name,
-            "Make what was uploaded one's photo",
+            "Set the profile photo",
             {201: Answer(answers.Photo, "It is; also when the key was confirmed before")},
             "What was uploaded must have the size and be of the type that were announced." + more,
             body=Confirmation,

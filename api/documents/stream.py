@@ -117,7 +117,7 @@ class ParticipantAdded(_OfParticipant):
 
 
 class ParticipantRemoved(_OfParticipant):
-    """Somebody left, or was removed: his subscriptions end with it."""
+    """Somebody left, or was removed: their subscriptions end with it."""
 
     eventType: Literal["participant.remove"]
 

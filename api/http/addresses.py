@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 from starlette.types import Scope
 
-IPV6_PREFIX = 64  # what one subscriber gets: he can take a new address of it for each request
+IPV6_PREFIX = 64  # what one subscriber gets, and can take a new address from for each request
 UNKNOWN = "unknown"  # a peer without an address, on a Unix socket
 
 
@@ -22,7 +22,7 @@ def forwarded(
 ) -> IPv4Address | IPv6Address | None:
     """The address that the outermost of our proxies saw, by `X-Forwarded-For`.
 
-    Each proxy appends whom it was called by, so ours are at the end, and what stands before them
+    Each proxy appends its caller's address, so ours are at the end, and what stands before them
     was written by the client. None where no proxy wrote anything, or no address."""
     if not trusted_proxies:
         return None

@@ -1,4 +1,4 @@
-"""Who is let in to REST: the API key, and how many requests from whom.
+"""Who is let in to REST: the API key, and how many requests from each address and user.
 
 `Guard` stands before all routes and knows the key and the address. Users are known only inside, so
 `LimitedByUser` counts where a token is verified, and the routes of signing in count themselves.
@@ -19,7 +19,7 @@ from hub.ports import Authenticator, Principal
 from storage.redis.rate_limits import RateLimits
 
 EXEMPT = frozenset({"/healthz", "/readyz", "/metrics"})  # for probes, which know no key
-# Upload URLs are signed, photos public: as with S3, whoever has the address needs nothing else.
+# Upload URLs are signed, photos public: as with S3, the address is all that a client needs.
 KEYLESS = "/photos/"
 
 

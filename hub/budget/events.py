@@ -277,8 +277,8 @@ class ParticipantAdd(_OfParticipant):
 
 
 class ParticipantRemove(_OfParticipant):
-    """The sender leaves, or as the owner removes another. With `closes_account` he goes for good,
-    and a budget he owns passes on."""
+    """The sender leaves, or as the owner removes another user. With `closes_account` they go for
+    good, and a budget they own passes on."""
 
     type = "participant.remove"
     closes_account: bool = False

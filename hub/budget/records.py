@@ -136,9 +136,9 @@ Record: TypeAlias = Budget | Category | Expense
 
 
 class Membership(NamedTuple):
-    """A participant, or a former one: the row stays when he leaves (P9 tells them apart).
+    """A participant, or a former one: the row stays when they leave (P9 tells them apart).
 
-    `removed_at` says that the owner removed him, `last_sequence` by which event he came or went.
+    `removed_at` says that the owner removed them, `last_sequence` by which event they came or went.
     Times are epoch milliseconds."""
 
     budget_id: BudgetId
@@ -150,7 +150,7 @@ class Membership(NamedTuple):
 
 
 class Invite(NamedTuple):
-    """A way into a budget for who has its token, which is stored as a hash. Times are epoch
+    """A way into a budget for anybody with its token, which is stored as a hash. Times are epoch
     milliseconds; `created_sequence` is how long the log was, by which the storage knows what came
     before: the clocks of two nodes differ."""
 

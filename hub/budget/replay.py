@@ -13,7 +13,7 @@ should have been accepted is for `hub.budget.rules`.
 | … of a category      | its live expenses too: version +1, the event's sequence and `when`      |
 | `budget.create`      | its actor takes part and owns the budget                                |
 | `participant.add`    | the user takes part (again)                                             |
-| `participant.remove` | he does no longer                                                       |
+| `participant.remove` | they do no longer                                                       |
 | … either             | `owner`, where it is named, owns the budget from now on                 |
 
 Membership events change no record, so neither a version nor the digest.

@@ -22,7 +22,7 @@ The first check that fails decides (design 3.1):
                                the record as it is now (P5). A version ahead of ours is stale too.
 
 Membership has no versions. A budget is entered by an invite that is valid, or by its bare id while
-link sharing is on; whom the owner removed needs an invite made after that:
+link sharing is on; a user whom the owner removed needs an invite made after that:
 
 | who asks to join       | valid invite            | no invite, or one that is not valid           |
 |------------------------|-------------------------|-----------------------------------------------|
@@ -35,7 +35,7 @@ link sharing is on; whom the owner removed needs an invite made after that:
 
 and a full budget is `PARTICIPANT_LIMIT_REACHED`. Removing twice is `ALREADY_LEFT`, and a stranger
 cannot be removed: `PARTICIPANT_NOT_EXISTS`. While others take part the owner stays:
-`OWNER_CANNOT_LEAVE`; only when his account is closed the budget passes to who joined first.
+`OWNER_CANNOT_LEAVE`; only when their account is closed the budget passes to the first who joined.
 
 What is left is accepted: sequence head+1, version 1 or current+1, and
 

@@ -80,17 +80,17 @@ class Home(Protocol):
         ...
 
     def delivered(self, frame: Frame, wires: int) -> None:
-        """A frame was written to so many of the feed's followers, who had all before it."""
+        """A frame was written to `wires` followers, each of which had everything before it."""
         ...
 
     def filled(self, events: int) -> None:
-        """A gap was closed with so many events of the log."""
+        """A gap was filled with `events` events of the log."""
         ...
 
 
 class Subscription:
     """`member_at` is how long the log was when its user was last seen to take part, `removed_at`
-    which event removed him before he was; `greeted` is whether it was told who is present since it
+    which event removed them before; `greeted` is whether it was told who is present since it
     went live."""
 
     __slots__ = (

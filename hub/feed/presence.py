@@ -1,7 +1,7 @@
 """Presence: which users have live sockets on a budget, and on how many devices.
 
 It is hearsay, never stored, and nothing is decided by it. Each node tells the others through the
-bus whom it has itself; what a node said counts until it says otherwise or is silent for too long.
+bus which users it has; what a node said counts until it says otherwise or is silent for too long.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ class Presence:
         self.moved = True
 
     def heard(self, node_id: NodeId, users: Mapping[UserId, int]) -> bool:
-        """Another node tells whom it has; whether that is news."""
+        """Another node tells which users it has. Returns whether that is news."""
         elsewhere = self._elsewhere or {}
         before = elsewhere.pop(node_id, {})
         if users:

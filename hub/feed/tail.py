@@ -1,5 +1,5 @@
-"""The tail: a feed's latest frames, kept while somebody is behind, so that who lagged for a moment
-does not read them from the log."""
+"""The tail: a feed's latest frames, kept while a subscriber is behind, so that a short lag costs no
+read of the log."""
 
 from collections import deque
 from collections.abc import Sequence

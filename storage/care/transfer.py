@@ -6,7 +6,7 @@ The file is JSON Lines, UTF-8, one object a line, told apart by `kind`:
 |---------------|----------|-----------------------------------------------------------------------|
 | `header`      | 1        | format and its version, budget id, head, digest, logId of the source  |
 | `budget`      | 1        | the budget's row                                                      |
-| `participant` | any      | user id, when he joined, whether he takes part; in order of joining   |
+| `participant` | any      | user id, when they joined, whether they do now; by order of joining  |
 | `category`    | any      | tombstones included, in order of creation                             |
 | `expense`     | any      | the same                                                              |
 | `event`       | any      | the log in order; stream event and verdict record as text, as sent    |

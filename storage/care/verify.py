@@ -28,7 +28,7 @@ SELECT least(
 )::text
 """
 COUNT_BUDGETS = "SELECT count(*) FROM budgets"
-# The transaction holds no row, and whoever takes what it reads may be slow.
+# The transaction holds no row, so its reader may be slow.
 NO_IDLE_TIMEOUT = "SET LOCAL idle_in_transaction_session_timeout = 0"
 
 

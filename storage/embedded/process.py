@@ -62,7 +62,7 @@ class Claim:
     """One server's folder while it is ours, and the way to run programs there."""
 
     home: Path
-    user: pwd.struct_passwd | None  # whom programs run as; None means as ourselves
+    user: pwd.struct_passwd | None  # the user that programs run as; None: our own
     home_fd: int
     running_lock_fd: int
     log_fd: int

@@ -5,7 +5,7 @@ and serves what is public (`api/rest/people/photos.py`).
     folder/temp/<user>/<key>                  a complete one, put there by a rename
     folder/public/user-photos/<user>/<key>    a confirmed one
 
-A file never changes once it has its name: whoever has it open sees one content.
+A file never changes once it has its name, so an open file keeps its content.
 """
 
 import asyncio

@@ -33,8 +33,8 @@ class PhotoStore(Protocol):
         size_bytes: int,
         expires_in_s: int,
     ) -> str:
-        """Where to PUT exactly so many bytes, with exactly this `Content-Type`. A path where it is
-        the hub itself that takes them."""
+        """Where to PUT exactly `size_bytes` bytes, with exactly this `Content-Type`. A path where
+        the hub itself takes them."""
         ...
 
     async def uploaded(self, user_id: UserId, key: str) -> Uploaded | None:

@@ -1,11 +1,11 @@
-"""Housekeeping: what has had its time is deleted, by one node at a time.
+"""Housekeeping: delete expired rows, on one node at a time.
 
     what                                       kept for
-    invites                                    30 days after their end: until then who comes by one
-                                               is told that it ran out
+    invites                                    30 days after their end; until then a user who
+                                               comes by one learns that it ran out
     refresh tokens (families)                  a day after their end
-    accounts that were closed                  two days, longer than any token; then only what is
-                                               not settled
+    accounts that were closed                  two days, longer than any token; then only those not
+                                               yet cleared
     photos that were uploaded, not confirmed   a day (`temp/` of the disk's store; a bucket has a
                                                rule of its own) and two (their rows)
 

@@ -223,7 +223,8 @@ class RedisBus:
                 if self._lost:
                     self._lost = False
                     self._log.warning("bus back", channels=len(asked))
-                    # Before anything is announced: whom we lost meanwhile nobody would tell of.
+                    # Sent first: peers forget our old presence, including users who left while
+                    # we were away.
                     self._send_to(self._heartbeats, _ORIGIN.pack(_BACK, self._node_id))
                 else:
                     self._log.info("bus connected", channels=len(asked))

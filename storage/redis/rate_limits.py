@@ -32,9 +32,9 @@ _log = structlog.get_logger()
 
 
 class RateLimits:
-    """Counts by limit and by whom.
+    """Counts by limit and caller.
 
-    Whom is hashed with `secret`: neither addresses nor user ids nor e-mails stand in Redis. Nodes
+    The caller is hashed with `secret`: no address, user id or e-mail stands in Redis. Nodes
     of one database, which `log_id` names, count together if they have the same secret. `now` gives
     epoch seconds."""
 

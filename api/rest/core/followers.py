@@ -57,8 +57,8 @@ class Poll:
         wait_s: float,
         request: Request,
     ) -> None:
-        """Return when there are events, or after `wait_s` seconds, or when the hub drains, or when
-        the client of `request` is gone: else one that asks again and again would leave many behind.
+        """Return when there are events, after `wait_s` seconds, when the hub drains, or when the
+        client of `request` is gone: a client that retries in a loop would pile up waiting polls.
 
         Raises `HubError` where the user may not read, or may no longer."""
         subscription = hub.subscribe(self.principal.user_id, budget_id, key, self)
@@ -181,7 +181,9 @@ class EventStream:
         self._joined.set()
 
     def ended(self, code: Code) -> None:
-        if self.full and code is Code.NOT_PARTICIPANT:  # he gets no more of it, however slowly (P9)
+        if (
+            self.full and code is Code.NOT_PARTICIPANT
+        ):  # nothing more of it goes out, however slowly (P9)
             self._queue.clear()
         text = orjson.dumps({"type": "unsubscribed", "code": code.name})
         self._send(b"event: unsubscribed\ndata: %b\n\n" % text)

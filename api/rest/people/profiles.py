@@ -1,4 +1,4 @@
-"""`/user` and `/profiles/:userId`: the profile of whoever asks, and what others may see of one."""
+"""`/user` and `/profiles/:userId`: the caller's own profile, and what others may see of one."""
 
 from typing import Annotated
 

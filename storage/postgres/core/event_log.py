@@ -27,7 +27,7 @@ from storage.postgres.database import Database
 if TYPE_CHECKING:
     from storage.postgres.database import Connection
 
-# What is free is taken, what another hub holds is left to a transaction of its own.
+# What is free is taken, what another node holds is left to a transaction of its own.
 LOCK_FREE = """
 SELECT id::text FROM budgets WHERE id = ANY($1::uuid[]) ORDER BY id
 FOR NO KEY UPDATE SKIP LOCKED
@@ -88,7 +88,7 @@ JOIN expenses e USING (budget_id, category_id)
 WHERE NOT e.deleted
 GROUP BY e.budget_id, e.category_id
 """
-# In id order, so that two hubs that create the same budgets cannot wait for each other in a circle.
+# In id order: two nodes that create the same budgets cannot wait for each other in a circle.
 INSERT_BUDGETS = """
 INSERT INTO budgets (id, created_by, owner_id, title, details, currency, version, deleted,
                      offline_last_modified, fingerprint, record_sequence, last_sequence, digest)
@@ -304,7 +304,7 @@ class PostgresTransaction:
                 INSERT_BUDGETS, *columns(writes.new_budgets, 13)
             )
             if len(inserted) < len(writes.new_budgets):
-                raise LostRace("another hub created the budget")
+                raise LostRace("another node created the budget")
         if writes.members:
             await execute(UPSERT_MEMBERS, *columns(writes.members, 6))
         if writes.invites:

@@ -279,7 +279,7 @@ class Snapshots:
         return budget.encode(), participant.encode()
 
     async def budgets(self, user_id: UserId, key: int, count: int) -> tuple[int, bytes]:
-        """At most `count` budgets the user takes part in, by the number of his membership: the key
+        """At most `count` budgets the user takes part in, by the number of the membership: the key
         of the next page, a list."""
         async with self._reading() as connection:
             row = await connection.fetchrow(READ_BUDGETS, user_id, key, count)
