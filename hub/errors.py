@@ -95,7 +95,7 @@ class Code(Enum):
 
     @classmethod
     def table(cls) -> str:
-        """All codes as a Markdown table, as hub/README.md shows them."""
+        """All codes as a Markdown table, as hub/protocol.md shows them."""
         lines = ["| code | status | close | retryable | meaning |", "|---|---|---|---|---|"]
         for code in cls:
             retryable = "yes" if code.retryable else ""

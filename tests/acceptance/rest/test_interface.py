@@ -119,9 +119,9 @@ def needs_token(operation: Json) -> bool:
 
 
 def test_every_frame_is_documented_and_no_other(documented: Documented) -> None:
-    readme = (ROOT / "hub" / "README.md").read_text()
+    protocol = (ROOT / "hub" / "protocol.md").read_text()
     for sender, title in (("client", "From the client"), ("server", "From the server")):
-        section = readme.partition(f"### {title}\n")[2].partition("\n##")[0]
+        section = protocol.partition(f"## {title}\n")[2].partition("\n##")[0]
         named = {line.split("`")[1] for line in section.splitlines() if line.startswith("| `")}
         if sender == "server":
             named.add("auth.expiring")  # told of in the row of `auth`
@@ -138,9 +138,9 @@ def _messages(documented: Documented, sender: str) -> set[str]:
     return {key.partition(".")[2] for key in messages if key.startswith(f"{sender}.")}
 
 
-def test_close_codes_are_those_of_the_table_and_the_readme(documented: Documented) -> None:
+def test_close_codes_are_those_of_the_table_and_the_protocol(documented: Documented) -> None:
     assert {code.close for code in Code} - {None} <= set(CLOSE_CODES)
-    section = (ROOT / "hub" / "README.md").read_text().partition("### Closing\n")[2]
+    section = (ROOT / "hub" / "protocol.md").read_text().partition("## Closing\n")[2]
     told = {
         int(code)
         for line in section.partition("\n##")[0].splitlines()[3:]

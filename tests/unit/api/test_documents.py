@@ -11,8 +11,8 @@ def test_settings_table_in_readme_is_generated_from_the_code() -> None:
     assert _between(ROOT / "README.md", "settings") == Settings.table()
 
 
-def test_error_table_in_hub_readme_is_generated_from_the_code() -> None:
-    assert _between(ROOT / "hub" / "README.md", "errors") == Code.table()
+def test_error_table_in_the_protocol_is_generated_from_the_code() -> None:
+    assert _between(ROOT / "hub" / "protocol.md", "errors") == Code.table()
 
 
 def _between(path: Path, name: str) -> str:
