@@ -130,7 +130,7 @@ CREATE TABLE accepted_events (
     record_id      text NOT NULL,
     actor_id       text NOT NULL,
     content_hash   bytea NOT NULL,
-    content_fields smallint NOT NULL,         -- which field list the hash covers (hub/events.py)
+    content_fields smallint NOT NULL,         -- which of `FIELD_LISTS` the hash covers
     version        bigint,                    -- NULL for membership events
     event          text NOT NULL,
     record         text,

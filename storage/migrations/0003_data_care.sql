@@ -1,4 +1,4 @@
--- Housekeeping (storage/housekeeping.py) and accounts that were closed (storage/closures.py).
+-- Housekeeping, and accounts that were closed.
 
 -- Invites that ended, oldest first. The condition is always true: only housekeeping repeats it, and
 -- the planner must not prefer this index for those of one budget.

@@ -1,6 +1,9 @@
-"""Tables in the documents are those of the code."""
+"""Tables in the documents are those of the code, and the files that they name exist."""
 
+import re
 from pathlib import Path
+
+import pytest
 
 from api.settings import Settings
 from hub.errors import Code
@@ -13,6 +16,19 @@ def test_settings_table_in_readme_is_generated_from_the_code() -> None:
 
 def test_error_table_in_the_protocol_is_generated_from_the_code() -> None:
     assert _between(ROOT / "hub" / "protocol.md", "errors") == Code.table()
+
+
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted(ROOT.glob("[a-z]*/**/*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text()
+    named = re.findall(r"`((?:hub|storage|api|tests|loadtest|infra)/[\w./-]+)`", text)
+    linked = re.findall(r"\]\((?!\w+:)([^)#]+)", text)
+    missing = {path for path in named if not (ROOT / path).exists()}
+    missing |= {path for path in linked if not (page.parent / path).exists()}
+    assert missing <= {"infra/containers/.env"}  # which each operator makes
 
 
 def _between(path: Path, name: str) -> str:
