@@ -1,7 +1,7 @@
 """The hub: the one door for events, and the feeds of this process.
 
-The way of an event: frame → `Session` → `Hub.submit` → `Committer` → `rules.decide` → the log →
-`Feed.offer` → every wire, and through the bus to the feeds of the other nodes.
+The way of an event: frame → `Session` → `Hub.post` → `Committer` → `rules.decide` → the log →
+`Feed.offer` → every wire, and through the bus to the feeds of the other nodes (hub/README.md).
 """
 
 import asyncio
@@ -60,9 +60,9 @@ class Connection(Protocol):
 
 class Census(NamedTuple):
     """Who and what a hub has at one moment: the `followers` of all its feeds are `live`, `lagging`,
-    or catching up. `attached` counts by class."""
+    or catching up. `connections` counts by class."""
 
-    attached: Mapping[str, int]
+    connections: Mapping[str, int]
     feeds: int
     live: int
     lagging: int

@@ -1,4 +1,4 @@
-"""What the hub needs from outside: the log, the bus, a wire. Implemented in `storage` and `api`."""
+"""What the hub needs from outside: log and bus (`storage`), wires, tokens and spans (`api`)."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager

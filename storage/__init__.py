@@ -1,4 +1,4 @@
 """Everything with a driver: Postgres, Redis, object stores, and the servers out of wheels.
 
-This folder implements `hub.ports` and decides nothing about events.
+It implements the log and the bus of `hub.ports`, and decides nothing about events.
 """

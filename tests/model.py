@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hub.budget.currencies import CURRENCIES
 from hub.budget.events import Event, ParticipantAdd, ParticipantRemove
 
-Wire: TypeAlias = dict[str, Any]
+Json: TypeAlias = dict[str, Any]
 
 # Type → the fields of its record that it must, and that it may name.
 TYPES: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
@@ -62,11 +62,11 @@ class Book:
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
-        self.members: dict[str, Wire] = {}  # former ones too: joinedAt, active, removed
-        self.records: dict[str, dict[str, Wire]] = {"budget": {}, "category": {}, "expense": {}}
-        self.log: list[Wire] = []
+        self.members: dict[str, Json] = {}  # former ones too: joinedAt, active, removed
+        self.records: dict[str, dict[str, Json]] = {"budget": {}, "category": {}, "expense": {}}
+        self.log: list[Json] = []
         self.changed: dict[str, int] = {}  # id of a record → sequence of its last change
-        self.accepted: dict[str, tuple[str, object, Wire]] = {}  # eventId → who, content, verdict
+        self.accepted: dict[str, tuple[str, object, Json]] = {}  # eventId → who, content, verdict
 
     @property
     def digest(self) -> str:
@@ -97,16 +97,16 @@ class Model:
         self.participants_max = participants_max
         self.books: dict[str, Book] = {}
 
-    def submit(self, user: str, events: Sequence[Wire], mode: str = "stop") -> list[Wire]:
+    def submit(self, user: str, events: Sequence[Json], mode: str = "stop") -> list[Json]:
         """The verdicts of a batch, as far as `comparable` leaves them."""
-        verdicts: list[Wire] = []
+        verdicts: list[Json] = []
         for event in events:
             verdicts.append(self._decide(user, event))
             if mode == "stop" and verdicts[-1]["status"] != "accepted":
                 break
         return verdicts
 
-    def make(self, actor: str, event: Wire) -> Wire:
+    def make(self, actor: str, event: Json) -> Json:
         """The verdict of a membership event that the server made of a request of `actor`. Its
         `recordId` is the user who joins, leaves or is removed."""
         head = {name: event[name] for name in ("eventId", "eventType", "budgetId", "recordId")}
@@ -127,7 +127,7 @@ class Model:
         if refusal:
             return rejected(head, refusal)
 
-        passed_on: Wire = {}
+        passed_on: Json = {}
         if joins:
             if not book.active and user != book.owner:  # who comes to an empty budget owns it
                 book.owner = user
@@ -164,7 +164,7 @@ class Model:
         alone = book.active == [user]
         return None if alone or user != book.owner else "OWNER_CANNOT_LEAVE"
 
-    def snapshot(self, budget_id: str) -> Wire:
+    def snapshot(self, budget_id: str) -> Json:
         """What `GET /budgets/:id` shows, without `logId`. Nobody here has a profile."""
         book = self.books[budget_id]
         lists = {
@@ -191,7 +191,7 @@ class Model:
             }
         )
 
-    def _decide(self, user: str, raw: Wire) -> Wire:
+    def _decide(self, user: str, raw: Json) -> Json:
         event = normalised(raw)
         if event is None:
             return rejected({"eventId": raw["eventId"].lower()}, "INVALID_EVENT")
@@ -242,7 +242,7 @@ class Model:
             book.members[user] = {"joinedAt": self.now_ms, "active": True, "removed": False}
         return self._accept(book, user, event, head, content)
 
-    def _accept(self, book: Book, user: str, event: Wire, head: Wire, content: object) -> Wire:
+    def _accept(self, book: Book, user: str, event: Json, head: Json, content: object) -> Json:
         kind, verb = event["eventType"].split(".")
         record_id, when = event["recordId"], event["when"]
         required, optional = TYPES[event["eventType"]]
@@ -272,12 +272,12 @@ class Model:
         return deepcopy(verdict)
 
 
-def rejected(head: Wire, code: str) -> Wire:
+def rejected(head: Json, code: str) -> Json:
     error = {"statusCode": STATUS[code], "message": code, "retryable": False}
     return {**head, "status": "rejected", "error": error}
 
 
-def comparable(verdict: Wire) -> Wire:
+def comparable(verdict: Json) -> Json:
     """A hub's verdict without what the design leaves open: words for people, and what is echoed of
     an event that is none."""
     verdict = deepcopy(verdict)
@@ -288,7 +288,7 @@ def comparable(verdict: Wire) -> Wire:
     return verdict
 
 
-def normalised(raw: Wire) -> Wire | None:
+def normalised(raw: Json) -> Json | None:
     """The known fields of an event as the server stores them, None if the shape is wrong."""
     event_type = raw.get("eventType")
     if event_type is None:
@@ -300,7 +300,7 @@ def normalised(raw: Wire) -> Wire | None:
         required.append("recordId")
     if not event_type.endswith((".create", ".add")):
         required.append("version")
-    event: Wire = {"eventType": event_type}
+    event: Json = {"eventType": event_type}
     for name in (*required, *TYPES[event_type][1]):
         if name not in raw:
             if name in required:
@@ -416,7 +416,7 @@ _WRONG: Mapping[str, Sequence[object]] = {
 
 
 @st.composite
-def wire_event(draw: st.DrawFn, model: Model, budget_ids: Sequence[str], event_id: str) -> Wire:
+def json_event(draw: st.DrawFn, model: Model, budget_ids: Sequence[str], event_id: str) -> Json:
     """One event, in most cases acceptable to the model as it stands: adding what is not there and
     changing what is, with the current version, in a budget that is not deleted."""
     sensible = draw(_mostly)
@@ -441,7 +441,7 @@ def wire_event(draw: st.DrawFn, model: Model, budget_ids: Sequence[str], event_i
     event_type = draw(st.sampled_from(event_types or _EVENT_TYPES))
     kind = _kind(event_type)
 
-    event: Wire = {"eventId": event_id, "eventType": event_type, "budgetId": budget_id}
+    event: Json = {"eventId": event_id, "eventType": event_type, "budgetId": budget_id}
     event["when"] = draw(st.sampled_from([0, 1_700_000_000_000, 2**53 - 1]))
     record_id = budget_id
     if kind != "budget":
@@ -471,7 +471,7 @@ def wire_event(draw: st.DrawFn, model: Model, budget_ids: Sequence[str], event_i
 
 
 @st.composite
-def author(draw: st.DrawFn, model: Model, event: Wire) -> str:
+def author(draw: st.DrawFn, model: Model, event: Json) -> str:
     """Who sends it: mostly the owner, or somebody who takes part."""
     book = model.books.get(event["budgetId"])
     if book is None or not draw(_mostly):
@@ -482,7 +482,7 @@ def author(draw: st.DrawFn, model: Model, event: Wire) -> str:
 @st.composite
 def membership(
     draw: st.DrawFn, model: Model, budget_ids: Sequence[str], event_id: str
-) -> tuple[str, Wire]:
+) -> tuple[str, Json]:
     """Who asks, and the event that the server makes of it: mostly one that changes something."""
     budget_id = draw(st.sampled_from(budget_ids))
     there = [id for id in budget_ids if id in model.books and not model.books[id].deleted]
@@ -517,7 +517,7 @@ _EVENT_TYPES = [
 ]
 
 
-def changed(event: Wire) -> st.SearchStrategy[Wire]:
+def changed(event: Json) -> st.SearchStrategy[Json]:
     """The same event again: as it was, in other words for the same, or with other content."""
     if event["eventType"] in (JOINS, LEAVES):
         other_type = {JOINS: LEAVES, LEAVES: JOINS}[event["eventType"]]
@@ -536,7 +536,7 @@ def changed(event: Wire) -> st.SearchStrategy[Wire]:
     return st.sampled_from([*same, *same, *other])
 
 
-def made(wire: Wire, participants_max: int) -> Event:
+def made(wire: Json, participants_max: int) -> Event:
     """A membership event for the hub's door, where the server puts it in."""
     fields = {name: wire[name] for name in ("eventId", "budgetId", "when")}
     fields["userId"] = wire["recordId"]

@@ -28,7 +28,7 @@ from storage.postgres.database import Database
 DEADLINE_S = 30.0
 NOW_MS = 1_800_000_000_000
 
-Wire = dict[str, Any]
+Json = dict[str, Any]
 
 _numbers = itertools.count(1)
 
@@ -38,20 +38,20 @@ def new_id() -> str:
     return f"00000000-0000-4000-b000-{next(_numbers):012x}"
 
 
-def event(event_type: str, budget_id: BudgetId, **fields: Any) -> Wire:
+def event(event_type: str, budget_id: BudgetId, **fields: Any) -> Json:
     head = {"eventId": new_id(), "eventType": event_type, "budgetId": budget_id, "when": 1}
     return {**head, **fields}
 
 
-def create(budget_id: BudgetId, title: str = "Home") -> Wire:
+def create(budget_id: BudgetId, title: str = "Home") -> Json:
     return event("budget.create", budget_id, title=title)
 
 
-def edit(budget_id: BudgetId, version: int, **fields: Any) -> Wire:
+def edit(budget_id: BudgetId, version: int, **fields: Any) -> Json:
     return event("budget.edit", budget_id, version=version, **fields)
 
 
-def expense(budget_id: BudgetId, **fields: Any) -> Wire:
+def expense(budget_id: BudgetId, **fields: Any) -> Json:
     of_expense = {"recordId": new_id(), "amount": "1.50", "date": "2026-03-01"}
     return event("expense.add", budget_id, **of_expense | fields)
 
@@ -73,16 +73,16 @@ class Node:
         self.delivered += [(budget_id, row.sequence) for row in rows]
 
     def send(
-        self, user: UserId, *events: Wire, mode: Mode = "stop"
+        self, user: UserId, *events: Json, mode: Mode = "stop"
     ) -> asyncio.Future[list[Verdict]]:
         submitted = parse_batch(list(events), EVENTS_PER_FRAME_MAX)
         return self.committer.submit(user, submitted, mode)
 
-    async def told(self, user: UserId, *events: Wire, mode: Mode = "stop") -> list[Wire]:
+    async def told(self, user: UserId, *events: Json, mode: Mode = "stop") -> list[Json]:
         """The verdicts, on the wire."""
-        return wires(await within(self.send(user, *events, mode=mode)))
+        return as_json(await within(self.send(user, *events, mode=mode)))
 
-    async def made(self, user: UserId, *events: Wire) -> list[Wire]:
+    async def made(self, user: UserId, *events: Json) -> list[Json]:
         """The verdicts of events that are all accepted."""
         verdicts = await self.told(user, *events)
         assert [verdict["status"] for verdict in verdicts] == ["accepted"] * len(events)
@@ -101,11 +101,11 @@ class Node:
         return budget_id
 
 
-def wires(verdicts: Sequence[Verdict]) -> list[Wire]:
+def as_json(verdicts: Sequence[Verdict]) -> list[Json]:
     return [orjson.loads(orjson.dumps(verdict.to_json())) for verdict in verdicts]
 
 
-def outcomes(verdicts: Sequence[Wire]) -> list[str]:
+def outcomes(verdicts: Sequence[Json]) -> list[str]:
     """`accepted`, `duplicate`, `conflict`, or the code of a rejection."""
     return [
         verdict["error"]["message"]

@@ -24,16 +24,16 @@ def routes(identity: LocalIdentity, limits: RequestLimits) -> list[Route]:
         session = await identity.register(
             asked.email, asked.password, asked.first_name, asked.last_name
         )
-        return respond(_wire(session), 201)
+        return respond(_to_json(session), 201)
 
     async def login(request: Request) -> Response:
         asked = await body(request, LoginRequest)
         await limits.login(request.scope, asked.email)
-        return respond(_wire(await identity.login(asked.email, asked.password)))
+        return respond(_to_json(await identity.login(asked.email, asked.password)))
 
     async def refresh(request: Request) -> Response:
         asked = await body(request, RefreshRequest)
-        return respond(_wire(await identity.refresh(asked.refresh_token)))
+        return respond(_to_json(await identity.refresh(asked.refresh_token)))
 
     return [
         Route("/auth/register", register, methods=["POST"]),
@@ -96,7 +96,7 @@ class RefreshRequest(_Request):
     refresh_token: Annotated[str, StringConstraints(strict=True), Field(repr=False)]
 
 
-def _wire(session: SignedIn) -> dict[str, object]:
+def _to_json(session: SignedIn) -> dict[str, object]:
     return {
         "userId": session.user_id,
         "token": session.token,

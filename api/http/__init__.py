@@ -1,5 +1,5 @@
 """The ground of REST: what every request passes and every route shares.
 
 The edge, the guard and the limits around the routes, the reading of requests, the shape of answers
-and errors. A route belongs in `api.rest`.
+and errors. Routes belong in `api.rest`, or in the room of what they serve.
 """

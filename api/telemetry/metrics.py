@@ -114,7 +114,7 @@ def _process(name: str) -> Callable[[Moment], Values]:
 
 
 _PROCESS = ProcessCollector(registry=None)
-_ATTACHED = {"Session": "socket", "Poll": "poll", "EventStream": "stream"}
+_CONNECTIONS = {"Session": "socket", "Poll": "poll", "EventStream": "stream"}
 
 METRICS: Sequence[Metric] = (
     # Are devices getting their events, and how fast?
@@ -170,8 +170,8 @@ METRICS: Sequence[Metric] = (
         "Who is connected: a `socket`, a long-`poll` that waits, a `stream` of Server-Sent Events",
         "Load, and whether clients could stay after a deploy",
         lambda of: _by(
-            {_ATTACHED.get(name, name): n for name, n in of.census.attached.items()},
-            *_ATTACHED.values(),
+            {_CONNECTIONS.get(name, name): n for name, n in of.census.connections.items()},
+            *_CONNECTIONS.values(),
         ),
     ),
     Metric(

@@ -1,4 +1,4 @@
-# What the hub may do: no more than storage/photo_s3.py does. There is no key here, as it would
+# What the hub may do: no more than storage/objects/s3.py does. There is no key here, as it would
 # stand in the state: infra/README.md says how the hub gets its credentials.
 
 data "aws_iam_policy_document" "hub" {

@@ -1,5 +1,5 @@
 """Photos in a folder on disk, for development and a single machine: the hub itself takes uploads
-and serves what is public (`api/rest/people/photos.py`).
+and serves what is public (`api/rest/files/disk_store.py`).
 
     folder/incoming/<random>                  an upload while it comes in
     folder/temp/<user>/<key>                  a complete one, put there by a rename

@@ -25,7 +25,7 @@ ROWS_MAX = 1_000
 RETRY_S = 60.0  # after a failure, where the interval is longer
 INVITES_KEPT_S = 30 * 24 * 3600
 FAMILIES_KEPT_S = 24 * 3600
-CLOSURES_KEPT_S = 48 * 3600  # `budget-hub token` makes tokens of a day
+CLOSED_ACCOUNTS_KEPT_S = 48 * 3600  # `budget-hub token` makes tokens of a day
 
 # Any constant of our own. The lock is the session's, so it is gone with a node that is.
 LOCK_KEY = 7_264_910_332
@@ -44,7 +44,7 @@ DELETE FROM refresh_families WHERE id IN (
     SELECT id FROM refresh_families WHERE expires_at < $1 ORDER BY expires_at LIMIT $2
 )
 """
-DELETE_CLOSURES = """
+DELETE_CLOSED_ACCOUNTS = """
 DELETE FROM closed_accounts WHERE user_id IN (
     SELECT user_id FROM closed_accounts WHERE closed_at < $1 AND settled
     ORDER BY closed_at LIMIT $2
@@ -53,7 +53,7 @@ DELETE FROM closed_accounts WHERE user_id IN (
 DELETIONS = (
     ("invites", DELETE_INVITES, INVITES_KEPT_S),
     ("refresh tokens", DELETE_FAMILIES, FAMILIES_KEPT_S),
-    ("closed accounts", DELETE_CLOSURES, CLOSURES_KEPT_S),
+    ("closed accounts", DELETE_CLOSED_ACCOUNTS, CLOSED_ACCOUNTS_KEPT_S),
 )
 
 _log = structlog.get_logger()

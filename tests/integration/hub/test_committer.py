@@ -33,9 +33,10 @@ from tests.racing import (
     Elsewhere,
     Halt,
     Halting,
+    Json,
     Node,
     Nodes,
-    Wire,
+    as_json,
     create,
     edit,
     event,
@@ -46,7 +47,6 @@ from tests.racing import (
     once,
     outcomes,
     set_session,
-    wires,
     within,
 )
 
@@ -68,8 +68,8 @@ async def test_p5_a_stale_edit_does_not_win_by_waiting_for_the_lock(
     second = node.send("ann", event("expense.edit", budget_id, **change, amount="3"))
     await elsewhere.someone_waits()
     halt.release()
-    assert outcomes(wires(await within(first))) == ["accepted"]
-    (conflict,) = wires(await within(second))
+    assert outcomes(as_json(await within(first))) == ["accepted"]
+    (conflict,) = as_json(await within(second))
     assert outcomes([conflict]) == ["conflict"]
     assert (conflict["currentRecord"]["version"], conflict["currentRecord"]["amount"]) == (
         2,
@@ -90,7 +90,7 @@ async def test_p3_an_event_committed_while_its_twin_waits_for_the_lock_is_a_dupl
     second = node.send("ann", lunch)
     await elsewhere.someone_waits()
     halt.release()
-    (original,), (again,) = wires(await within(first)), wires(await within(second))
+    (original,), (again,) = as_json(await within(first)), as_json(await within(second))
     assert again == {**original, "duplicate": True}
     assert (budget_id, 2) in other.delivered
     assert (budget_id, 2) not in node.delivered
@@ -114,13 +114,13 @@ async def test_p2_of_two_nodes_that_create_one_budget_one_wins(
     second = node.send("ann", mine, expense(budget_id))
     await elsewhere.someone_waits()  # in the insert
     halt.release(None if end == "commits" else OverflowError("a defect"))
-    answer = outcomes(wires(await within(second)))
+    answer = outcomes(as_json(await within(second)))
     if end == "fails":
         with pytest.raises(OverflowError):
             await first
         assert answer == ["accepted", "accepted"]
     else:
-        assert outcomes(wires(await within(first))) == ["accepted"]
+        assert outcomes(as_json(await within(first))) == ["accepted"]
         assert answer == (["duplicate", "accepted"] if theirs is mine else ["BUDGET_EXISTS"])
     log = await elsewhere.log(budget_id)
     assert [sequence for _, sequence, _ in log] == list(range(1, len(log) + 1))
@@ -145,7 +145,7 @@ async def test_new_budgets_are_inserted_in_id_order(node: Node, elsewhere: Elsew
     for budget_id in budget_ids[1:]:
         await elsewhere.execute(insert, budget_id)  # nothing is in its way
     await transaction.rollback()
-    assert outcomes(wires(await within(answer))) == ["accepted"] * 12
+    assert outcomes(as_json(await within(answer))) == ["accepted"] * 12
 
 
 async def test_budgets_are_locked_in_id_order(node: Node, elsewhere: Elsewhere) -> None:
@@ -160,7 +160,7 @@ async def test_budgets_are_locked_in_id_order(node: Node, elsewhere: Elsewhere) 
             ) free
         """
         assert await elsewhere.fetchval(free, budget_ids[1:]) == 11
-    assert outcomes(wires(await within(answer))) == ["accepted"] * 12
+    assert outcomes(as_json(await within(answer))) == ["accepted"] * 12
 
 
 # A budget locked elsewhere.
@@ -174,12 +174,12 @@ async def test_a_budget_locked_elsewhere_holds_up_nobody_else(
         waiting = node.send("ann", edit(held, 1, title="Held"))
         free = [node.send("ann", edit(budget_id, 1, title="Free")) for budget_id in others]
         for answer in free:  # of the same batch
-            assert outcomes(wires(await within(answer))) == ["accepted"]
+            assert outcomes(as_json(await within(answer))) == ["accepted"]
         for budget_id in others:  # and later ones
             assert outcomes(await node.told("ann", edit(budget_id, 2))) == ["accepted"]
         await elsewhere.someone_waits()
         assert not waiting.done()
-    assert outcomes(wires(await within(waiting))) == ["accepted"]
+    assert outcomes(as_json(await within(waiting))) == ["accepted"]
 
 
 async def test_p4_a_budget_locked_for_too_long_is_busy(
@@ -222,17 +222,17 @@ async def test_p4_p8_many_budgets_locked_elsewhere_are_busy_in_bounded_time(
         answers = [node.send("ann", edit(budget_id, 1)) for budget_id in held]
         await elsewhere.someone_waits()
         node.log.before_lock = nothing
-        assert {tuple(outcomes(wires(answer.result()))) for answer in refused} == {("BUSY",)}
+        assert {tuple(outcomes(as_json(answer.result()))) for answer in refused} == {("BUSY",)}
         done, waiting = await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
         while len(done) < 3:
             more, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             done |= more
         for answer in done:
-            assert outcomes(wires(answer.result())) == ["BUSY"]
+            assert outcomes(as_json(answer.result())) == ["BUSY"]
         assert outcomes(await node.told("ann", edit(free, 1))) == ["accepted"]
         assert len(waiting) == 2 and not any(answer.done() for answer in waiting)
     for answer in waiting:
-        assert outcomes(wires(await within(answer))) == ["accepted"]
+        assert outcomes(as_json(await within(answer))) == ["accepted"]
 
 
 async def test_a_budget_being_created_elsewhere_holds_up_nobody_else(
@@ -248,10 +248,10 @@ async def test_a_budget_being_created_elsewhere_holds_up_nobody_else(
     second = node.send("ann", create(budget_id))
     free = [node.send("ann", edit(each, 1)) for each in others]
     for answer in free:
-        assert outcomes(wires(await within(answer))) == ["accepted"]
-    assert outcomes(wires(await within(second))) == ["BUSY"]
+        assert outcomes(as_json(await within(answer))) == ["accepted"]
+    assert outcomes(as_json(await within(second))) == ["BUSY"]
     halt.release()
-    assert outcomes(wires(await within(first))) == ["accepted"]
+    assert outcomes(as_json(await within(first))) == ["accepted"]
 
 
 async def test_p2_order_within_a_budget_is_kept_when_its_first_submission_had_to_wait(
@@ -264,7 +264,7 @@ async def test_p2_order_within_a_budget_is_kept_when_its_first_submission_had_to
         answers += [node.send("ann", edit(budget_id, version)) for version in (3, 4)]
         bystander = await node.new_budget()  # a batch later
         answers += [node.send("ann", edit(budget_id, version)) for version in (5, 6)]
-    verdicts = [wires(await within(answer))[0] for answer in answers]
+    verdicts = [as_json(await within(answer))[0] for answer in answers]
     assert outcomes(verdicts) == ["accepted"] * 6
     assert [verdict["sequence"] for verdict in verdicts] == [2, 3, 4, 5, 6, 7]
     assert [at for at in node.delivered if at[0] != bystander] == [
@@ -286,7 +286,7 @@ async def test_p2_nothing_overtakes_a_submission_that_is_set_apart(
     assert not second.done()
     halt.release()
     for answer in (first, second):
-        assert outcomes(wires(await within(answer))) == ["accepted"]
+        assert outcomes(as_json(await within(answer))) == ["accepted"]
 
 
 async def test_p2_nothing_overtakes_a_submission_that_is_still_queued(node: Node) -> None:
@@ -300,7 +300,7 @@ async def test_p2_nothing_overtakes_a_submission_that_is_still_queued(node: Node
     assert not any(answer.done() for answer in answers)
     halt.release()
     for answer in answers:
-        assert set(outcomes(wires(await within(answer)))) == {"accepted"}
+        assert set(outcomes(as_json(await within(answer)))) == {"accepted"}
 
 
 async def test_p2_a_waiting_submission_keeps_its_other_budgets_in_order_too(
@@ -315,7 +315,7 @@ async def test_p2_a_waiting_submission_keeps_its_other_budgets_in_order_too(
         # Not even the free budget goes ahead: under `stop` the held one's verdict comes first.
         assert [at for at in await elsewhere.log(shared) if at[1] > 1] == []
     for answer in (both, after, later):
-        assert set(outcomes(wires(await within(answer)))) == {"accepted"}
+        assert set(outcomes(as_json(await within(answer)))) == {"accepted"}
 
 
 async def test_stop_waits_for_a_held_budget_before_it_touches_the_next(
@@ -330,7 +330,7 @@ async def test_stop_waits_for_a_held_budget_before_it_touches_the_next(
     await elsewhere.someone_waits()
     halt.release()
     await within(winner)
-    assert outcomes(wires(await within(answer))) == ["accepted", "conflict"]
+    assert outcomes(as_json(await within(answer))) == ["accepted", "conflict"]
     assert len(await elsewhere.log(free)) == 2
 
 
@@ -354,7 +354,7 @@ async def test_a_poison_event_is_isolated_and_the_rest_of_its_batch_accepted(
     lines.insert(place, ("ann", edit(budget_id, 1, title="poison")))
     with capture_logs() as logs:
         answers = [node.send(user, line) for user, line in lines]
-        verdicts = [wires(await within(answer))[0] for answer in answers]
+        verdicts = [as_json(await within(answer))[0] for answer in answers]
     expected = ["accepted"] * 7
     expected[place] = "INTERNAL_SERVER_ERROR"
     assert outcomes(verdicts) == expected
@@ -380,7 +380,7 @@ async def test_stop_holds_across_a_split(
     with capture_logs():
         beside = node.send("ann", expense(budget_ids[0]))
         verdicts = await node.told("ann", *batch, mode=mode)
-        assert outcomes(wires(await within(beside))) == ["accepted"]
+        assert outcomes(as_json(await within(beside))) == ["accepted"]
     expected = ["accepted"] * 6
     expected[place] = "INTERNAL_SERVER_ERROR"
     if mode == "stop":
@@ -410,7 +410,7 @@ async def test_stop_holds_across_a_split_and_a_held_budget(
             halt.release()
             await elsewhere.someone_waits()
             assert len(await elsewhere.log(free)) == 1  # not ahead of the first half
-        verdicts = wires(await within(answer))
+        verdicts = as_json(await within(answer))
     assert outcomes(verdicts) == ["accepted"] * 3 + ["INTERNAL_SERVER_ERROR"]
 
 
@@ -433,7 +433,7 @@ async def test_p2_order_within_a_budget_is_kept_across_a_split_and_two_held_budg
         async with elsewhere.holding(one, two):
             halt.release()
             await elsewhere.someone_waits()
-        verdicts = [outcomes(wires(await within(answer))) for answer in answers]
+        verdicts = [outcomes(as_json(await within(answer))) for answer in answers]
     assert verdicts == [["accepted"], ["INTERNAL_SERVER_ERROR"], ["accepted"], ["accepted"] * 2]
 
 
@@ -449,7 +449,7 @@ async def test_p4_a_connection_killed_before_commit_is_retried(
     await halt.reached()
     await elsewhere.kill_who_is("idle in transaction")
     halt.release()
-    assert outcomes(wires(await within(answer))) == ["accepted"]
+    assert outcomes(as_json(await within(answer))) == ["accepted"]
     assert len(await elsewhere.log(budget_id)) == 2
     assert node.delivered == [(budget_id, 1), (budget_id, 2)]
 
@@ -480,7 +480,7 @@ async def test_p4_a_connection_killed_in_commit_is_retried(
     await elsewhere.someone_waits()
     await elsewhere.kill_who_is("active")
     await elsewhere.execute("SELECT pg_advisory_unlock(7)")
-    assert outcomes(wires(await within(answer))) == ["accepted"]
+    assert outcomes(as_json(await within(answer))) == ["accepted"]
     assert len(await elsewhere.log(budget_id)) == 2
     assert node.delivered == [(budget_id, 1), (budget_id, 2)]
 
@@ -503,7 +503,7 @@ async def test_p4_a_commit_whose_answer_was_lost_is_our_own_and_no_duplicate(
         node.send("ann", twin),
         node.send("ann", twin),  # in the same batch, once more
     ]
-    verdicts = [outcomes(wires(await within(answer))) for answer in answers]
+    verdicts = [outcomes(as_json(await within(answer))) for answer in answers]
     assert verdicts == [["duplicate"], ["accepted", "conflict"], ["accepted"], ["duplicate"]]
     assert [at[1:] for at in await elsewhere.log(budget_id)][2:] == [
         (3, first["eventId"]),
@@ -525,7 +525,7 @@ async def test_p4_what_our_lost_commit_left_is_ours_also_after_waiting_for_anoth
     async with elsewhere.holding(budget_id):
         halt.release(ANSWER_LOST)
         await elsewhere.someone_waits()
-    assert outcomes(wires(await within(answer))) == ["accepted"]
+    assert outcomes(as_json(await within(answer))) == ["accepted"]
     assert node.delivered == [(budget_id, 1), (budget_id, 2)]
     assert outcomes(await node.told("ann", line)) == ["duplicate"]
 
@@ -547,7 +547,7 @@ async def test_p4_what_our_lost_commit_left_is_ours_also_after_a_split(
         other = await nodes()
         await other.made("ann", edit(budget_id, 1))
         halt.release(ANSWER_LOST)
-        verdicts = [outcomes(wires(await within(answer)))[0] for answer in answers]
+        verdicts = [outcomes(as_json(await within(answer)))[0] for answer in answers]
     assert verdicts == ["accepted", "INTERNAL_SERVER_ERROR"]
     assert node.delivered == [(budget_id, 1), (budget_id, 2)]
     assert len(await elsewhere.log(budget_id)) == 3
@@ -568,7 +568,7 @@ async def test_p4_a_commit_that_failed_for_certain_is_no_one_elses_duplicate(
     await elsewhere.kill_who_is("idle in transaction")
     (original,) = await other.made("ann", line)
     halt.release()
-    (verdict,) = wires(await within(answer))
+    (verdict,) = as_json(await within(answer))
     verdict.pop("duplicate", None)
     assert verdict == original
     assert len(await elsewhere.log(budget_id)) == 2
@@ -616,7 +616,7 @@ async def test_p10_a_short_absence_of_postgres_is_not_noticed(
 
         await eventually(tried_in_vain)
         await proxy.heal()
-        assert outcomes(wires(await within(answer))) == ["accepted"]
+        assert outcomes(as_json(await within(answer))) == ["accepted"]
 
 
 async def test_p10_while_postgres_has_no_room_events_are_unavailable_and_none_is_blamed(
@@ -740,12 +740,12 @@ async def test_p8_a_full_queue_is_busy_at_once(
     full = node.send("ann", expense(budget_id), expense(budget_id))
     each = node.send("ann", expense(budget_id), expense(budget_id), mode="each")
     assert (full.done(), each.done()) == (True, True)
-    (verdict,) = wires(await full)
+    (verdict,) = as_json(await full)
     assert (verdict["error"]["message"], verdict["error"]["retryable"]) == ("BUSY", True)
-    assert outcomes(wires(await each)) == ["BUSY", "BUSY"]
+    assert outcomes(as_json(await each)) == ["BUSY", "BUSY"]
     queued.append(node.send("ann", expense(budget_id)))  # there is room for one
     for answer in queued:
-        assert set(outcomes(wires(await within(answer)))) == {"accepted"}
+        assert set(outcomes(as_json(await within(answer)))) == {"accepted"}
     await node.made("ann", *[expense(budget_id) for _ in range(5)])  # and again for five
     assert len(await elsewhere.log(budget_id)) == 11
 
@@ -762,7 +762,7 @@ async def test_a_frozen_hub_holds_a_row_for_a_moment_only(
     await halt.reached()
     assert outcomes(await node.told("ann", edit(budget_id, 1, title="Quick"))) == ["accepted"]
     halt.release()  # it wakes up, finds its connection gone, and decides afresh
-    assert outcomes(wires(await within(stuck))) == ["conflict"]
+    assert outcomes(as_json(await within(stuck))) == ["conflict"]
     assert len(await elsewhere.log(budget_id)) == 2
 
 
@@ -820,7 +820,7 @@ async def test_events_that_arrive_during_a_commit_are_the_next_batch(nodes: Node
     assert log.transactions == before + 1
     halt.release()
     for answer in (first, *rest):
-        assert outcomes(wires(await within(answer))) == ["accepted"]
+        assert outcomes(as_json(await within(answer))) == ["accepted"]
     assert log.transactions == before + 2
 
 
@@ -974,7 +974,7 @@ async def acknowledged_in_time(
     in_time = True
     answers = [node.send("ann", expense(budget_id)) for budget_id in budget_ids]
     for answer in asyncio.as_completed(answers):
-        (verdict,) = wires(await within(answer))
+        (verdict,) = as_json(await within(answer))
         said = verdict["budgetId"], verdict["sequence"], verdict["eventId"]
         in_time &= said in await elsewhere.log(verdict["budgetId"])
     return in_time
@@ -997,7 +997,7 @@ async def test_p1_nothing_is_said_while_commit_has_not_returned(
     assert not answer.done()
     assert node.delivered == [(budget_id, 1)]
     await elsewhere.execute("SELECT pg_advisory_unlock(7)")
-    assert outcomes(wires(await within(answer))) == ["accepted"]
+    assert outcomes(as_json(await within(answer))) == ["accepted"]
 
 
 # Two nodes under contention.
@@ -1010,7 +1010,7 @@ class Writer:
         self.name = name
         self._node = node
         self._budget_ids = budget_ids
-        self.verdicts: list[Wire] = []
+        self.verdicts: list[Json] = []
 
     async def write(self, times: int) -> Self:
         versions = dict.fromkeys(self._budget_ids, 1)
@@ -1024,7 +1024,7 @@ class Writer:
         return self
 
 
-def faults_of(log: Sequence[Wire], verdicts: Sequence[Wire]) -> list[str]:
+def faults_of(log: Sequence[Json], verdicts: Sequence[Json]) -> list[str]:
     """What is wrong with one budget's log and with what its writers heard. Each contested version
     is won exactly once; accepted is in the log, once, and nothing else is."""
     faults = []
@@ -1043,7 +1043,7 @@ def faults_of(log: Sequence[Wire], verdicts: Sequence[Wire]) -> list[str]:
     return faults
 
 
-async def stream_of(node: Node, budget_id: BudgetId) -> list[Wire]:
+async def stream_of(node: Node, budget_id: BudgetId) -> list[Json]:
     page = await node.log.page(budget_id, None, 0, INTEGER_MAX, 10_000)
     assert page is not None
     return [orjson.loads(each.event) for each in page.events]
@@ -1121,7 +1121,7 @@ def test_a_good_history_has_no_faults() -> None:
         ),
     ],
 )
-def test_a_planted_fault_is_found(log: list[Wire], verdicts: list[Wire], fault: str) -> None:
+def test_a_planted_fault_is_found(log: list[Json], verdicts: list[Json], fault: str) -> None:
     assert fault in faults_of(log, verdicts)
 
 

@@ -51,14 +51,14 @@ from tests.model import (
     PARTICIPANTS_MAX,
     TYPES,
     USERS,
+    Json,
     Model,
-    Wire,
     author,
     changed,
     comparable,
+    json_event,
     made,
     membership,
-    wire_event,
 )
 
 NOW_MS = 1_800_000_000_000
@@ -70,11 +70,11 @@ class Batch(NamedTuple):
     """A submission. `requested`: its only event is one that the server makes, of membership."""
 
     user: UserId
-    events: list[Wire]
+    events: list[Json]
     mode: Mode = "stop"
     requested: bool = False
 
-    def put_to(self, model: Model) -> list[Wire]:
+    def put_to(self, model: Model) -> list[Json]:
         if self.requested:
             return [model.make(self.user, self.events[0])]
         return model.submit(self.user, self.events, self.mode)
@@ -89,7 +89,7 @@ class Bench:
         self._numbers = itertools.count(1)
         self.now_ms = NOW_MS
         self.log = PostgresLog(database)
-        self.delivered: dict[BudgetId, list[Wire]] = {}
+        self.delivered: dict[BudgetId, list[Json]] = {}
         self._nodes = [
             Committer(self.log, self._deliver, now_ms=lambda: self.now_ms, jitter=lambda: 0.0)
             for _ in range(2)
@@ -106,7 +106,7 @@ class Bench:
     ) -> None:
         self.delivered.setdefault(budget_id, []).extend(orjson.loads(row.event) for row in rows)
 
-    async def submit(self, batches: Sequence[Batch], node: int = 0) -> list[list[Wire]]:
+    async def submit(self, batches: Sequence[Batch], node: int = 0) -> list[list[Json]]:
         """The verdicts of batches that arrive at a node in one turn of its loop."""
         answers = [
             self._nodes[node].submit(
@@ -130,14 +130,14 @@ class Bench:
     ) -> Page | None:
         return await self.log.page(budget_id, user, after, INTEGER_MAX, limit)
 
-    async def stream(self, budget_id: BudgetId) -> list[Wire]:
+    async def stream(self, budget_id: BudgetId) -> list[Json]:
         page = await self.page(budget_id, None, 0, 10_000)
         return [orjson.loads(event.event) for event in page.events] if page else []
 
-    async def snapshot(self, budget_id: BudgetId, user: UserId) -> Wire | str:
+    async def snapshot(self, budget_id: BudgetId, user: UserId) -> Json | str:
         """Without `logId`; the code where the user may not have it."""
         try:
-            snapshot: Wire = orjson.loads(
+            snapshot: Json = orjson.loads(
                 (await Snapshots(self._database, 1).read(budget_id, user)).text
             )
         except HubError as error:
@@ -145,7 +145,7 @@ class Bench:
         del snapshot["logId"]
         return snapshot
 
-    async def members(self, budget_id: BudgetId) -> dict[UserId, Wire]:
+    async def members(self, budget_id: BudgetId) -> dict[UserId, Json]:
         """Who takes part and who did, as the model has them."""
         async with self._database.reading() as connection:
             rows = await connection.fetch(
@@ -164,7 +164,7 @@ class Bench:
         """What `budget-hub verify` says of everything that was done here."""
         return [str(found) async for found in verify(self._database, None, lambda _: None)]
 
-    async def tables(self, budget_id: BudgetId) -> dict[str, tuple[Wire, int]]:
+    async def tables(self, budget_id: BudgetId) -> dict[str, tuple[Json, int]]:
         """Id → record and the sequence of its last change, tombstones included."""
         async with self._database.reading() as connection:
             rows = await connection.fetch(
@@ -214,8 +214,8 @@ class EngineMachine(RuleBasedStateMachine):
         self.model = Model(NOW_MS, PARTICIPANTS_MAX)
         bench.now_ms = NOW_MS
         self.budget_ids = [bench.new_id() for _ in range(3)]
-        self.sent: list[tuple[UserId, Wire]] = []
-        self.requested: list[tuple[UserId, Wire]] = []
+        self.sent: list[tuple[UserId, Json]] = []
+        self.requested: list[tuple[UserId, Json]] = []
 
     @initialize(data=st.data())
     def begin(self, data: st.DataObject) -> None:
@@ -272,7 +272,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def drawn(self, data: st.DataObject) -> Batch:
         mode: Mode = data.draw(MODES, label="mode")
-        batch: list[Wire] = []
+        batch: list[Json] = []
         user = None
         for _ in range(data.draw(st.integers(1, 6), label="events")):
             if self.sent and data.draw(st.integers(0, 6), label="again?") == 6:
@@ -281,7 +281,7 @@ class EngineMachine(RuleBasedStateMachine):
                 user = user or user_then
             else:
                 event_id = self.new_id(data)
-                event = data.draw(wire_event(self.model, self.budget_ids, event_id), label="event")
+                event = data.draw(json_event(self.model, self.budget_ids, event_id), label="event")
                 user = user or data.draw(author(self.model, event), label="user")
             batch.append(event)
             self.sent.append((user, event))
@@ -384,9 +384,9 @@ def a_history_and_its_snapshots(bench: Bench, data: st.DataObject) -> None:
     """One budget through about 60 events, one at a time, and its snapshot after each."""
     model = Model(NOW_MS, PARTICIPANTS_MAX)
     budget_id = bench.new_id()
-    snapshots: list[Wire] = []
+    snapshots: list[Json] = []
 
-    def take(event: Wire, user: UserId = "ann") -> None:
+    def take(event: Json, user: UserId = "ann") -> None:
         event = {**event, "eventId": bench.new_id(), "budgetId": budget_id}
         batch = Batch(user, [event], requested=event["eventType"] in (JOINS, LEAVES))
         bench.now_ms = model.now_ms = model.now_ms + 1
@@ -403,7 +403,7 @@ def a_history_and_its_snapshots(bench: Bench, data: st.DataObject) -> None:
     take({"eventType": LEAVES, "recordId": "ben", "when": 10})  # ann removes him
     assert model.books[budget_id].active == ["ann", "cyd"]
     while len(snapshots) < 60:
-        event = data.draw(wire_event(model, [budget_id], ""))
+        event = data.draw(json_event(model, [budget_id], ""))
         if event["eventType"] != "budget.delete":
             take(event)
     end = {"eventType": "budget.delete", "version": snapshots[-1]["version"], "when": 1}
@@ -425,7 +425,7 @@ def a_history_and_its_snapshots(bench: Bench, data: st.DataObject) -> None:
     assert from_the_start.difference(replica) is None
 
 
-EVERY_TYPE: list[Wire] = [
+EVERY_TYPE: list[Json] = [
     {"eventType": "budget.create", "title": "Home", "when": 1},
     {"eventType": "budget.edit", "version": 1, "details": "Flat 3", "when": 2},
     {"eventType": "category.add", "name": "Food", "allocate": "200", "when": 3},

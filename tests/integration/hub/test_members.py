@@ -26,15 +26,15 @@ from tests.racing import (
     NOW_MS,
     Elsewhere,
     Halt,
+    Json,
     Node,
     Nodes,
-    Wire,
+    as_json,
     create,
     edit,
     new_id,
     once,
     outcomes,
-    wires,
     within,
 )
 
@@ -72,7 +72,7 @@ def requested(
 
 
 async def outcome(answer: Awaitable[list[Verdict]]) -> str:
-    [verdict] = outcomes(wires(await within(answer)))
+    [verdict] = outcomes(as_json(await within(answer)))
     return verdict
 
 
@@ -84,7 +84,7 @@ async def a_budget(node: Node, *users: UserId) -> BudgetId:
     return budget_id
 
 
-async def log_of(elsewhere: Elsewhere, budget_id: BudgetId) -> list[Wire]:
+async def log_of(elsewhere: Elsewhere, budget_id: BudgetId) -> list[Json]:
     rows = await elsewhere.connection.fetch(
         "SELECT event FROM accepted_events WHERE budget_id = $1 ORDER BY sequence", budget_id
     )
@@ -102,7 +102,7 @@ async def participants(elsewhere: Elsewhere, budget_id: BudgetId) -> dict[UserId
     }
 
 
-def told_by(log: Sequence[Wire]) -> dict[UserId, str]:
+def told_by(log: Sequence[Json]) -> dict[UserId, str]:
     """How each of them stands, by the log."""
     standing = {log[0]["actorId"]: "in"}
     for event in log:
@@ -114,7 +114,7 @@ def told_by(log: Sequence[Wire]) -> dict[UserId, str]:
     return standing
 
 
-async def agrees(elsewhere: Elsewhere, database: Database, budget_id: BudgetId) -> list[Wire]:
+async def agrees(elsewhere: Elsewhere, database: Database, budget_id: BudgetId) -> list[Json]:
     """The log, after it was seen to be dense and to make what stands in the tables."""
     log = await log_of(elsewhere, budget_id)
     assert [event["sequence"] for event in log] == list(range(1, len(log) + 1))

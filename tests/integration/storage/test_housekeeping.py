@@ -14,7 +14,7 @@ from hub.errors import StoreDown
 from storage.postgres import housekeeping
 from storage.postgres.database import SESSION, Database
 from storage.postgres.housekeeping import (
-    CLOSURES_KEPT_S,
+    CLOSED_ACCOUNTS_KEPT_S,
     DELETIONS,
     FAMILIES_KEPT_S,
     INVITES_KEPT_S,
@@ -42,7 +42,7 @@ INSERT INTO refresh_families (id, user_id, rotated_at, expires_at)
 SELECT gen_random_uuid(), 'ann', now(), now() - make_interval(secs => $1 - $2::float8 * n / 1000)
 FROM generate_series(1, $3) n
 """
-CLOSURES = """
+CLOSED_ACCOUNTS = """
 INSERT INTO closed_accounts (user_id, closed_at, settled)
 SELECT gen_random_uuid(), now() - make_interval(secs => $1 - $2::float8 * n / 1000), true
 FROM generate_series(1, $3) n
@@ -50,7 +50,7 @@ FROM generate_series(1, $3) n
 TABLES = {
     "invites": (INVITES, INVITES_KEPT_S),
     "refresh_families": (FAMILIES, FAMILIES_KEPT_S),
-    "closed_accounts": (CLOSURES, CLOSURES_KEPT_S),
+    "closed_accounts": (CLOSED_ACCOUNTS, CLOSED_ACCOUNTS_KEPT_S),
 }
 MINUTE_MS = 60_000
 
@@ -188,7 +188,7 @@ async def test_an_index_finds_what_goes(database: Database, database_url: str) -
         for name, statement, _ in DELETIONS:
             await _by_index(now, name, statement, [1_000])
         await _by_index(now, "since", READ_SINCE, ["ann", 1_000])
-        await _by_index(now, "unsettled", READ_UNCLEARED, [1_000])
+        await _by_index(now, "uncleared", READ_UNCLEARED, [1_000])
         assert CLOSE.count("ON CONFLICT (user_id)") == 1  # the primary key
     finally:
         await now.close()

@@ -23,7 +23,7 @@ from hub.budget.events import (
     parse_event,
 )
 from hub.errors import Code, HubError
-from tests.model import JOINS, LEAVES, TYPES, Wire, made, normalised
+from tests.model import JOINS, LEAVES, TYPES, Json, made, normalised
 
 EVENT = "00000000-0000-4000-8000-00000000000a"
 BUDGET = "00000000-0000-4000-8000-00000000000b"
@@ -35,7 +35,7 @@ HEAD = {"eventId": EVENT, "budgetId": BUDGET, "when": 1_700_000_000_000}
 # One event of each type, and its content hash, made on the command line (P3: a hash that stands in
 # a log must mean the same in every later version of the code):
 #   printf '%s' '["budget.delete","<budget id>",1700000000000,2,{}]' | sha256sum
-EXAMPLES: list[tuple[Wire, str]] = [
+EXAMPLES: list[tuple[Json, str]] = [
     (
         {"eventType": "budget.create", "title": "Home", "currency": "EUR"},
         "40bde9583943376e1375e36bbd9ae5f6bc538cf9a1bc27d06b61554c056615b6",
@@ -80,7 +80,7 @@ EXAMPLES: list[tuple[Wire, str]] = [
         "94fb6755fbada0c49e6d0391a2d2b1417a75d012675cd5df2bedb7b2dae3eee4",
     ),
 ]
-MADE_BY_THE_SERVER: list[tuple[Wire, str]] = [
+MADE_BY_THE_SERVER: list[tuple[Json, str]] = [
     (
         {"eventType": "participant.add", "recordId": "ann"},
         "422e552ab3e6f9279f07af9e7ef05532254d424f05bb0426785e30032002ed40",
@@ -90,24 +90,24 @@ MADE_BY_THE_SERVER: list[tuple[Wire, str]] = [
         "bc1b1c2e7a9ab94153c03dc53168610e8943887e2f12bb402e62a48782f6adfe",
     ),
 ]
-EXAMPLE: Mapping[str, Wire] = {wire["eventType"]: {**HEAD, **wire} for wire, _ in EXAMPLES}
+EXAMPLE: Mapping[str, Json] = {wire["eventType"]: {**HEAD, **wire} for wire, _ in EXAMPLES}
 unhurried = settings(deadline=None)  # the machine may be busy
 OF_EACH_TYPE = pytest.mark.parametrize("event_type", EXAMPLE)
 
 
-def valid(wire: Wire) -> Event:
+def valid(wire: Json) -> Event:
     event = parse_event(wire)
     assert isinstance(event, Event), event
     return event
 
 
-def invalid(wire: Wire) -> Invalid:
+def invalid(wire: Json) -> Invalid:
     event = parse_event(wire)
     assert isinstance(event, Invalid), event
     return event
 
 
-def expense(**fields: Any) -> Wire:
+def expense(**fields: Any) -> Json:
     return {**EXAMPLE["expense.add"], **fields}
 
 
@@ -431,7 +431,7 @@ def test_whatever_is_sent_is_parsed_or_refused(value: object) -> None:
     ),
     st.sets(st.sampled_from([*HEAD, "eventType", "recordId", "version", "amount"]), max_size=1),
 )
-def test_shapes_are_what_the_model_says(event_type: str, changes: Wire, without: set[str]) -> None:
+def test_shapes_are_what_the_model_says(event_type: str, changes: Json, without: set[str]) -> None:
     """Every event near a good one, against the second reading of the design in `tests.model`."""
     wire = {**EXAMPLE[event_type], **changes}
     wire = {name: value for name, value in wire.items() if name not in without}
@@ -486,14 +486,14 @@ def test_anything_else_wrong_is_that_events_own() -> None:
 
 
 @pytest.mark.parametrize(("wire", "expected"), EXAMPLES, ids=list(EXAMPLE))
-def test_p3_content_hashes_computed_by_hand(wire: Wire, expected: str) -> None:
+def test_p3_content_hashes_computed_by_hand(wire: Json, expected: str) -> None:
     event = valid({**HEAD, **wire})
     assert content_hash(event).hex() == content_hash(event, 1).hex() == expected
 
 
 @pytest.mark.parametrize(("wire", "expected"), MADE_BY_THE_SERVER, ids=[JOINS, LEAVES])
 def test_p3_content_of_what_the_server_makes_is_who_when_and_what(
-    wire: Wire, expected: str
+    wire: Json, expected: str
 ) -> None:
     """Computed by hand, too. What the server adds from its settings is no content."""
     event = made({**HEAD, **wire}, participants_max=10)
@@ -539,7 +539,7 @@ _EDITED = st.fixed_dictionaries(
 
 @unhurried
 @given(_EDITED, _EDITED)
-def test_p3_equal_content_is_equal_hash(first: Wire, second: Wire) -> None:
+def test_p3_equal_content_is_equal_hash(first: Json, second: Json) -> None:
     one, other = (valid({**EXAMPLE["expense.edit"], **fields}) for fields in (first, second))
     assert isinstance(one, ExpenseEdit)
     assert (one.named() == other.named()) == (content_hash(one) == content_hash(other))

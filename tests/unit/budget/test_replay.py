@@ -13,7 +13,7 @@ from hub.budget.records import UserId
 from hub.budget.replay import Member, ReplayError, Replica
 from hub.budget.rules import BudgetState, Change, decide
 from tests.history import Author
-from tests.model import JOINS, LEAVES, Wire, made
+from tests.model import JOINS, LEAVES, Json, made
 
 BUDGET = "00000000-0000-4000-8000-00000000000b"
 FOREIGN_BUDGET = "00000000-0000-4000-8000-0000000000bb"
@@ -153,7 +153,7 @@ def test_whatever_the_rules_allow_of_membership_is_rebuilt_too(seed: int) -> Non
         else:
             actor, event_type = chance.choice(USERS), chance.choice([JOINS, LEAVES])
             user = actor if event_type == JOINS else chance.choice([actor, *USERS])
-            wire: Wire = {"eventId": f"{EVENT[:-3]}{number:04x}", "eventType": event_type}
+            wire: Json = {"eventId": f"{EVENT[:-3]}{number:04x}", "eventType": event_type}
             wire |= {"budgetId": BUDGET, "recordId": user, "when": number}
             change = story.decide(actor, made(wire, participants_max=3))
             assert change is None or change.row.version is None

@@ -28,14 +28,14 @@ from tests.model import (
     LEAVES,
     PARTICIPANTS_MAX,
     USERS,
+    Json,
     Model,
-    Wire,
     author,
     changed,
     comparable,
+    json_event,
     made,
     membership,
-    wire_event,
 )
 
 NOW_MS = 1_800_000_000_000
@@ -117,15 +117,15 @@ def digest_of(state: BudgetState) -> int:
     return sum(record.fingerprinted().fingerprint for record in live(state)) % 2**64
 
 
-def streamed(change: Change) -> Wire:
-    event: Wire = orjson.loads(change.row.event)
+def streamed(change: Change) -> Json:
+    event: Json = orjson.loads(change.row.event)
     return event
 
 
 # The order of the checks. For each type of event one that is accepted in `world()`; then every way
 # to spoil it, and every two of them at once: the one that is checked first decides.
 
-ACCEPTED: Mapping[str, Wire] = {
+ACCEPTED: Mapping[str, Json] = {
     "budget.edit": {"version": 1, "title": "Casa"},
     "budget.delete": {"version": 1},
     "category.add": {"recordId": UNKNOWN, "name": "Fun", "allocate": "5"},
@@ -148,7 +148,7 @@ class Flaw(NamedTuple):
     rank: float
     expected: str
     spot: str
-    fields: Wire = {}
+    fields: Json = {}
     actor: str = "ann"
     types: list[str] = list(ACCEPTED)
 
@@ -327,7 +327,7 @@ def test_p3_the_original_verdict_stands_whatever_happened_since(later: str) -> N
         pytest.param({"colour": "red", "event": "x"}, id="fields nobody knows"),
     ],
 )
-def test_p3_content_is_compared_after_normalisation(same: Wire) -> None:
+def test_p3_content_is_compared_after_normalisation(same: Json) -> None:
     state = world()
     original = original_of(state)
     assert told(state, "ben", "expense.edit", **EDIT | same) == original._replace(duplicate=True)
@@ -344,7 +344,7 @@ def test_p3_content_is_compared_after_normalisation(same: Wire) -> None:
         pytest.param({"recordId": EATEN}, id="another record"),
     ],
 )
-def test_p3_other_content_under_the_same_id_is_refused(other: Wire) -> None:
+def test_p3_other_content_under_the_same_id_is_refused(other: Json) -> None:
     state = world()
     original_of(state)
     verdict = told(state, "ben", "expense.edit", **EDIT | other)
@@ -1002,7 +1002,7 @@ def test_p3_a_membership_event_is_known_by_its_id_for_ever(event_type: str, late
     ],
 )
 def test_p3_another_membership_event_under_the_same_id_is_refused(
-    actor: str, event_type: str, user: str, fields: Wire, expected: Code
+    actor: str, event_type: str, user: str, fields: Json, expected: Code
 ) -> None:
     state = house()
     joins(state, "zoe", eventId=FRESH)
@@ -1096,15 +1096,15 @@ class Engine:
         self.states: dict[str, BudgetState] = {}
         self.now_ms = NOW_MS
 
-    def submit(self, user: str, wires: list[Wire], mode: str) -> list[Wire]:
+    def submit(self, user: str, wires: list[Json], mode: str) -> list[Json]:
         return self._decide(user, map(parse_event, wires), mode)
 
-    def make(self, actor: str, wire: Wire) -> Wire:
+    def make(self, actor: str, wire: Json) -> Json:
         [verdict] = self._decide(actor, [made(wire, PARTICIPANTS_MAX)], "stop")
         return verdict
 
-    def _decide(self, user: str, events: Iterable[Submitted], mode: str) -> list[Wire]:
-        verdicts: list[Wire] = []
+    def _decide(self, user: str, events: Iterable[Submitted], mode: str) -> list[Json]:
+        verdicts: list[Json] = []
         for event in events:
             budget_id = event.budget_id if isinstance(event, Event) else ""
             state = self.states.get(budget_id or "") or BudgetState()
@@ -1149,7 +1149,7 @@ def test_every_history_is_decided_as_the_model_says(data: st.DataObject) -> None
     and who takes part."""
     budget_ids = [f"00000000-0000-4000-8000-0000000000b{n}" for n in range(3)]
     model, engine = Model(NOW_MS, PARTICIPANTS_MAX), Engine()
-    sent: list[tuple[str, Wire]] = []
+    sent: list[tuple[str, Json]] = []
     for number in range(data.draw(st.integers(1, 60), label="steps")):
         engine.now_ms = model.now_ms = NOW_MS + number
         event_id = f"00000000-0000-4000-9000-{number:012x}"
@@ -1161,7 +1161,7 @@ def test_every_history_is_decided_as_the_model_says(data: st.DataObject) -> None
         elif model.books and data.draw(st.integers(0, 4), label="membership?") == 4:
             user, event = data.draw(membership(model, budget_ids, event_id), label="membership")
         else:
-            event = data.draw(wire_event(model, budget_ids, event_id), label="event")
+            event = data.draw(json_event(model, budget_ids, event_id), label="event")
             user = data.draw(author(model, event), label="user")
         sent.append((user, event))
         if event.get("eventType") in (JOINS, LEAVES):
@@ -1190,7 +1190,7 @@ def test_every_history_is_decided_as_the_model_says(data: st.DataObject) -> None
         assert {user: joined(member) for user, member in state.members.items()} == book.members
 
 
-def joined(member: Membership) -> Wire:
+def joined(member: Membership) -> Json:
     """As the model has it."""
     removed = member.removed_at is not None
     return {"joinedAt": member.joined_at, "active": member.active, "removed": removed}
