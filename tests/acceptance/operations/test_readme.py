@@ -97,18 +97,21 @@ def test_first_command_is_make_run() -> None:
 
 
 @needs_linux
-async def test_tour(clone: Path, environ: dict[str, str], hub: Process) -> None:
+@pytest.mark.parametrize("turn", ["first", "again"])
+async def test_tour(clone: Path, environ: dict[str, str], hub: Process, turn: str) -> None:
+    """And again, for somebody who comes back to it; it leaves nothing in the project's folder."""
     url = await hub.serving()
+    before = names_in(clone)
     blocks = [block for block in Block.all()[1:] if block.commands]
     assert len(blocks) > 5
-    files = [clone.parent / f"output-{number}" for number, _ in enumerate(blocks)]
+    files = [clone.parent / f"output-{turn}-{number}" for number, _ in enumerate(blocks)]
     # One shell for all, because a block uses what those before it have set.
     script = "\n".join(
         f"exec >{file} 2>&1\n{at_this_hub(block.commands, url)}"
         for file, block in zip(files, blocks, strict=True)
     )
     bash = ["-euo", "pipefail", "-c", script]
-    shell = Process(clone.parent, "tour", bash, environ, program=["bash"], cwd=clone)
+    shell = Process(clone.parent, f"tour-{turn}", bash, environ, program=["bash"], cwd=clone)
     try:
         await shell.ended(TOUR_TIMEOUT_S)
     finally:
@@ -119,6 +122,7 @@ async def test_tour(clone: Path, environ: dict[str, str], hub: Process) -> None:
     for block, output in zip(blocks, outputs, strict=True):
         if block.output is not None:
             assert output is not None and like(block.output, output), output
+    assert names_in(clone) - before <= {"loadtest-out"}
 
 
 @needs_linux
@@ -134,6 +138,10 @@ async def test_hub_says_what_to_try_first(
         await shell.close()
     verdict = json.loads(shell.out)
     assert (verdict["status"], verdict["record"]["createdBy"]) == ("accepted", "alice")
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 def at_this_hub(commands: str, url: str) -> str:
