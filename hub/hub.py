@@ -191,8 +191,8 @@ class Hub:
         await self.sweeper.sweep()
 
     def attach(self, connection: Connection) -> None:
-        """Register a connection for drain and sign-out. After a drain it is told to leave at once,
-        or the process would never end."""
+        """Register a connection for drain and sign-out. After a drain it has to leave at once, or
+        the process would never end."""
         self.connections.add(connection)
         if self._ended:
             connection.leave()

@@ -95,8 +95,8 @@ class Supervisor:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _replace(self, nodes: list[subprocess.Popen[bytes]]) -> None:
-        """A new node serves before an old one is told to stop. If a new one does not start, the
-        rest stay as they are."""
+        """Replace each node by a new one, which serves before the old one stops. If a new node does
+        not start, the rest stay as they are."""
         for child in nodes:
             try:
                 _wait_ready(self._spawn())

@@ -22,7 +22,7 @@ The first check that fails decides (design 3.1):
                                the record as it is now (P5). A version ahead of ours is stale too.
 
 Membership has no versions. A budget is entered by an invite that is valid, or by its bare id while
-link sharing is on; a user whom the owner removed needs an invite made after that:
+link sharing is on; after a removal by the owner it takes an invite that was made later:
 
 | who asks to join       | valid invite            | no invite, or one that is not valid           |
 |------------------------|-------------------------|-----------------------------------------------|

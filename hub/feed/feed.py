@@ -90,8 +90,8 @@ class Home(Protocol):
 
 class Subscription:
     """`member_at` is how long the log was when its user was last seen to take part, `removed_at`
-    which event removed them before; `greeted` is whether it was told who is present since it
-    went live."""
+    which event had removed them before that; `greeted` is whether it was told who is present since
+    it went live."""
 
     __slots__ = (
         "attends",
