@@ -128,25 +128,26 @@ class HubError(Exception):
         self.retry_after_s = retry_after_s
 
 
-# What the event log tells the committer. Vendor errors end in storage/ (design 7).
+class StorageError(Exception):
+    """What storage tells the hub: the five below. Vendor errors end in storage/ (design 7)."""
 
 
-class LostRace(Exception):
+class LostRace(StorageError):
     """Another transaction was first; roll back and decide afresh. Never a verdict by itself."""
 
 
-class Held(Exception):
+class Held(StorageError):
     """A budget row stayed locked by another transaction for longer than the lock timeout, or no
     turn to read came."""
 
 
-class BadData(Exception):
+class BadData(StorageError):
     """The database refused a value: one event of the batch is poison."""
 
 
-class Disconnected(Exception):
+class Disconnected(StorageError):
     """The connection was lost or refused; if it was lost in COMMIT the outcome is unknown."""
 
 
-class StoreDown(Exception):
+class StoreDown(StorageError):
     """The photo store did not do what was asked; the message, for the log, says why."""
