@@ -34,13 +34,14 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import structlog
 
-from hub.budget.events import Invalid, ParticipantAdd, Submitted
+from hub.budget.events import Invalid, Submitted
 from hub.budget.records import BudgetId, UserId
-from hub.budget.rules import BudgetState, Change, LogRow, decide, rejected
+from hub.budget.rules import decide, rejected
+from hub.budget.state import BudgetState, Change, LogRow, Want
 from hub.budget.verdicts import Verdict
 from hub.errors import BadData, Code, Disconnected, Held, LostRace
 from hub.measures import Measures
-from hub.ports import EventLog, Tracer, Want
+from hub.ports import EventLog, Tracer
 from hub.tracing import (
     NO_ORIGINS,
     Origin,
@@ -533,26 +534,8 @@ def _wanted(runs: Sequence[_Run]) -> Want:
     want = Want()
     for submission, start, stop in runs:
         for event in submission.events[start:stop]:
-            if type(event) is Invalid:
-                continue
-            budget_id, record_id = event.budget_id, event.subject_id
-            want.budgets.add(budget_id)
-            want.events.add((budget_id, event.event_id))
-            want.members.add((budget_id, submission.actor))
-            kind = event.of
-            if kind == "expense":
-                want.expenses.add((budget_id, record_id))
-                if (category_id := event.names_category) is not None:
-                    want.categories.add((budget_id, category_id))
-            elif kind == "category":
-                want.categories.add((budget_id, record_id))
-                if event.type == "category.delete":
-                    want.cascades.add((budget_id, record_id))
-            elif kind == "participant":
-                want.members.add((budget_id, record_id))
-                want.doors.add(budget_id)
-                if isinstance(event, ParticipantAdd) and event.invite is not None:
-                    want.invites.add((budget_id, event.invite))
+            if type(event) is not Invalid:
+                want.add(submission.actor, event)
     return want
 
 

@@ -22,7 +22,7 @@ class Code(Enum):
 
     # What was sent is wrong.
     BAD_REQUEST = _Error(400, None, False, "The request is not of the documented shape.")
-    BAD_FRAME = _Error(400, 4400, False, "This is not a frame of budget.sync.v1.")
+    BAD_FRAME = _Error(400, 4400, False, "This is not a frame of budget.sync.v2.")
     INVALID_EVENT = _Error(400, None, False, "The event is not of the documented shape.")
     PAYLOAD_TOO_LARGE = _Error(413, 1009, False, "A body or frame is at most 256 KiB.")
     PHOTO_TOO_BIG = _Error(400, None, False, "A photo is at most 5 MiB.")

@@ -1,4 +1,4 @@
-"""Frames of `budget.sync.v1`: what a client may send, and everything the server says.
+"""Frames of `budget.sync.v2`: what a client may send, and everything the server says.
 
 Client frames are pydantic models told apart by `type`; unknown fields are ignored. Server frames
 are functions that return ready-made WebSocket text frames, so that the same bytes can be written to
@@ -14,12 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pydantic.alias_generators import to_camel
 
 from hub import json_text
-from hub.budget.events import Uuid, Whole, describe
+from hub.budget.events import describe
 from hub.budget.records import BudgetId, UserId
+from hub.budget.scalars import Uuid, Whole
 from hub.budget.verdicts import Verdict
 from hub.errors import Code
 
-PROTOCOL = "budget.sync.v1"
+PROTOCOL = "budget.sync.v2"
 FRAME_BYTES_MAX = 256 * 1024
 
 RequestId: TypeAlias = int | str | None

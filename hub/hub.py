@@ -11,9 +11,10 @@ from typing import Any, NamedTuple, Protocol
 
 import structlog
 
-from hub.budget.events import INTEGER_MAX, Submitted
+from hub.budget.events import Submitted
 from hub.budget.records import BudgetId, UserId
-from hub.budget.rules import LogRow
+from hub.budget.scalars import INTEGER_MAX
+from hub.budget.state import LogRow
 from hub.budget.verdicts import Verdict
 from hub.committer import Answer, Committer, Mode
 from hub.feed.feed import Feed, Follower, Subscription, permitted

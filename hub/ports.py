@@ -2,29 +2,13 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeAlias
 
 from hub.budget.records import BudgetId, UserId
-from hub.budget.rules import BudgetState
+from hub.budget.state import BudgetState, Want
 from hub.frames import Frame
 
 NodeId: TypeAlias = bytes  # one process, for as long as it runs
-
-
-@dataclass(slots=True)
-class Want:
-    """Everything a batch of events names, so that it is loaded in a few set-based statements."""
-
-    budgets: set[BudgetId] = field(default_factory=set)
-    events: set[tuple[BudgetId, str]] = field(default_factory=set)
-    members: set[tuple[BudgetId, UserId]] = field(default_factory=set)
-    # Whose membership may change: who takes part, in what order they came, and link sharing.
-    doors: set[BudgetId] = field(default_factory=set)
-    invites: set[tuple[BudgetId, bytes]] = field(default_factory=set)
-    categories: set[tuple[BudgetId, str]] = field(default_factory=set)
-    expenses: set[tuple[BudgetId, str]] = field(default_factory=set)
-    cascades: set[tuple[BudgetId, str]] = field(default_factory=set)
 
 
 class Transaction(Protocol):

@@ -1,4 +1,4 @@
-"""One connection of `budget.sync.v1`: from its first frame to its close.
+"""One connection of `budget.sync.v2`: from its first frame to its close.
 
 | state          | what it takes          | it ends when                                          |
 |----------------|------------------------|-------------------------------------------------------|

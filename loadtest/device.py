@@ -1,4 +1,4 @@
-"""A device: the reference client of `budget.sync.v1`.
+"""A device: the reference client of `budget.sync.v2`.
 
 It follows budgets and changes them, online or not, and comes back by itself after whatever ends its
 connection. What waits to be sent and what it holds are the pure `loadtest.outbox` and

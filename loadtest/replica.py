@@ -1,4 +1,4 @@
-"""One budget as a device holds it: the records after the last event, and their digest.
+"""One budget as a device holds it: records, members and roles after the last event; their digest.
 
 Pure: no socket, no clock. Events come in as the server streams them (design 3.2) and must be the
 next in line; keeping that order is the caller's part. Written from the wire's description alone, so
@@ -12,15 +12,15 @@ from typing import Any, TypeAlias
 Record: TypeAlias = dict[str, Any]  # a live record, shaped like the server's DTO of it
 RecordKey: TypeAlias = tuple[str, str]  # kind, id
 
-# Kind → the fields an event may name, in the order in which the fingerprint covers them.
+# Kind → the fields an event may name, and which of them are null unless they are named.
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "budget": ("title", "details", "currency"),
     "category": ("name", "allocate"),
     "expense": ("categoryId", "amount", "date", "note"),
 }
+NULL_BY_DEFAULT = {"details", "currency", "categoryId", "note"}
 
 _DIGEST_MODULUS = 1 << 64
-_SEPARATOR = "\x1f"
 
 
 class Diverged(Exception):
@@ -28,10 +28,11 @@ class Diverged(Exception):
 
 
 class Replica:
-    """The live records of one budget at `sequence`, changed by `apply` only.
+    """The live records and the members of one budget at `sequence`, changed by `apply` only.
 
     `digest` is an unsigned 64-bit integer, kept with one subtraction and one addition per changed
-    record. Deleted records are gone: their ids never come back.
+    record or member. Deleted records are gone: their ids never come back. `members` has the role of
+    each user who takes part.
     """
 
     def __init__(self, budget_id: str) -> None:
@@ -39,6 +40,7 @@ class Replica:
         self.sequence = 0
         self.digest = 0
         self.records: dict[RecordKey, Record] = {}
+        self.members: dict[str, str] = {}
         self._expenses: dict[str, set[str]] = {}  # ids, by category
 
     @classmethod
@@ -55,6 +57,8 @@ class Replica:
             replica._put("category", _record("category", category))
         for expense in snapshot["expenses"]:
             replica._put("expense", _record("expense", expense))
+        for participant in snapshot["participants"]:
+            replica._join(participant["userId"], participant["role"])
         if snapshot["digest"] != replica.digest_text:
             raise Diverged(
                 f"the snapshot's records have digest {replica.digest_text}, it states"
@@ -63,7 +67,7 @@ class Replica:
         return replica
 
     def apply(self, event: Mapping[str, Any]) -> None:
-        """Take the next stream event. An event of an unknown kind changes no record.
+        """Take the next stream event. An event of an unknown kind changes nothing.
 
         Raises `Diverged`, and `KeyError` where the event is not of the documented shape.
         """
@@ -75,6 +79,10 @@ class Replica:
                 self._edit(kind, event)
             elif verb == "delete":
                 self._delete(kind, event)
+        elif kind == "participant":
+            self._member(verb, event)
+        if event["eventType"] == "budget.create":
+            self._join(event["actorId"], "owner")
         self.sequence = event["sequence"]
         if event["digest"] != self.digest_text:
             raise Diverged(
@@ -100,6 +108,8 @@ class Replica:
                 mine, theirs = self.records.get(key), other.records.get(key)
                 if mine != theirs:
                     return f"{key[0]} {key[1]}: {mine} against {theirs}"
+        if self.members != other.members:
+            return f"members {self.members} against {other.members}"
         if self.digest != other.digest:
             return f"digest {self.digest_text} against {other.digest_text}"
         return None
@@ -138,6 +148,32 @@ class Replica:
             self._expenses.pop(record["id"], None)
         self._take_out(kind, record["id"])
 
+    def _member(self, verb: str, event: Mapping[str, Any]) -> None:
+        participant = event["participant"]
+        user_id = participant["userId"]
+        if (verb == "add") == (user_id in self.members):
+            raise Diverged(f"{_named(event)} and {user_id} does or does not take part before")
+        owner_id = event.get("owner")
+        if owner_id is not None:
+            for former in [each for each, role in self.members.items() if role == "owner"]:
+                self._leave(former)
+                self._join(former, "editor")
+        if verb == "add":
+            self._join(user_id, participant["role"])
+        else:
+            self._leave(user_id)
+        if owner_id is not None:
+            self._leave(owner_id)
+            self._join(owner_id, "owner")
+
+    def _join(self, user_id: str, role: str) -> None:
+        self.members[user_id] = role
+        self.digest = (self.digest + member_fingerprint(user_id, role)) % _DIGEST_MODULUS
+
+    def _leave(self, user_id: str) -> None:
+        role = self.members.pop(user_id)
+        self.digest = (self.digest - member_fingerprint(user_id, role)) % _DIGEST_MODULUS
+
     def _changed(self, kind: str, event: Mapping[str, Any]) -> Record:
         record = self.records.get((kind, event["recordId"]))
         if record is None:
@@ -159,10 +195,29 @@ class Replica:
 
 
 def fingerprint(kind: str, record: Mapping[str, Any]) -> int:
-    """First 8 bytes, big-endian, of SHA-256 of the record's covered fields joined by U+001F."""
-    fields = [kind, record["id"], str(record["version"])]
-    fields += [record[field] or "" for field in FIELDS[kind]]
-    return int.from_bytes(sha256(_SEPARATOR.join(fields).encode()).digest()[:8], "big")
+    """What a record adds to the digest."""
+    fields = {
+        name: record[name]
+        for name in FIELDS[kind]
+        if record[name] is not None or name not in NULL_BY_DEFAULT
+    }
+    return _fingerprint(kind, record["id"], record["version"], fields)
+
+
+def member_fingerprint(user_id: str, role: str) -> int:
+    """What somebody who takes part adds to the digest."""
+    return _fingerprint("participant", user_id, 1, {"role": role})
+
+
+def _fingerprint(kind: str, id: str, version: int, fields: Mapping[str, str]) -> int:
+    said = "".join(f"{_netstring(name)}{_netstring(fields[name])}" for name in sorted(fields))
+    of_fields = sha256(said.encode()).digest()
+    head = f"{_netstring(kind)}{_netstring(id)}{_netstring(str(version))}"
+    return int.from_bytes(sha256(head.encode() + of_fields).digest()[:8], "big")
+
+
+def _netstring(text: str) -> str:
+    return f"{len(text.encode())}:{text},"
 
 
 def _record(kind: str, source: Mapping[str, Any]) -> Record:

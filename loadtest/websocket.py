@@ -1,4 +1,4 @@
-"""`budget.sync.v1` over a WebSocket: the sans-I/O client of `websockets` on a bare asyncio
+"""`budget.sync.v2` over a WebSocket: the sans-I/O client of `websockets` on a bare asyncio
 protocol. A connection costs some kilobytes and a frame some microseconds, so that one process can
 be thousands of devices."""
 
@@ -18,7 +18,7 @@ from websockets.uri import parse_uri
 from loadtest.target import Refused, Target, Unreachable
 from loadtest.wire import ABNORMAL, FRAME_BYTES_MAX, Decode, Frame, Lost, Receiver, text
 
-PROTOCOL = Subprotocol("budget.sync.v1")
+PROTOCOL = Subprotocol("budget.sync.v2")
 OPEN_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 5.0
 CLIENT_LEFT = 1000

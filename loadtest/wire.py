@@ -1,6 +1,6 @@
 """What a device needs of a connection, whatever it is made of.
 
-All three kinds speak the frames of `budget.sync.v1`: the two over HTTP put their answers into the
+All three kinds speak the frames of `budget.sync.v2`: the two over HTTP put their answers into the
 same frames, so that a device has one logic. `opened` gives one that is signed in.
 """
 

@@ -21,7 +21,7 @@ from websockets.asyncio.client import ClientConnection, connect as connect_socke
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-PROTOCOL = "budget.sync.v1"
+PROTOCOL = "budget.sync.v2"
 FRAME_BYTES_MAX = 256 * 1024
 TIMEOUT_S = 30.0  # for what comes at once: a busy machine may stop for seconds
 IDS = Random()  # where new ids come from

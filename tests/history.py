@@ -3,11 +3,9 @@
 import random
 from collections.abc import Sequence
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
-import orjson
-
-from hub.budget.events import parse_batch
+from hub.budget.events import Joining, Leaving, Submitted, parse_batch
 from hub.budget.verdicts import Verdict
 from hub.committer import Committer
 from storage.postgres.core.event_log import PostgresLog
@@ -102,13 +100,19 @@ class Author:
 
 async def submit(database: Database, actor: str, events: Sequence[dict[str, Any]]) -> list[Verdict]:
     """What becomes of the events, one by one, at the door they all go through."""
+    return await decided(database, actor, parse_batch(list(events), len(events)))
+
+
+async def decided(
+    database: Database, actor: str, events: Sequence[Submitted], now_ms: int = 1_700_000_000_123
+) -> list[Verdict]:
     committer = Committer(
         PostgresLog(database),
         lambda budget_id, rows, written_at_ms, origins: None,
-        now_ms=lambda: 1_700_000_000_123,
+        now_ms=lambda: now_ms,
         jitter=lambda: 0.5,
     )
-    verdicts = await committer.submit(actor, parse_batch(list(events), len(events)), "each")
+    verdicts = await committer.submit(actor, events, "each")
     await committer.drain()
     return verdicts
 
@@ -131,60 +135,11 @@ async def write_history(
 
 
 async def write_membership(
-    database: Database,
-    budget_id: str,
-    event_type: str,
-    user_id: str,
-    *,
-    joined_at: int,
-    owner: str | None = None,
+    database: Database, budget_id: str, event_type: str, user_id: str, *, at_ms: int
 ) -> None:
-    """A membership event, which the server makes by itself, as design 3.1 to 3.4 describe it."""
-    async with database.reading() as connection, connection.transaction():
-        budget = await connection.fetchrow(
-            """
-            UPDATE budgets SET last_sequence = last_sequence + 1, owner_id = coalesce($2, owner_id)
-            WHERE id = $1 RETURNING last_sequence, lpad(to_hex(digest), 16, '0') AS digest
-            """,
-            budget_id,
-            owner,
-        )
-        assert budget is not None
-        event_id = UUID(int=budget["last_sequence"])
-        event = {
-            "sequence": budget["last_sequence"],
-            "eventId": str(event_id),
-            "eventType": event_type,
-            "budgetId": budget_id,
-            "recordId": user_id,
-            "actorId": user_id,
-            "when": joined_at,
-            "participant": {"userId": user_id, "budgetId": budget_id, "joinedAt": joined_at},
-            **({} if owner is None else {"owner": owner}),
-            "digest": budget["digest"],
-        }
-        await connection.execute(
-            """
-            INSERT INTO accepted_events (budget_id, sequence, event_id, event_type, record_id,
-                                         actor_id, content_hash, content_fields, event)
-            VALUES ($1, $2, $3, $4, $5, $5, $6, 1, $7)
-            """,
-            budget_id,
-            budget["last_sequence"],
-            event_id,
-            event_type,
-            user_id,
-            b"\x00\xff",
-            orjson.dumps(event).decode(),
-        )
-        await connection.execute(
-            """
-            INSERT INTO participants (budget_id, user_id, joined_at, active) VALUES ($1, $2, $3, $4)
-            ON CONFLICT (budget_id, user_id) DO UPDATE
-            SET joined_at = excluded.joined_at, active = excluded.active
-            """,
-            budget_id,
-            user_id,
-            joined_at,
-            event_type == "participant.add",
-        )
+    """The user joins, or leaves for good: what they own passes on."""
+    ids = str(uuid4()), budget_id, user_id, at_ms
+    joins = event_type == "participant.add"
+    event = Joining(*ids, participants_max=10) if joins else Leaving(*ids, closes_account=True)
+    [verdict] = await decided(database, user_id, [event], at_ms)
+    assert verdict.accepted, verdict

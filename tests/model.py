@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 from hypothesis import strategies as st
 
 from hub.budget.currencies import CURRENCIES
-from hub.budget.events import Event, ParticipantAdd, ParticipantRemove
+from hub.budget.events import Joining, Leaving
 
 Json: TypeAlias = dict[str, Any]
 
@@ -33,7 +33,7 @@ TYPES: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
     "expense.delete": ([], []),
 }
 JOINS, LEAVES = "participant.add", "participant.remove"  # made by the server, never by a client
-COVERED = {  # by a fingerprint, in this order
+COVERED = {  # by a fingerprint
     "budget": ["title", "details", "currency"],
     "category": ["name", "allocate"],
     "expense": ["categoryId", "amount", "date", "note"],
@@ -70,14 +70,18 @@ class Book:
 
     @property
     def digest(self) -> str:
-        total = 0
+        counted = [("participant", user, 1, {"role": self.role(user)}) for user in self.active]
         for kind, records in self.records.items():
             for record in records.values():
-                if "deleted" not in record:
-                    texts = [kind, record["id"], str(record["version"])]
-                    texts += [record[name] or "" for name in COVERED[kind]]
-                    total += int(sha256("\x1f".join(texts).encode()).hexdigest()[:16], 16)
-        return f"{total % 2**64:016x}"
+                if "deleted" not in record:  # of these kinds every default is null
+                    fields = {
+                        name: record[name] for name in COVERED[kind] if record[name] is not None
+                    }
+                    counted.append((kind, record["id"], record["version"], fields))
+        return f"{sum(weight(*each) for each in counted) % 2**64:016x}"
+
+    def role(self, user: str) -> str:
+        return "owner" if user == self.owner else "editor"
 
     @property
     def deleted(self) -> bool:
@@ -138,6 +142,7 @@ class Model:
             book.members[user] |= {"active": False, "removed": actor != user}
         joined_at = book.members[user]["joinedAt"]
         participant = {"userId": user, "budgetId": event["budgetId"], "joinedAt": joined_at}
+        participant["role"] = book.role(user)
         sequence = len(book.log) + 1
         of_event = {"sequence": sequence, "actorId": actor, "when": event["when"]}
         book.log.append(
@@ -176,6 +181,7 @@ class Model:
             {
                 "userId": user,
                 "budgetId": budget_id,
+                "role": book.role(user),
                 "joinedAt": book.members[user]["joinedAt"],
                 **nobody,
             }
@@ -536,10 +542,19 @@ def changed(event: Json) -> st.SearchStrategy[Json]:
     return st.sampled_from([*same, *same, *other])
 
 
-def made(wire: Json, participants_max: int) -> Event:
+def made(wire: Json, participants_max: int) -> Joining | Leaving:
     """A membership event for the hub's door, where the server puts it in."""
-    fields = {name: wire[name] for name in ("eventId", "budgetId", "when")}
-    fields["userId"] = wire["recordId"]
-    if wire["eventType"] == LEAVES:
-        return ParticipantRemove.model_validate(fields)
-    return ParticipantAdd.model_validate({**fields, "participantsMax": participants_max})
+    ids = wire["eventId"].lower(), wire["budgetId"].lower(), wire["recordId"], wire["when"]
+    return Leaving(*ids) if wire["eventType"] == LEAVES else Joining(*ids, participants_max)
+
+
+def weight(kind: str, id: str, version: int, fields: Mapping[str, str]) -> int:
+    """What one record or participant adds to the digest."""
+    covered = "".join(f"{netstring(name)}{netstring(fields[name])}" for name in sorted(fields))
+    head = f"{netstring(kind)}{netstring(id)}{netstring(str(version))}"
+    digest = sha256(head.encode() + sha256(covered.encode()).digest()).hexdigest()
+    return int(digest[:16], 16)
+
+
+def netstring(text: str) -> str:
+    return f"{len(text.encode())}:{text},"

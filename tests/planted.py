@@ -13,13 +13,13 @@ from api.cli.main import main
 from hub.budget import rules
 from hub.budget.events import Event
 from hub.budget.records import BudgetId, Record, UserId
-from hub.budget.rules import BudgetState, Change, LogRow
+from hub.budget.state import BudgetState, Change, LogRow, Want
 from hub.budget.verdicts import Verdict
 from hub.committer import Committer, Submission, _Run
 from hub.feed.feed import Feed
 from hub.feed.sweeper import Sweeper
 from hub.frames import Frame
-from hub.ports import Page, Want
+from hub.ports import Page
 from storage.postgres.core.event_log import PostgresLog, PostgresTransaction
 from storage.redis.bus import RedisBus
 

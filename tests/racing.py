@@ -16,7 +16,7 @@ import pytest
 
 from hub.budget.events import EVENTS_PER_FRAME_MAX, parse_batch
 from hub.budget.records import BudgetId, UserId
-from hub.budget.rules import LogRow
+from hub.budget.state import LogRow
 from hub.budget.verdicts import Verdict
 from hub.committer import Committer, Mode
 from hub.tracing import Origins

@@ -14,11 +14,13 @@ def after_delta(replica: Replica, delta: Mapping[str, Any] | None) -> Replica:
     for (kind, id), record in replica.records.items():
         records[kind][id] = record
     sequence, digest = replica.sequence, replica.digest_text
+    members = [{"userId": user, "role": role} for user, role in replica.members.items()]
     if delta is not None:
         assert (delta["budgetId"], delta["key"]) == (replica.budget_id, replica.sequence)
         sequence, digest = delta["lastEventSequence"], delta["digest"]
         if "budget" in delta:
             records["budget"][delta["budget"]["id"]] = delta["budget"]
+        members = delta.get("participants", members)
         for kind, changed in (("category", "categories"), ("expense", "expenses")):
             for record in delta[changed]:
                 if record.get("deleted"):
@@ -32,6 +34,7 @@ def after_delta(replica: Replica, delta: Mapping[str, Any] | None) -> Replica:
             **records["budget"][replica.budget_id],
             "categories": records["category"].values(),
             "expenses": records["expense"].values(),
+            "participants": members,
             "lastEventSequence": sequence,
             "digest": digest,
         }

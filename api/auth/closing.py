@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from api.auth.closed_accounts import ClosedAccountWatch
-from hub.budget.events import ParticipantRemove
+from hub.budget.events import Leaving
 from hub.errors import Code, HubError
 from hub.hub import Hub
 from hub.ports import Principal
@@ -75,13 +75,7 @@ class AccountClosing:
         # Delete the login first, so that the user cannot sign in again meanwhile.
         await self._profiles.delete(user_id, made_until=until)
         for budget_id in await self._profiles.budgets(user_id, joined_until=until):
-            event = ParticipantRemove(
-                eventId=self._new_id(),
-                budgetId=budget_id,
-                when=self._now_ms(),
-                userId=user_id,
-                closesAccount=True,
-            )
+            event = Leaving(self._new_id(), budget_id, user_id, self._now_ms(), closes_account=True)
             [verdict] = await self._hub.submit(user_id, [event], "stop", correlation)
             if verdict.error is not None and verdict.error not in GONE:
                 raise HubError(verdict.error, verdict.detail)

@@ -1,18 +1,28 @@
 """Bodies of REST requests and answers, where they are not a record, a verdict or a frame."""
 
-from typing import Annotated, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
 from api.documents.errors import Error
 from api.documents.events import ClientEvent
-from api.documents.records import Budget, BudgetFields, Category, Expense, Participant
+from api.documents.records import (
+    RECORDS,
+    Budget,
+    Category,
+    Expense,
+    Participant,
+    fields_of,
+    shape,
+)
 from api.documents.scalars import Digest, Head, Id, Key, LogId, Millis, NextKey, UserId
 from api.documents.stream import StreamEvent
 from api.documents.verdicts import Verdict
 from api.rest.core.invites import USES_MAX
-from hub.budget.events import EVENTS_PER_REQUEST_MAX, Currency, Text, Title, Uuid, Whole
+from hub.budget.events import EVENTS_PER_REQUEST_MAX
+from hub.budget.kinds import BUDGET, KINDS
+from hub.budget.scalars import Currency, Text, Title, Uuid, Whole
 
 Uses = Annotated[int, Field(ge=1, le=USES_MAX)]
 
@@ -66,30 +76,27 @@ class BudgetsPage(TypedDict):
     budgets: list[Budget]
 
 
-class Snapshot(BudgetFields):
-    """The whole budget at one instant, as of event `lastEventSequence`; without deleted records."""
-
-    categories: list[Category]
-    expenses: list[Expense]
-    participants: list[Participant]
-    lastEventSequence: Head
-    digest: Digest
-    logId: LogId
-
-
-class Delta(TypedDict):
-    """The records that changed after event `key`, as they are now; deleted ones are whole records
-    with `deleted`. `budget` and `participants` are there only where they changed."""
-
-    budgetId: Id
-    key: Key
-    budget: NotRequired[Budget]
-    categories: list[Category]
-    expenses: list[Expense]
-    participants: NotRequired[list[Participant]]
-    lastEventSequence: Head
-    digest: Digest
-    logId: LogId
+_List: Any = list  # mypy takes an index for a type
+_LISTS = {kind.plural: _List[RECORDS[kind.name]] for kind in KINDS.values() if kind is not BUDGET}
+_STANDING = {"lastEventSequence": Head, "digest": Digest, "logId": LogId}
+Snapshot = shape(
+    "Snapshot",
+    "The whole budget at one instant, as of event `lastEventSequence`; without deleted records.",
+    {**fields_of(BUDGET), **_LISTS, "participants": list[Participant], **_STANDING},
+)
+Delta = shape(
+    "Delta",
+    "The records that changed after event `key`, as they are now; deleted ones are whole records"
+    " with `deleted`. `budget` and `participants` are there only where they changed.",
+    {
+        "budgetId": Id,
+        "key": Key,
+        "budget": NotRequired[Budget],
+        **_LISTS,
+        "participants": NotRequired[list[Participant]],
+        **_STANDING,
+    },
+)
 
 
 class LastSequence(TypedDict):

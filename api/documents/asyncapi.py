@@ -1,4 +1,4 @@
-"""The AsyncAPI 3 document of the socket, `budget.sync.v1`: made from the models that check client
+"""The AsyncAPI 3 document of the socket, `budget.sync.v2`: made from the models that check client
 frames, and the shapes of server frames."""
 
 from collections.abc import Mapping, Sequence
@@ -8,11 +8,11 @@ from api.documents import frames as shapes
 from api.documents.examples import Sent
 from api.documents.schemas import Json, schemas
 from hub import frames
-from hub.budget.events import Uuid, Whole
+from hub.budget.scalars import Uuid, Whole
 from hub.errors import Code
 
 ABOUT = """\
-The hub's live interface: one WebSocket at `/sync`, subprotocol `budget.sync.v1`, JSON text frames
+The hub's live interface: one WebSocket at `/sync`, subprotocol `budget.sync.v2`, JSON text frames
 of at most 256 KiB in either direction. REST is described in [openapi.json](openapi.json).
 
 Signing in, by the first of these that is there: the header `Authorization: Bearer <token>` (a bad
@@ -78,7 +78,7 @@ def asyncapi(version: str, sent: Sequence[Sent]) -> Json:
     return {
         "asyncapi": "3.0.0",
         "info": {
-            "title": "Budget Hub: budget.sync.v1",
+            "title": "Budget Hub: budget.sync.v2",
             "version": version,
             "description": f"{ABOUT}\n\n{_closing()}",
             "license": {"name": "MIT"},

@@ -1,4 +1,4 @@
-"""The events that a client may send: the models that check them, as one type."""
+"""The events that a client may send: the shapes that check them, as one type."""
 
 from typing import Annotated, Any, Union
 
@@ -8,6 +8,6 @@ from typing_extensions import TypeAliasType
 from hub.budget.events import CLIENT_EVENTS
 
 # mypy cannot know a union made of values.
-_Any: Any = Union[tuple(CLIENT_EVENTS.values())]  # noqa: UP007
+_Any: Any = Union[tuple(shape.schema for shape in CLIENT_EVENTS.values())]  # noqa: UP007
 
-ClientEvent = TypeAliasType("ClientEvent", Annotated[_Any, Field(discriminator="event_type")])
+ClientEvent = TypeAliasType("ClientEvent", Annotated[_Any, Field(discriminator="eventType")])

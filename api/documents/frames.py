@@ -1,4 +1,4 @@
-"""Server frames of `budget.sync.v1`, as `hub.frames` makes them; and the client's `events` frame
+"""Server frames of `budget.sync.v2`, as `hub.frames` makes them; and the client's `events` frame
 with the events spelled out, which the hub checks one by one."""
 
 from typing import Annotated, Literal, NotRequired

@@ -17,7 +17,7 @@ from api.rest.core import budgets, events
 from api.rest.core.invites import LinkSharing, NewInvite
 from api.rest.people.photos import Confirmation
 from api.rest.people.profiles import USER_ID_MAX, ProfileFields
-from hub.budget.events import INTEGER_MAX, Uuid
+from hub.budget.scalars import INTEGER_MAX, Uuid
 from hub.errors import Code
 from storage.objects.media_types import PHOTO_BYTES_MAX, PhotoType
 from storage.postgres.core.invites import INVITES_MAX

@@ -1,6 +1,7 @@
-"""Records and participants as clients see them (design 3.2)."""
+"""Records and participants as clients see them (design 3.2). Records follow the table of kinds."""
 
-from typing import Literal, NotRequired, TypeAlias
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypeAlias, Union
 
 from typing_extensions import TypedDict
 
@@ -10,52 +11,68 @@ from api.documents.scalars import (
     Day,
     Id,
     Millis,
+    RoleName,
     UserId,
     Version,
     When,
 )
+from hub.budget.kinds import BUDGET, KINDS, Field, Kind
+
+# How a field stands in what the hub sends, by the name of its type.
+SENT: Mapping[str, Any] = {
+    "title": str,
+    "text": str,
+    "money": Amount,
+    "date": Day,
+    "currency": CurrencyCode,
+    "id": Id,
+}
 
 
-class _Record(TypedDict):
-    id: Id
-    createdBy: UserId
-    version: Version
-    offlineLastModified: When
+def shape(name: str, about: str, fields: Mapping[str, Any]) -> Any:
+    """A `TypedDict` of fields that mypy cannot know; `about` becomes its description."""
+    functional: Any = TypedDict
+    made = functional(name, fields)
+    made.__doc__ = about
+    return made
 
 
-class _Mortal(TypedDict):
-    deleted: NotRequired[Literal[True]]
+def sent(field: Field) -> Any:
+    type_ = SENT[field.type.name]
+    return type_ | None if field.nullable else type_
 
 
-class BudgetFields(_Record):
-    title: str
-    details: str | None
-    currency: CurrencyCode | None
+def fields_of(kind: Kind) -> dict[str, Any]:
+    """A live record of the kind."""
+    of_budget = {} if kind is BUDGET else {"budgetId": Id}
+    return {
+        "id": Id,
+        **of_budget,
+        "createdBy": UserId,
+        **{field.name: sent(field) for field in kind.fields},
+        "version": Version,
+        "offlineLastModified": When,
+    }
 
 
-class Budget(BudgetFields, _Mortal):
-    """The budget's own record. `deleted` is there only where it is true."""
+RECORDS: Mapping[str, Any] = {
+    kind.name: shape(
+        kind.name.title(),
+        "`deleted` is there only where it is true.",
+        {**fields_of(kind), "deleted": NotRequired[Literal[True]]},
+    )
+    for kind in KINDS.values()
+}
 
-
-class Category(_Record, _Mortal):
-    """`deleted` is there only where it is true."""
-
-    budgetId: Id
-    name: str
-    allocate: Amount
-
-
-class Expense(_Record, _Mortal):
-    """`deleted` is there only where it is true."""
-
-    budgetId: Id
-    categoryId: Id | None
-    date: Day
-    amount: Amount
-    note: str | None
-
-
-Record: TypeAlias = Budget | Category | Expense
+# mypy cannot know types that are made from values.
+if TYPE_CHECKING:
+    Record: TypeAlias = dict[str, Any]
+    Budget: TypeAlias = Record
+    Category: TypeAlias = Record
+    Expense: TypeAlias = Record
+else:
+    Record = Union[tuple(RECORDS.values())]  # noqa: UP007
+    Budget, Category, Expense = (RECORDS[name] for name in ("budget", "category", "expense"))
 
 
 class Participant(TypedDict):
@@ -63,6 +80,7 @@ class Participant(TypedDict):
 
     userId: UserId
     budgetId: Id
+    role: RoleName
     userExists: bool
     firstName: str | None
     lastName: str | None

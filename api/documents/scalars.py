@@ -4,7 +4,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from hub.budget.events import INTEGER_MAX
+from hub.budget.events import CLIENT_EVENTS
+from hub.budget.scalars import INTEGER_MAX
 from hub.errors import Code
 
 _LOWER_UUID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
@@ -53,8 +54,8 @@ Digest: TypeAlias = Annotated[
     str,
     Field(
         pattern=r"^[0-9a-f]{16}$",
-        description="Fingerprint of the budget's live records after this event; "
-        "equal digests, same records",
+        description="Fingerprint of the budget's live records, members and roles after this "
+        "event; equal digests, equal budgets",
     ),
 ]
 ErrorCode: TypeAlias = Annotated[
@@ -64,14 +65,9 @@ ErrorCode: TypeAlias = Annotated[
         description="The stable code, for programs",
     ),
 ]
-EventType: TypeAlias = Literal[
-    "budget.create",
-    "budget.edit",
-    "budget.delete",
-    "category.add",
-    "category.edit",
-    "category.delete",
-    "expense.add",
-    "expense.edit",
-    "expense.delete",
+EventType: TypeAlias = Annotated[
+    str, Field(json_schema_extra={"enum": list(CLIENT_EVENTS)}, description="Kind and verb")
+]
+RoleName: TypeAlias = Annotated[
+    Literal["owner", "editor"], Field(description="What the participant may do")
 ]

@@ -1,25 +1,28 @@
 """Stream events: the rows of a budget's log as every subscriber gets them (design 3.2).
 
-An add carries all fields, null included; an edit those it named.
+An add carries all fields, null included; an edit those it named. Both follow the table of kinds.
 """
 
-from typing import Annotated, Literal, NotRequired
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, NotRequired, Union
 
 from pydantic import Field
 from typing_extensions import TypeAliasType, TypedDict
 
+from api.documents.records import sent, shape
 from api.documents.scalars import (
-    Amount,
-    CurrencyCode,
-    Day,
     Digest,
     Id,
     Millis,
+    RoleName,
     SequenceNumber,
     UserId,
     Version,
     When,
 )
+from hub.budget.kinds import BUDGET, KINDS, Kind, Verb
+
+_DONE = {"create": "Created", "add": "Added", "edit": "Edited", "delete": "Deleted"}
 
 
 class _Streamed(TypedDict):
@@ -32,73 +35,13 @@ class _Streamed(TypedDict):
     digest: Digest
 
 
-class _OfRecord(_Streamed):
-    recordId: Id
-    version: Version
-
-
-class BudgetCreated(_OfRecord):
-    eventType: Literal["budget.create"]
-    title: str
-    details: str | None
-    currency: CurrencyCode | None
-
-
-class BudgetEdited(_OfRecord):
-    eventType: Literal["budget.edit"]
-    title: NotRequired[str]
-    details: NotRequired[str | None]
-    currency: NotRequired[CurrencyCode | None]
-
-
-class BudgetDeleted(_OfRecord):
-    """The last event of its budget: subscriptions end with it."""
-
-    eventType: Literal["budget.delete"]
-
-
-class CategoryAdded(_OfRecord):
-    eventType: Literal["category.add"]
-    name: str
-    allocate: Amount
-
-
-class CategoryEdited(_OfRecord):
-    eventType: Literal["category.edit"]
-    name: NotRequired[str]
-    allocate: NotRequired[Amount]
-
-
-class CategoryDeleted(_OfRecord):
-    """Deletes the category's expenses too: each version +1, this event's sequence and `when`."""
-
-    eventType: Literal["category.delete"]
-
-
-class ExpenseAdded(_OfRecord):
-    eventType: Literal["expense.add"]
-    categoryId: Id | None
-    amount: Amount
-    date: Day
-    note: str | None
-
-
-class ExpenseEdited(_OfRecord):
-    eventType: Literal["expense.edit"]
-    categoryId: NotRequired[Id | None]
-    amount: NotRequired[Amount]
-    date: NotRequired[Day]
-    note: NotRequired[str | None]
-
-
-class ExpenseDeleted(_OfRecord):
-    eventType: Literal["expense.delete"]
-
-
 class Membership(TypedDict):
+    """`role` is the one after the event."""
+
     userId: UserId
     budgetId: Id
     joinedAt: Millis
+    role: RoleName
 
 
 class _OfParticipant(_Streamed):
@@ -122,20 +65,42 @@ class ParticipantRemoved(_OfParticipant):
     eventType: Literal["participant.remove"]
 
 
-StreamEvent = TypeAliasType(
-    "StreamEvent",
-    Annotated[
-        BudgetCreated
-        | BudgetEdited
-        | BudgetDeleted
-        | CategoryAdded
-        | CategoryEdited
-        | CategoryDeleted
-        | ExpenseAdded
-        | ExpenseEdited
-        | ExpenseDeleted
-        | ParticipantAdded
-        | ParticipantRemoved,
-        Field(discriminator="eventType"),
-    ],
-)
+def _of_records() -> Iterator[Any]:
+    for kind in KINDS.values():
+        for verb in kind.verbs:
+            yield shape(
+                kind.name.title() + _DONE[verb],
+                _about(kind, verb),
+                {
+                    **_Streamed.__annotations__,
+                    "recordId": Id,
+                    "version": Version,
+                    "eventType": Literal[f"{kind.name}.{verb}"],
+                    **_named(kind, verb),
+                },
+            )
+
+
+def _about(kind: Kind, verb: Verb) -> str:
+    if verb == "delete" and kind is BUDGET:
+        return "The last event of its budget: subscriptions end with it."
+    if verb == "delete" and kind.takes is not None:
+        return (
+            f"Deletes its {KINDS[kind.takes].plural} too: each version +1, this event's sequence"
+            " and `when`"
+        )
+    return ""
+
+
+def _named(kind: Kind, verb: Verb) -> dict[str, Any]:
+    if verb == "delete":
+        return {}
+    if verb == "edit":
+        return {field.name: NotRequired[sent(field)] for field in kind.fields}
+    return {field.name: sent(field) for field in kind.fields}
+
+
+# mypy cannot know a union made of values.
+_Any: Any = Union[(*_of_records(), ParticipantAdded, ParticipantRemoved)]
+
+StreamEvent = TypeAliasType("StreamEvent", Annotated[_Any, Field(discriminator="eventType")])

@@ -6,7 +6,7 @@ from pydantic import Field
 from typing_extensions import TypeAliasType, TypedDict
 
 from api.documents.errors import Error
-from api.documents.records import Budget, Category, Expense
+from api.documents.records import Record
 from api.documents.scalars import EventType, Id, RecordId, SequenceNumber, Version
 
 
@@ -30,7 +30,7 @@ class Accepted(_OfKnownEvent):
     status: Literal["accepted"]
     sequence: SequenceNumber
     version: Version
-    record: Budget | Category | Expense
+    record: Record
     duplicate: NotRequired[Literal[True]]
 
 
@@ -38,7 +38,7 @@ class Conflict(_OfKnownEvent):
     """The version was not the current one, and nothing changed; `currentRecord` is how it is."""
 
     status: Literal["conflict"]
-    currentRecord: Budget | Category | Expense
+    currentRecord: Record
 
 
 class Rejected(_Verdict):

@@ -9,7 +9,8 @@ from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.requests import Request
 
 from hub import json_text
-from hub.budget.events import INTEGER_MAX, Uuid, describe
+from hub.budget.events import describe
+from hub.budget.scalars import INTEGER_MAX, Uuid
 from hub.errors import Code, HubError
 from hub.ports import Authenticator, Principal
 from hub.tracing import Correlation

@@ -22,6 +22,7 @@ from hub.ports import Authenticator, Principal
 from hub.session import Session
 
 PATH = "/sync"
+_VERSIONS = "budget.sync."
 _BEARER = "bearer."
 
 
@@ -54,13 +55,13 @@ class SyncSocket:
             return
         try:
             principal = await self._upgrading(scope)
+            protocol = _spoken(scope["subprotocols"])
             follow = _wanted(scope)
         except HubError as error:
             self._hub.measures.refused(error.code)
             await _deny(scope, send, error.code, error.detail)
             return
         token = _offered_token(scope)
-        protocol = PROTOCOL if PROTOCOL in scope["subprotocols"] else None
         await send({"type": "websocket.accept", "subprotocol": protocol})
         wire = scope.get("extensions", {}).get(EXTENSION) or AsgiWire(send)
         session = Session(
@@ -96,6 +97,16 @@ class SyncSocket:
                     raise HubError(Code.NOT_LOGGED_IN)
                 return await self._authenticator.authenticate(token)
         return None
+
+
+def _spoken(offered: Collection[str]) -> str | None:
+    """The subprotocol to select; None for a client that names none. Raises `HubError(BAD_REQUEST)`
+    where it speaks other versions only: its digests would never be ours."""
+    if PROTOCOL in offered:
+        return PROTOCOL
+    if any(entry.startswith(_VERSIONS) for entry in offered):
+        raise HubError(Code.BAD_REQUEST, f"this hub speaks {PROTOCOL}")
+    return None
 
 
 def _offered_token(scope: Scope) -> str | None:

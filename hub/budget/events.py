@@ -1,303 +1,73 @@
 """Events: what a client may say, how it is checked, and which of its fields are its content.
 
-One pydantic model per row of the table in design 3.1; the same models describe the wire in the
-served API documents. A model holds the *normalised* event: ids in lower case, money as `Decimal`
-with two places, absent fields distinguishable from `null` ones (`model_fields_set`).
+The shapes follow the table of kinds (`hub.budget.kinds`); they also describe the wire in the served
+API documents. An `Event` is *normalised*: ids in lower case, money as `Decimal` with two places,
+absent fields distinguishable from `null` ones.
 """
 
-import re
 from collections.abc import Mapping, Sequence
-from datetime import date
-from decimal import Decimal
 from hashlib import sha256
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias, final
+from typing import Any, ClassVar, Literal, NamedTuple, NotRequired, TypeAlias, final
 
 import orjson
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    StringConstraints,
-    ValidationError,
-    WithJsonSchema,
-)
-from pydantic.alias_generators import to_camel
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
-from hub.budget.currencies import CURRENCIES
+from hub.budget.kinds import BUDGET, KINDS, Field, Kind, Verb
+from hub.budget.records import BudgetId, UserId
+from hub.budget.scalars import Uuid, Whole
 from hub.errors import Code, HubError
 
-INTEGER_MAX = 2**53 - 1
 EVENTS_PER_REQUEST_MAX = 25  # REST
 EVENTS_PER_FRAME_MAX = 100  # socket
 
-_UUID = r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$"
-_NO_NUL = r"^[^\x00]*$"
-_MONEY = re.compile(r"[0-9]{1,10}(\.[0-9]{1,2})?")
-_CENT = Decimal("0.01")
+
+class Event(NamedTuple):
+    """What a client says about one record. `when` is the client's clock: stored, never trusted.
+
+    `version` is the one the client last saw, None where the event makes its record. `named` has the
+    fields that the client wrote, null included, by their names in JSON."""
+
+    event_type: str
+    kind: Kind
+    verb: Verb
+    event_id: str
+    budget_id: BudgetId
+    record_id: str
+    when: int
+    version: int | None
+    named: Mapping[str, Any]
 
 
-def whole(value: object) -> object:
-    """JSON has one kind of number: 5.0 is the integer 5 (strict mode below refuses the rest)."""
-    if type(value) is float and value.is_integer():
-        return int(value)
-    return value
-
-
-def _cents(value: object) -> Decimal:
-    if not isinstance(value, str) or _MONEY.fullmatch(value) is None:
-        raise ValueError("a string such as 12.50, with at most ten digits before the point")
-    return Decimal(value).quantize(_CENT)
-
-
-def _calendar(text: str) -> str:
-    date.fromisoformat(text)
-    return text
-
-
-def _currency(text: str) -> str:
-    if text not in CURRENCIES:
-        raise ValueError("not an ISO 4217 code")
-    return text
-
-
-Uuid = Annotated[
-    str,
-    StringConstraints(strict=True, pattern=_UUID, to_lower=True),
-    Field(json_schema_extra={"format": "uuid"}),
-]
-Whole = Annotated[
-    int,
-    Field(strict=True, ge=0, le=INTEGER_MAX),
-    BeforeValidator(whole, json_schema_input_type=Annotated[int, Field(ge=0, le=INTEGER_MAX)]),
-]
-Money = Annotated[
-    Decimal,
-    PlainValidator(_cents),
-    WithJsonSchema({"type": "string", "pattern": f"^{_MONEY.pattern}$"}),
-]
-Title = Annotated[
-    str, StringConstraints(strict=True, min_length=1, max_length=200, pattern=_NO_NUL)
-]
-Text = Annotated[str, StringConstraints(strict=True, max_length=2000, pattern=_NO_NUL)]
-Date = Annotated[
-    str,
-    StringConstraints(strict=True, pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"),
-    AfterValidator(_calendar),
-    Field(json_schema_extra={"format": "date"}),
-]
-Currency = Annotated[
-    str,
-    StringConstraints(strict=True, pattern=r"^[A-Z]{3}$"),
-    AfterValidator(_currency),
-    Field(json_schema_extra={"enum": sorted(CURRENCIES)}),
-]
-
-# The default of an optional field that may be absent but not null. It is never read: only named
-# fields count (`Event.named`).
-_ABSENT_TEXT = ""
-_ABSENT_MONEY = Decimal("0.00")
-
-
-class Event(BaseModel):
-    """What all events have in common. `when` is the client's clock: stored, never trusted."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel, extra="ignore", frozen=True, hide_input_in_errors=True
-    )
-    type: ClassVar[str]
-    # The kind of record it is about.
-    of: ClassVar[Literal["budget", "category", "expense", "participant"]]
-    fields: ClassVar[Mapping[str, str]]  # name in JSON → attribute, of what the event may name
-
-    event_id: Uuid
-    budget_id: Uuid
-    when: Whole
-
-    @property
-    def subject_id(self) -> str:
-        """The id of the record the event is about: `recordId` in everything the server sends."""
-        return self.budget_id
-
-    @property
-    def stated_version(self) -> int | None:
-        """The version the client last saw; None where the event creates its record."""
-        return None
-
-    @property
-    def names_category(self) -> str | None:
-        """The category an expense shall belong to, where the event says so."""
-        return None
-
-    def named(self) -> dict[str, Any]:
-        """Name in JSON → value of the record's fields that the client wrote, null included."""
-        present = self.model_fields_set
-        return {
-            name: getattr(self, attribute)
-            for name, attribute in self.fields.items()
-            if attribute in present
-        }
-
-
-class _Change(Event):
-    version: Whole
-
-    @property
-    def stated_version(self) -> int | None:
-        return self.version
-
-
-class BudgetCreate(Event):
-    type = "budget.create"
-    of = "budget"
-    fields = {"title": "title", "details": "details", "currency": "currency"}
-    event_type: Literal["budget.create"]
-    title: Title
-    details: Text | None = None
-    currency: Currency | None = None
-
-
-class BudgetEdit(_Change):
-    type = "budget.edit"
-    of = "budget"
-    fields = {"title": "title", "details": "details", "currency": "currency"}
-    event_type: Literal["budget.edit"]
-    title: Title = _ABSENT_TEXT
-    details: Text | None = None
-    currency: Currency | None = None
-
-
-class BudgetDelete(_Change):
-    type = "budget.delete"
-    of = "budget"
-    fields = {}
-    event_type: Literal["budget.delete"]
-
-
-class _OfRecord(Event):
-    record_id: Uuid
-
-    @property
-    def subject_id(self) -> str:
-        return self.record_id
-
-
-class _ChangeOfRecord(_OfRecord):
-    version: Whole
-
-    @property
-    def stated_version(self) -> int | None:
-        return self.version
-
-
-class CategoryAdd(_OfRecord):
-    type = "category.add"
-    of = "category"
-    fields = {"name": "name", "allocate": "allocate"}
-    event_type: Literal["category.add"]
-    name: Title
-    allocate: Money
-
-
-class CategoryEdit(_ChangeOfRecord):
-    type = "category.edit"
-    of = "category"
-    fields = {"name": "name", "allocate": "allocate"}
-    event_type: Literal["category.edit"]
-    name: Title = _ABSENT_TEXT
-    allocate: Money = _ABSENT_MONEY
-
-
-class CategoryDelete(_ChangeOfRecord):
-    type = "category.delete"
-    of = "category"
-    fields = {}
-    event_type: Literal["category.delete"]
-
-
-class ExpenseAdd(_OfRecord):
-    type = "expense.add"
-    of = "expense"
-    fields = {"categoryId": "category_id", "amount": "amount", "date": "date", "note": "note"}
-    event_type: Literal["expense.add"]
-    category_id: Uuid | None = None
-    amount: Money
-    date: Date
-    note: Text | None = None
-
-    @property
-    def names_category(self) -> str | None:
-        return self.category_id
-
-
-class ExpenseEdit(_ChangeOfRecord):
-    type = "expense.edit"
-    of = "expense"
-    fields = {"categoryId": "category_id", "amount": "amount", "date": "date", "note": "note"}
-    event_type: Literal["expense.edit"]
-    category_id: Uuid | None = None
-    amount: Money = _ABSENT_MONEY
-    date: Date = _ABSENT_TEXT
-    note: Text | None = None
-
-    @property
-    def names_category(self) -> str | None:
-        return self.category_id
-
-
-class ExpenseDelete(_ChangeOfRecord):
-    type = "expense.delete"
-    of = "expense"
-    fields = {}
-    event_type: Literal["expense.delete"]
-
-
-class _OfParticipant(Event):
-    """Made by the server from a request to join, leave or remove; not accepted from clients.
-    `when` is the server's clock."""
-
-    of = "participant"
-    fields = {}
-    user_id: str
-
-    @property
-    def subject_id(self) -> str:
-        return self.user_id
-
-
-class ParticipantAdd(_OfParticipant):
+class Joining(NamedTuple):
     """The sender joins, by an invite (the hash of its token) or by the budget's bare id.
-    `participants_max` is how many a budget may have."""
 
-    type = "participant.add"
+    Made by the server from a request, not accepted from clients: `when` is the server's clock.
+    `record_id` is the user's id; `participants_max` is how many a budget may have."""
+
+    event_id: str
+    budget_id: BudgetId
+    record_id: UserId
+    when: int
     participants_max: int
     invite: bytes | None = None
+    event_type: str = "participant.add"
+    version: None = None
+    named: Mapping[str, Any] = {}
 
 
-class ParticipantRemove(_OfParticipant):
+class Leaving(NamedTuple):
     """The sender leaves, or as the owner removes another user. With `closes_account` they go for
-    good, and a budget they own passes on."""
+    good, and a budget they own passes on. Made by the server, like `Joining`."""
 
-    type = "participant.remove"
+    event_id: str
+    budget_id: BudgetId
+    record_id: UserId
+    when: int
     closes_account: bool = False
-
-
-CLIENT_EVENTS: Mapping[str, type[Event]] = {
-    model.type: model
-    for model in (
-        BudgetCreate,
-        BudgetEdit,
-        BudgetDelete,
-        CategoryAdd,
-        CategoryEdit,
-        CategoryDelete,
-        ExpenseAdd,
-        ExpenseEdit,
-        ExpenseDelete,
-    )
-}
+    event_type: str = "participant.remove"
+    version: None = None
+    named: Mapping[str, Any] = {}
 
 
 @final
@@ -308,12 +78,13 @@ class Invalid(NamedTuple):
 
     event_id: str
     event_type: str | None
-    budget_id: str | None
+    budget_id: BudgetId | None
     record_id: str | None
     detail: str
 
 
-Submitted: TypeAlias = Event | Invalid
+Decidable: TypeAlias = Event | Joining | Leaving
+Submitted: TypeAlias = Decidable | Invalid
 
 
 def parse_batch(raw: object, count_max: int) -> list[Submitted]:
@@ -328,20 +99,32 @@ def parse_batch(raw: object, count_max: int) -> list[Submitted]:
     return [parse_event(item) for item in raw]
 
 
-def parse_event(raw: object) -> Submitted:
+def parse_event(raw: object) -> Event | Invalid:
     if not isinstance(raw, dict):
         raise HubError(Code.BAD_REQUEST, "events: each is an object")
     event_type = raw.get("eventType")
     if event_type is None and "event" in raw:  # what legacy clients call it
         event_type = raw["event"]
         raw = {**raw, "eventType": event_type}
-    model = CLIENT_EVENTS.get(event_type) if isinstance(event_type, str) else None
-    if model is None:
+    shape = CLIENT_EVENTS.get(event_type) if isinstance(event_type, str) else None
+    if shape is None:
         return _invalid(raw, "eventType: not one of the documented types")
     try:
-        return model.model_validate(raw)
+        said = shape.adapter.validate_python(raw)
     except ValidationError as error:
         return _invalid(raw, describe(error))
+    budget_id = said.pop("budgetId")
+    return Event(
+        said.pop("eventType"),
+        shape.kind,
+        shape.verb,
+        said.pop("eventId"),
+        budget_id,
+        budget_id if shape.kind is BUDGET else said.pop("recordId"),
+        said.pop("when"),
+        said.pop("version", None),
+        said,  # what is left are the record's fields
+    )
 
 
 def describe(error: ValidationError) -> str:
@@ -352,14 +135,50 @@ def describe(error: ValidationError) -> str:
     )
 
 
-class _Echo(BaseModel):
-    uuid: Uuid
+class Shape:
+    """What a client may send as one type of event. `schema` is a `TypedDict` for pydantic."""
+
+    __slots__ = ("adapter", "kind", "schema", "verb")
+    config: ClassVar = ConfigDict(extra="ignore", hide_input_in_errors=True)
+
+    def __init__(self, kind: Kind, verb: Verb) -> None:
+        self.kind = kind
+        self.verb = verb
+        fields: dict[str, Any] = {
+            "eventType": Literal[f"{kind.name}.{verb}"],
+            "eventId": Uuid,
+            "budgetId": Uuid,
+            "when": Whole,
+        }
+        if kind is not BUDGET:
+            fields["recordId"] = Uuid
+        if verb in ("edit", "delete"):
+            fields["version"] = Whole
+        if verb != "delete":
+            for field in kind.fields:
+                fields[field.name] = _sent(field, required=field.required and verb != "edit")
+        functional: Any = TypedDict  # made from the table, so mypy cannot know its fields
+        self.schema = functional(f"{kind.name.title()}{verb.title()}", fields)
+        self.schema.__pydantic_config__ = self.config
+        self.adapter: TypeAdapter[dict[str, Any]] = TypeAdapter(self.schema)
+
+
+def _sent(field: Field, *, required: bool) -> Any:
+    shape = field.type.shape | None if field.nullable else field.type.shape
+    return shape if required else NotRequired[shape]
+
+
+CLIENT_EVENTS: Mapping[str, Shape] = {
+    f"{kind.name}.{verb}": Shape(kind, verb) for kind in KINDS.values() for verb in kind.verbs
+}
+
+_ID: TypeAdapter[str] = TypeAdapter(Uuid)
 
 
 def _echo(value: object) -> str | None:
     """The value as an id in lower case, or None where it is not one."""
     try:
-        return _Echo(uuid=value).uuid
+        return _ID.validate_python(value)
     except ValidationError:
         return None
 
@@ -400,9 +219,12 @@ FIELD_LISTS: Mapping[int, Mapping[str, Sequence[str]]] = {
 FIELD_LIST = max(FIELD_LISTS)
 
 
-def content_hash(event: Event, field_list: int = FIELD_LIST) -> bytes:
-    """SHA-256 of what the client said, never of what the server filled in."""
-    named = event.named()
-    fields = {name: named[name] for name in FIELD_LISTS[field_list][event.type] if name in named}
-    content = [event.type, event.subject_id, event.when, event.stated_version, fields]
+def content_hash(event: Decidable, field_list: int = FIELD_LIST) -> bytes:
+    """SHA-256 of what the client said, never of what the server filled in.
+
+    All fields count of a kind that is younger than the list."""
+    named = event.named
+    names = FIELD_LISTS[field_list].get(event.event_type, named)
+    fields = {name: named[name] for name in names if name in named}
+    content = [event.event_type, event.record_id, event.when, event.version, fields]
     return sha256(orjson.dumps(content, default=str)).digest()

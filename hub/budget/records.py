@@ -1,138 +1,111 @@
-"""Records: the rows with a version (the budget itself, a category, an expense), and their digest.
+"""Records: what has a version (the budget itself, a category, an expense), members and invites.
 
 Money is `Decimal` with two places (P12). `when` is the client's clock of the last accepted change,
 in epoch milliseconds; it goes out as `offlineLastModified`. `fingerprint` and `digest` are unsigned
-64-bit integers.
+64-bit integers (`hub.budget.digest`).
 """
 
-from decimal import Decimal
-from hashlib import sha256
-from typing import NamedTuple, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from hub.budget.digest import Role, fields_hash, fingerprint
+from hub.budget.kinds import BUDGET, REQUIRED, Kind
 
 BudgetId: TypeAlias = str
 UserId: TypeAlias = str
+RecordKey: TypeAlias = tuple[str, str]  # name of the kind, id
 
-DIGEST_MODULUS = 1 << 64
-_SEPARATOR = "\x1f"
+
+class Record(NamedTuple):
+    """`values` are those of `kind.fields`, in their order. A budget is a record of itself.
+
+    `fields_hash` is C of the digest. It and the fingerprint of a tombstone are those of its last
+    living version. Sequences are those of the events that made and last changed the record."""
+
+    kind: Kind
+    budget_id: BudgetId
+    id: str
+    created_by: UserId
+    version: int
+    deleted: bool
+    when: int
+    fields_hash: bytes
+    fingerprint: int
+    created_sequence: int
+    last_sequence: int
+    values: Sequence[Any]
+
+    @classmethod
+    def first(
+        cls,
+        kind: Kind,
+        key: tuple[BudgetId, str],
+        created_by: UserId,
+        named: Mapping[str, Any],
+        when: int,
+        sequence: int,
+    ) -> "Record":
+        """Version 1. `key` is budget and record id; what is not in `named` has its default, so all
+        required fields have to be."""
+        values = []
+        for name, default in kind.defaults:
+            values.append(named[name] if default is REQUIRED else named.get(name, default))
+        hashed = fields_hash(kind, values)
+        value = fingerprint(kind.name, key[1], 1, hashed)
+        return cls(
+            kind, *key, created_by, 1, False, when, hashed, value, sequence, sequence, tuple(values)
+        )
+
+    def edited(self, named: Mapping[str, Any], when: int, sequence: int) -> "Record":
+        """The next version, with the fields of `named` changed."""
+        values = list(self.values)
+        for name, value in named.items():
+            values[self.kind.positions[name]] = value
+        hashed = fields_hash(self.kind, values)
+        version = self.version + 1
+        value = fingerprint(self.kind.name, self.id, version, hashed)
+        # `_replace` takes three times as long.
+        return Record(
+            *self[:4], version, False, when, hashed, value, self[9], sequence, tuple(values)
+        )
+
+    def tombstone(self, when: int, sequence: int) -> "Record":
+        """The next version, deleted."""
+        return Record(*self[:4], self.version + 1, True, when, *self[7:10], sequence, self.values)
+
+    def value(self, name: str) -> Any:
+        """Of one field, by its name in JSON."""
+        return self.values[self.kind.positions[name]]
+
+    def fields(self) -> dict[str, Any]:
+        """Name → value, in the order of the table."""
+        return dict(zip(self.kind.positions, self.values, strict=True))
+
+    def to_json(self) -> dict[str, Any]:
+        """As clients see it, for `orjson.dumps(…, default=str)`."""
+        json: dict[str, Any] = {"id": self.id}
+        if self.kind is not BUDGET:
+            json["budgetId"] = self.budget_id
+        json["createdBy"] = self.created_by
+        json.update(zip(self.kind.positions, self.values, strict=True))
+        json["version"] = self.version
+        json["offlineLastModified"] = self.when
+        if self.deleted:
+            json["deleted"] = True
+        return json
 
 
 class Budget(NamedTuple):
-    id: BudgetId
-    created_by: UserId
+    """A budget: its own record, who owns it, and how far its log is."""
+
+    record: Record
     owner_id: UserId
-    title: str
-    details: str | None
-    currency: str | None
-    version: int
-    deleted: bool
-    when: int
-    fingerprint: int
-    record_sequence: int  # the event that last changed this record
     last_sequence: int  # the head of the budget's log
     digest: int
 
-    def fingerprinted(self) -> "Budget":
-        value = fingerprint(
-            "budget", self.id, str(self.version), self.title, self.details, self.currency
-        )
-        return Budget(*self[:9], value, *self[10:])  # `_replace` takes three times as long
-
-    def moved_on(self, sequence: int, digest: int) -> "Budget":
-        """With another head and digest."""
-        return Budget(*self[:11], sequence, digest)
-
-    def to_json(self) -> dict[str, object]:
-        return _marked(
-            self.deleted,
-            {
-                "id": self.id,
-                "createdBy": self.created_by,
-                "title": self.title,
-                "details": self.details,
-                "currency": self.currency,
-                "version": self.version,
-                "offlineLastModified": self.when,
-            },
-        )
-
-
-class Category(NamedTuple):
-    budget_id: BudgetId
-    id: str
-    created_by: UserId
-    name: str
-    allocate: Decimal
-    version: int
-    deleted: bool
-    when: int
-    fingerprint: int
-    created_sequence: int
-    last_sequence: int  # the event that last changed this record
-
-    def fingerprinted(self) -> "Category":
-        value = fingerprint("category", self.id, str(self.version), self.name, str(self.allocate))
-        return Category(*self[:8], value, *self[9:])
-
-    def to_json(self) -> dict[str, object]:
-        return _marked(
-            self.deleted,
-            {
-                "id": self.id,
-                "budgetId": self.budget_id,
-                "createdBy": self.created_by,
-                "name": self.name,
-                "allocate": str(self.allocate),
-                "version": self.version,
-                "offlineLastModified": self.when,
-            },
-        )
-
-
-class Expense(NamedTuple):
-    budget_id: BudgetId
-    id: str
-    created_by: UserId
-    category_id: str | None
-    amount: Decimal
-    date: str  # YYYY-MM-DD
-    note: str | None
-    version: int
-    deleted: bool
-    when: int
-    fingerprint: int
-    created_sequence: int
-    last_sequence: int  # the event that last changed this record
-
-    def fingerprinted(self) -> "Expense":
-        value = fingerprint(
-            "expense",
-            self.id,
-            str(self.version),
-            self.category_id,
-            str(self.amount),
-            self.date,
-            self.note,
-        )
-        return Expense(*self[:10], value, *self[11:])
-
-    def to_json(self) -> dict[str, object]:
-        return _marked(
-            self.deleted,
-            {
-                "id": self.id,
-                "budgetId": self.budget_id,
-                "categoryId": self.category_id,
-                "createdBy": self.created_by,
-                "date": self.date,
-                "amount": str(self.amount),
-                "note": self.note,
-                "version": self.version,
-                "offlineLastModified": self.when,
-            },
-        )
-
-
-Record: TypeAlias = Budget | Category | Expense
+    @property
+    def deleted(self) -> bool:
+        return self.record.deleted
 
 
 class Membership(NamedTuple):
@@ -168,19 +141,6 @@ class Invite(NamedTuple):
         return not self.revoked and self.uses < self.max_uses and now_ms < self.expires_at
 
 
-def fingerprint(*fields: str | None) -> int:
-    """First 8 bytes, big-endian, of SHA-256 of the fields joined by U+001F; absent is empty
-    (design 3.2)."""
-    text = _SEPARATOR.join([field or "" for field in fields])
-    return int.from_bytes(sha256(text.encode()).digest()[:8], "big")
-
-
-def digest_text(digest: int) -> str:
-    """16 lower-case hex digits, as the wire shows a digest."""
-    return f"{digest:016x}"
-
-
-def _marked(deleted: bool, json: dict[str, object]) -> dict[str, object]:
-    if deleted:
-        json["deleted"] = True
-    return json
+def role_of(user_id: UserId, owner_id: UserId) -> Role:
+    """The role of a participant. Ownership stands once, with the budget."""
+    return "owner" if user_id == owner_id else "editor"

@@ -1,12 +1,14 @@
 """Replay: a budget rebuilt from its stream events, and from nothing else.
 
 The log is the truth and the tables are a convenience (design 1); `verify` compares the two, and
-needs this second opinion. The steps restate what design 3.1 says an accepted event does. Whether it
-should have been accepted is for `hub.budget.rules`.
+needs this second opinion. The steps restate what design 3.1 says an accepted event does; of the
+kinds' table they take the names of the fields only. Whether an event should have been accepted is
+for `hub.budget.rules`.
 
 | event                | what changes                                                            |
 |----------------------|-------------------------------------------------------------------------|
-| `*.create`, `*.add`  | a record at version 1, made by the event's actor                        |
+| `*.create`, `*.add`  | a record at version 1, made by the event's actor; a field that an old   |
+|                      | event lacks has its default                                             |
 | `*.edit`             | the fields it names; version +1                                         |
 | `*.delete`           | a tombstone: the fields stay, version +1; the fingerprint of its last   |
 |                      | living version stays with it, but counts in the digest no more          |
@@ -16,27 +18,17 @@ should have been accepted is for `hub.budget.rules`.
 | `participant.remove` | they do no longer                                                       |
 | … either             | `owner`, where it is named, owns the budget from now on                 |
 
-Membership events change no record, so neither a version nor the digest.
+Membership events change no record. The digest counts who takes part, with their role.
 """
 
-from collections.abc import Callable, Mapping
-from decimal import Decimal
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
-from hub.budget.events import CLIENT_EVENTS
-from hub.budget.records import (
-    DIGEST_MODULUS,
-    Budget,
-    BudgetId,
-    Category,
-    Expense,
-    Record,
-    UserId,
-    digest_text,
-)
+from hub.budget.digest import DIGEST_MODULUS, digest_text, participant_fingerprint
+from hub.budget.kinds import BUDGET, KINDS, Kind
+from hub.budget.records import Budget, BudgetId, Record, RecordKey, UserId, role_of
 
-_MONEY = {"allocate", "amount"}
-_R = TypeVar("_R", Budget, Category, Expense)
+_MEMBERSHIP = {"participant.add": True, "participant.remove": False}
 
 
 class ReplayError(Exception):
@@ -65,26 +57,41 @@ class Member(NamedTuple):
 class Replica:
     """One budget after the events `1..head`, tombstones and former participants included.
 
-    `digest` is the one after the last event; `budget.last_sequence` and `budget.digest` say the
-    same as `head` and `digest`.
+    `digest` is the one after the last event.
     """
 
     def __init__(self, budget_id: BudgetId) -> None:
         self.budget_id = budget_id
         self.head = 0
         self.digest = 0
-        self.budget: Budget | None = None
-        self.categories: dict[str, Category] = {}
-        self.expenses: dict[str, Expense] = {}
+        self.owner_id: UserId | None = None
+        self.records: dict[RecordKey, Record] = {}  # the budget's own is among them
         self.members: dict[UserId, Member] = {}
-        self._live_expenses: dict[str, set[str]] = {}  # by category, so that a cascade finds them
+        self._live: dict[str, set[RecordKey]] = {}  # by what they fall with, for a cascade
+
+    @property
+    def budget(self) -> Budget | None:
+        record = self.records.get((BUDGET.name, self.budget_id))
+        if record is None or self.owner_id is None:
+            return None
+        return Budget(record, self.owner_id, self.head, self.digest)
 
     def apply(self, event: Mapping[str, Any]) -> None:
-        """Take the next stream event, decoded.
+        """Take the next stream event, decoded, and hold its digest against the replica's.
+
+        Raises `ReplayError` for what `follow` does, and a digest other than the event's own.
+        """
+        self.follow(event)
+        if "digest" not in event:
+            raise ReplayError(self.head, "fields", "as documented", "no digest")
+        _check(event, "digest", digest_text(self.digest), event["digest"])
+
+    def follow(self, event: Mapping[str, Any]) -> None:
+        """Take the next stream event without a look at its digest.
 
         Raises `ReplayError` for a gap in the sequences, another budget's event, a type that is not
         of design 3.1, a field that is missing or of the wrong kind, a record that must or must not
-        exist, a version that is not the next one, and a digest other than the event's own.
+        exist, and a version that is not the next one.
         """
         sequence = event.get("sequence")
         if sequence != self.head + 1:
@@ -93,178 +100,133 @@ class Replica:
             self._step(event)
         except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise ReplayError(sequence, "fields", "as documented", type(error).__name__) from error
+        self.head = sequence
 
     def record_of(self, event: Mapping[str, Any]) -> Record | None:
         """The record that an applied event is about, as it is now; None for a membership event."""
         kind = str(event["eventType"]).partition(".")[0]
-        if kind == "budget":
-            return self.budget
-        if kind == "category":
-            return self.categories[event["recordId"]]
-        return self.expenses[event["recordId"]] if kind == "expense" else None
+        return self.records[kind, event["recordId"]] if kind in KINDS else None
 
     def _step(self, event: Mapping[str, Any]) -> None:
         event_type = event["eventType"]
+        kind_name, _, verb = event_type.partition(".")
+        kind = KINDS.get(kind_name)
         _check(event, "budgetId", self.budget_id, event["budgetId"])
-        step = _STEPS.get(event_type)
-        if step is None:
+        if event_type not in _MEMBERSHIP and (kind is None or verb not in kind.verbs):
             raise ReplayError(event["sequence"], "eventType", "one of design 3.1", event_type)
-        _check(event, "budget exists", event_type != "budget.create", self.budget is not None)
-        step(self, event)
-        self.head = event["sequence"]
-        if self.budget is not None:
-            self.budget = self.budget._replace(last_sequence=self.head, digest=self.digest)
-        _check(event, "digest", digest_text(self.digest), event["digest"])
+        _check(event, "budget exists", verb != "create", self.owner_id is not None)
+        if kind is None:
+            self._change_member(event)
+            return
+        if kind is BUDGET:
+            _check(event, "recordId", self.budget_id, event["recordId"])
+        if verb == "create":
+            self.owner_id = event["actorId"]
+            self._put_member(event["actorId"], Member(active=True, joined_at=None))
+        if verb in ("create", "add"):
+            self._add(kind, event)
+        else:
+            self._change(kind, event, deleted=verb == "delete")
 
-    def _create_budget(self, event: Mapping[str, Any]) -> None:
-        budget = Budget(
-            id=self.budget_id,
-            created_by=event["actorId"],
-            owner_id=event["actorId"],
-            title=event["title"],
-            details=event["details"],
-            currency=event["currency"],
-            version=1,
-            deleted=False,
-            when=event["when"],
-            fingerprint=0,
-            record_sequence=event["sequence"],
-            last_sequence=event["sequence"],
-            digest=0,
+    def _add(self, kind: Kind, event: Mapping[str, Any]) -> None:
+        key = (kind.name, event["recordId"])
+        _check(event, f"{kind.name} exists", False, key in self.records)
+        _check(event, "version", 1, event["version"])
+        self._put(
+            None,
+            Record.first(
+                kind,
+                (self.budget_id, event["recordId"]),
+                event["actorId"],
+                dict(_named(kind, event)),
+                event["when"],
+                event["sequence"],
+            ),
         )
-        _check(event, "recordId", self.budget_id, event["recordId"])
-        self.members[event["actorId"]] = Member(active=True, joined_at=None)
-        self._put(None, _first(budget, event))
 
-    def _change_budget(self, event: Mapping[str, Any]) -> None:
-        _check(event, "recordId", self.budget_id, event["recordId"])
-        changed = _changed(self.budget, event)
-        self._put(self.budget, changed._replace(record_sequence=event["sequence"]))
-
-    def _add_category(self, event: Mapping[str, Any]) -> None:
-        category = Category(
-            budget_id=self.budget_id,
-            id=event["recordId"],
-            created_by=event["actorId"],
-            name=event["name"],
-            allocate=Decimal(event["allocate"]),
-            version=1,
-            deleted=False,
-            when=event["when"],
-            fingerprint=0,
-            created_sequence=event["sequence"],
-            last_sequence=event["sequence"],
-        )
-        _check(event, "category exists", False, category.id in self.categories)
-        self._put(None, _first(category, event))
-
-    def _change_category(self, event: Mapping[str, Any]) -> None:
-        before = self.categories.get(event["recordId"])
-        after = _changed(before, event)._replace(last_sequence=event["sequence"])
-        self._put(before, after)
-        if after.deleted:
-            for expense_id in sorted(self._live_expenses.get(after.id, ())):
-                expense = self.expenses[expense_id]
-                gone = expense._replace(
-                    version=expense.version + 1,
-                    deleted=True,
-                    when=after.when,
-                    last_sequence=after.last_sequence,
-                )
-                self._put(expense, gone)
-
-    def _add_expense(self, event: Mapping[str, Any]) -> None:
-        expense = Expense(
-            budget_id=self.budget_id,
-            id=event["recordId"],
-            created_by=event["actorId"],
-            category_id=event["categoryId"],
-            amount=Decimal(event["amount"]),
-            date=event["date"],
-            note=event["note"],
-            version=1,
-            deleted=False,
-            when=event["when"],
-            fingerprint=0,
-            created_sequence=event["sequence"],
-            last_sequence=event["sequence"],
-        )
-        _check(event, "expense exists", False, expense.id in self.expenses)
-        self._put(None, _first(expense, event))
-
-    def _change_expense(self, event: Mapping[str, Any]) -> None:
-        before = self.expenses.get(event["recordId"])
-        after = _changed(before, event)._replace(last_sequence=event["sequence"])
-        self._put(before, after)
+    def _change(self, kind: Kind, event: Mapping[str, Any], *, deleted: bool) -> None:
+        record = self.records.get((kind.name, event["recordId"]))
+        if record is None or record.deleted:
+            found = "none" if record is None else "a tombstone"
+            raise ReplayError(event["sequence"], "record", "a live one", found)
+        _check(event, "version", record.version + 1, event["version"])
+        when, sequence = event["when"], event["sequence"]
+        if not deleted:
+            self._put(record, record.edited(dict(_named(kind, event)), when, sequence))
+            return
+        self._put(record, record.tombstone(when, sequence))
+        if kind.takes is not None:
+            for key in sorted(self._live.get(record.id, ())):
+                self._put(self.records[key], self.records[key].tombstone(when, sequence))
 
     def _change_member(self, event: Mapping[str, Any]) -> None:
         participant = event["participant"]
         user_id = participant["userId"]
         _check(event, "participant.userId", event["recordId"], user_id)
         _check(event, "participant.budgetId", self.budget_id, participant["budgetId"])
-        active = event["eventType"] == "participant.add"
+        active = _MEMBERSHIP[event["eventType"]]
         before = self.members.get(user_id)
         _check(event, "takes part before", not active, before is not None and before.active)
-        self.members[user_id] = Member(active, participant["joinedAt"])
+        self._put_member(user_id, Member(active, participant["joinedAt"]))
         if event.get("owner") is not None:
             owner = self.members.get(event["owner"])
             _check(event, "new owner takes part", True, owner is not None and owner.active)
-            assert self.budget is not None  # `_step` looked
-            self.budget = self.budget._replace(owner_id=event["owner"])
+            self._pass_on(event["owner"])
+        assert self.owner_id is not None  # `_step` looked
+        role = role_of(user_id, self.owner_id)
+        # 0.1.0 wrote no role.
+        _check(event, "participant.role", role, participant.get("role", role))
 
     def _put(self, before: Record | None, after: Record) -> None:
         """Keep a record, and the digest: what lived is taken out, what lives is added."""
+        key = (after.kind.name, after.id)
         if before is not None:
-            self.digest -= before.fingerprint
+            self._count(-before.fingerprint)
+            for owner_id in _owners(before):
+                self._live[owner_id].discard(key)
         if not after.deleted:
-            self.digest += after.fingerprint
-        self.digest %= DIGEST_MODULUS
-        if isinstance(after, Budget):
-            self.budget = after
-        elif isinstance(after, Category):
-            self.categories[after.id] = after
-        else:
-            self.expenses[after.id] = after
-            if isinstance(before, Expense) and before.category_id is not None:
-                self._live_expenses[before.category_id].discard(before.id)
-            if after.category_id is not None and not after.deleted:
-                self._live_expenses.setdefault(after.category_id, set()).add(after.id)
+            self._count(after.fingerprint)
+            for owner_id in _owners(after):
+                self._live.setdefault(owner_id, set()).add(key)
+        self.records[key] = after
+
+    def _put_member(self, user_id: UserId, member: Member) -> None:
+        self._count(-self._weight(user_id))
+        self.members[user_id] = member
+        self._count(self._weight(user_id))
+
+    def _pass_on(self, owner_id: UserId) -> None:
+        users = [each for each in (self.owner_id, owner_id) if each is not None]
+        self._count(-sum(map(self._weight, users)))
+        self.owner_id = owner_id
+        self._count(sum(map(self._weight, users)))
+
+    def _weight(self, user_id: UserId) -> int:
+        """What the user adds to the digest: nothing, unless they take part."""
+        member = self.members.get(user_id)
+        if member is None or not member.active or self.owner_id is None:
+            return 0
+        return participant_fingerprint(user_id, role_of(user_id, self.owner_id))
+
+    def _count(self, difference: int) -> None:
+        self.digest = (self.digest + difference) % DIGEST_MODULUS
 
 
-_STEPS: Mapping[str, Callable[[Replica, Mapping[str, Any]], None]] = {
-    "budget.create": Replica._create_budget,
-    "budget.edit": Replica._change_budget,
-    "budget.delete": Replica._change_budget,
-    "category.add": Replica._add_category,
-    "category.edit": Replica._change_category,
-    "category.delete": Replica._change_category,
-    "expense.add": Replica._add_expense,
-    "expense.edit": Replica._change_expense,
-    "expense.delete": Replica._change_expense,
-    "participant.add": Replica._change_member,
-    "participant.remove": Replica._change_member,
-}
+def _named(kind: Kind, event: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The fields that the event names, as records hold them."""
+    for field in kind.fields:
+        if field.name in event:
+            value = event[field.name]
+            if value is None and not field.nullable:
+                raise TypeError(f"{field.name} is null")
+            yield field.name, None if value is None else field.type.read(value)
 
 
-def _first(record: _R, event: Mapping[str, Any]) -> _R:
-    _check(event, "version", 1, event["version"])
-    return record.fingerprinted()
-
-
-def _changed(record: _R | None, event: Mapping[str, Any]) -> _R:
-    """The record after an edit or delete of it."""
-    if record is None or record.deleted:
-        found = "none" if record is None else "a tombstone"
-        raise ReplayError(event["sequence"], "record", "a live one", found)
-    _check(event, "version", record.version + 1, event["version"])
-    values: dict[str, Any] = {
-        attribute: Decimal(event[name]) if name in _MONEY else event[name]
-        for name, attribute in CLIENT_EVENTS[event["eventType"]].fields.items()
-        if name in event
-    }
-    deleted = event["eventType"].endswith(".delete")
-    after = record._replace(version=event["version"], when=event["when"], deleted=deleted, **values)
-    return after if deleted else after.fingerprinted()
+def _owners(record: Record) -> Iterator[str]:
+    """The ids of the records that take this one along when they are deleted."""
+    for name, kind in record.kind.references:
+        if kind.takes == record.kind.name and (owner_id := record.value(name)) is not None:
+            yield owner_id
 
 
 def _check(event: Mapping[str, Any], what: str, expected: object, found: object) -> None:

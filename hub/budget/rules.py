@@ -42,184 +42,41 @@ What is left is accepted: sequence head+1, version 1 or current+1, and
 | event             | the record                     | also                                       |
 |-------------------|--------------------------------|--------------------------------------------|
 | `budget.create`   | new budget, owned by its maker | the owner becomes the first participant    |
-| `budget.edit`     | named fields change            |                                            |
+| `*.add`           | new record                     |                                            |
+| `*.edit`          | named fields change            |                                            |
 | `budget.delete`   | tombstone                      | nothing else changes                       |
-| `category.add`    | new category                   |                                            |
-| `category.edit`   | named fields change            |                                            |
 | `category.delete` | tombstone                      | its live expenses become tombstones too:   |
 |                   |                                | each version +1, same sequence and `when`  |
-| `expense.add`     | new expense                    |                                            |
-| `expense.edit`    | named fields change, may move  |                                            |
-| `expense.delete`  | tombstone                      |                                            |
-| `participant.*`   | none: neither version nor      | the user takes part (again), or no longer  |
-|                   | digest change                  |                                            |
+| `*.delete`        | tombstone                      |                                            |
+| `participant.*`   | none                           | the user takes part (again), or no longer; |
+|                   |                                | the digest counts them with their role     |
 
 An absent field is unchanged, `null` clears it; an edit that names nothing still counts a version.
 Everything here is a pure function of its arguments.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
+from hub.budget.digest import DIGEST_MODULUS, digest_text, participant_fingerprint
 from hub.budget.events import (
     FIELD_LIST,
     FIELD_LISTS,
-    BudgetCreate,
-    BudgetDelete,
-    BudgetEdit,
-    CategoryAdd,
-    CategoryDelete,
-    CategoryEdit,
+    Decidable,
     Event,
-    ExpenseAdd,
-    ExpenseDelete,
-    ExpenseEdit,
     Invalid,
-    ParticipantAdd,
-    ParticipantRemove,
+    Joining,
+    Leaving,
     Submitted,
     content_hash,
 )
-from hub.budget.records import (
-    DIGEST_MODULUS,
-    Budget,
-    BudgetId,
-    Category,
-    Expense,
-    Invite,
-    Membership,
-    Record,
-    UserId,
-    digest_text,
-)
+from hub.budget.kinds import BUDGET
+from hub.budget.records import Budget, Invite, Membership, Record, UserId, role_of
+from hub.budget.state import BudgetState, Change, LogRow
 from hub.budget.verdicts import Verdict
 from hub.errors import Code
-
-
-class LogRow(NamedTuple):
-    """One accepted event as the log keeps it: everything needed to replay it exactly.
-
-    `event` is the stream event and `record` the verdict's record, both JSON text as first sent.
-    """
-
-    budget_id: BudgetId
-    sequence: int
-    event_id: str
-    event_type: str
-    record_id: str
-    actor_id: UserId
-    content_hash: bytes
-    content_fields: int
-    version: int | None
-    event: bytes
-    record: bytes | None
-
-    def verdict(self, *, duplicate: bool = False) -> Verdict:
-        return Verdict(
-            self.event_id,
-            self.event_type,
-            self.budget_id,
-            self.record_id,
-            "accepted",
-            sequence=self.sequence,
-            version=self.version,
-            record=self.record,
-            duplicate=duplicate,
-        )
-
-
-class Change(NamedTuple):
-    """An accepted event and what it does. `BudgetState.apply` puts it into the state, the storage
-    into the tables."""
-
-    row: LogRow
-    budget: Budget  # with the new head and digest
-    record: Record | None = None  # None where only the budget's own row changes
-    member: Membership | None = None
-    cascade: bool = False  # the live expenses of category `row.record_id` become tombstones
-    invite: Invite | None = None  # with this use of it
-    passes_on: bool = False  # the budget has another owner
-
-    def verdict(self) -> Verdict:
-        return self.row.verdict()
-
-
-class BudgetState:
-    """What decisions about one budget depend on: as loaded under its lock, then as changed by the
-    events before. Holds only what the batch names, not the whole budget."""
-
-    __slots__ = (
-        "budget",
-        "categories",
-        "category_sums",
-        "changes",
-        "expenses",
-        "invites",
-        "known",
-        "link_sharing",
-        "members",
-        "participants",
-    )
-
-    def __init__(self) -> None:
-        self.budget: Budget | None = None
-        self.members: dict[UserId, Membership] = {}
-        self.known: dict[str, LogRow] = {}  # by eventId
-        self.categories: dict[str, Category] = {}
-        self.expenses: dict[str, Expense] = {}
-        # For each category the batch wants to delete: the sum of its live expenses' fingerprints,
-        # those not loaded included. It lets the digest survive a cascade that runs in SQL.
-        self.category_sums: dict[str, int] = {}
-        # Loaded only where membership may change.
-        self.participants: list[UserId] = []  # who takes part, in the order they came
-        self.link_sharing = True
-        self.invites: dict[bytes, Invite] = {}  # by the hash of the token
-        self.changes: list[Change] = []  # what was applied, in order
-
-    def apply(self, change: Change) -> None:
-        """Make the change visible to the events that follow in the same transaction."""
-        self.changes.append(change)
-        self.budget = change.budget
-        self.known[change.row.event_id] = change.row
-        if (member := change.member) is not None:
-            if member.active:
-                self.participants.append(member.user_id)
-            else:
-                self.participants.remove(member.user_id)
-            self.members[member.user_id] = member
-        if change.invite is not None:
-            self.invites[change.invite.token_hash] = change.invite
-        record = change.record
-        if isinstance(record, Category):
-            self.categories[record.id] = record
-        elif isinstance(record, Expense):
-            old = self.expenses.get(record.id)
-            if old is not None and not old.deleted:
-                self._count(old.category_id, -old.fingerprint)
-            if not record.deleted:
-                self._count(record.category_id, record.fingerprint)
-            self.expenses[record.id] = record
-        if change.cascade:
-            self._cascade(change)
-
-    def _count(self, category_id: str | None, fingerprint: int) -> None:
-        if category_id in self.category_sums:
-            self.category_sums[category_id] += fingerprint
-
-    def _cascade(self, change: Change) -> None:
-        category = change.record
-        assert isinstance(category, Category)
-        self.category_sums[category.id] = 0
-        for expense in list(self.expenses.values()):
-            if expense.category_id == category.id and not expense.deleted:
-                self.expenses[expense.id] = expense._replace(
-                    version=expense.version + 1,
-                    deleted=True,
-                    when=category.when,
-                    last_sequence=category.last_sequence,
-                )
 
 
 def decide(state: BudgetState, actor: UserId, event: Submitted, now_ms: int) -> Verdict | Change:
@@ -227,238 +84,135 @@ def decide(state: BudgetState, actor: UserId, event: Submitted, now_ms: int) -> 
 
     `now_ms` is the server's clock in epoch milliseconds; it dates a participant's joining.
     """
-    if type(event) is Invalid:
-        return _invalid(event)
+    if isinstance(event, Invalid):
+        return rejected(event, Code.INVALID_EVENT)
     known = state.known.get(event.event_id)
     if known is not None:
         if known.content_fields not in FIELD_LISTS:  # written by a newer server, in mid-deploy
-            return _rejected(event, Code.UNAVAILABLE)
+            return rejected(event, Code.UNAVAILABLE)
         if _says_the_same(known, actor, event):
             return known.verdict(duplicate=True)
     refusal = _access(state, actor, event)
     if refusal is None and known is not None:
         refusal = Code.EVENT_ID_REUSED
     if refusal is not None:
-        return _rejected(event, refusal)
-    head = 0 if state.budget is None else state.budget.last_sequence
-    outcome = _RULES[type(event)](state, actor, event, head + 1, now_ms)
+        return rejected(event, refusal)
+    sequence = 1 if state.budget is None else state.budget.last_sequence + 1
+    if isinstance(event, Event):
+        outcome = _RULES[event.verb](state, actor, event, sequence, now_ms)
+    elif isinstance(event, Joining):
+        outcome = _join(state, event, sequence, now_ms)
+    else:
+        outcome = _leave(state, actor, event, sequence, now_ms)
     if isinstance(outcome, _Effect):
-        return _accept(state, actor, event, outcome, head + 1)
+        return _accept(state, actor, event, outcome, sequence)
     if isinstance(outcome, Code):
-        return _rejected(event, outcome)
-    return _conflict(event, outcome)
+        return rejected(event, outcome)
+    return Verdict.of(event, "conflict", record=_text(outcome))
 
 
 def rejected(event: Submitted, code: Code, detail: str | None = None) -> Verdict:
-    """The verdict of an event that was not decided by the rules: `BUSY`, `UNAVAILABLE`, poison."""
+    """The verdict of an event that is not accepted. What is not of its shape is always that."""
     if isinstance(event, Invalid):
-        return _invalid(event)
-    return _rejected(event, code, detail)
+        return Verdict.of(event, "rejected", error=Code.INVALID_EVENT, detail=event.detail)
+    return Verdict.of(event, "rejected", error=code, detail=detail)
 
 
 class _Effect(NamedTuple):
-    """What an acceptable event does to the records, before sequence and digest are known."""
+    """What an acceptable event does, before sequence and digest are known."""
 
     record: Record | None = None
     before: Record | None = None
     fields: Mapping[str, Any] = {}  # of the stream event
     member: Membership | None = None
-    cascade: bool = False
-    invite: Invite | None = None
     owner: UserId | None = None  # the new one
+    invite: Invite | None = None
 
 
 # A rule answers with the effect, with the code of a rejection, or with the current record, which is
 # a conflict.
 _Outcome: TypeAlias = _Effect | Code | Record
-_R = TypeVar("_R", Category, Expense)
 
 
-def _says_the_same(known: LogRow, actor: UserId, event: Event) -> bool:
+def _says_the_same(known: LogRow, actor: UserId, event: Decidable) -> bool:
     return (
         known.actor_id == actor
-        and known.event_type == event.type
+        and known.event_type == event.event_type
         and known.content_hash == content_hash(event, known.content_fields)
     )
 
 
-def _access(state: BudgetState, actor: UserId, event: Event) -> Code | None:
-    if type(event) is BudgetCreate:
+def _access(state: BudgetState, actor: UserId, event: Decidable) -> Code | None:
+    budget = state.budget
+    of_budget = isinstance(event, Event) and event.kind is BUDGET
+    if isinstance(event, Event) and event.verb == "create":
         return None
-    if type(event) is ParticipantAdd:
-        there = state.budget is not None and not state.budget.deleted
+    if isinstance(event, Joining):
+        there = budget is not None and not budget.deleted
         return None if there else Code.BUDGET_NOT_EXISTS
     member = state.members.get(actor)
-    if state.budget is None or member is None:
+    if budget is None or member is None:
         return Code.BUDGET_NOT_EXISTS
-    if state.budget.deleted and not (member.active and event.of == "budget"):
+    if budget.deleted and not (member.active and of_budget):
         return Code.BUDGET_NOT_EXISTS
     return None if member.active else Code.NOT_PARTICIPANT
 
 
-def _create_budget(
-    state: BudgetState, actor: UserId, event: BudgetCreate, sequence: int, now_ms: int
+def _create(
+    state: BudgetState, actor: UserId, event: Event, sequence: int, now_ms: int
 ) -> _Outcome:
-    if state.budget is not None:
-        return Code.BUDGET_EXISTS
-    budget = Budget(
-        id=event.budget_id,
-        created_by=actor,
-        owner_id=actor,
-        title=event.title,
-        details=event.details,
-        currency=event.currency,
-        version=1,
-        deleted=False,
-        when=event.when,
-        fingerprint=0,
-        record_sequence=sequence,
-        last_sequence=0,
-        digest=0,
-    ).fingerprinted()
-    fields = {"title": event.title, "details": event.details, "currency": event.currency}
     member = Membership(event.budget_id, actor, joined_at=now_ms, active=True)
-    return _Effect(budget, fields=fields, member=member)
+    outcome = _add(state, actor, event, sequence, now_ms)
+    return outcome._replace(member=member) if isinstance(outcome, _Effect) else outcome
 
 
-def _edit_budget(
-    state: BudgetState, actor: UserId, event: BudgetEdit, sequence: int, now_ms: int
+def _add(state: BudgetState, actor: UserId, event: Event, sequence: int, now_ms: int) -> _Outcome:
+    kind = event.kind
+    if state.find(kind, event.record_id) is not None:
+        return kind.exists
+    if (missing := _missing_reference(state, event)) is not None:
+        return missing
+    key = (event.budget_id, event.record_id)
+    record = Record.first(kind, key, actor, event.named, event.when, sequence)
+    return _Effect(record, fields=record.fields())
+
+
+def _edit(state: BudgetState, actor: UserId, event: Event, sequence: int, now_ms: int) -> _Outcome:
+    record = state.find(event.kind, event.record_id)
+    if record is None:
+        return event.kind.missing
+    if (missing := _missing_reference(state, event)) is not None:
+        return missing
+    if _stale(record, event):
+        return record
+    changed = record.edited(event.named, event.when, sequence)
+    return _Effect(changed, before=record, fields=event.named)
+
+
+def _delete(
+    state: BudgetState, actor: UserId, event: Event, sequence: int, now_ms: int
 ) -> _Outcome:
-    budget = _existing(state)
-    if _stale(budget, event):
-        return budget
-    named = event.named()
-    changed = budget._replace(
-        version=budget.version + 1, when=event.when, record_sequence=sequence, **named
-    )
-    return _Effect(changed.fingerprinted(), before=budget, fields=named)
-
-
-def _delete_budget(
-    state: BudgetState, actor: UserId, event: BudgetDelete, sequence: int, now_ms: int
-) -> _Outcome:
-    budget = _existing(state)
-    if budget.owner_id != actor:
+    record = state.find(event.kind, event.record_id)
+    if record is None:
+        return event.kind.missing
+    if event.kind is BUDGET and _existing(state).owner_id != actor:
         return Code.NOT_OWNER
-    if _stale(budget, event):
-        return budget
-    gone = budget._replace(
-        version=budget.version + 1, deleted=True, when=event.when, record_sequence=sequence
-    )
-    return _Effect(gone, before=budget)
+    if _stale(record, event):
+        return record
+    return _Effect(record.tombstone(event.when, sequence), before=record)
 
 
-def _add_category(
-    state: BudgetState, actor: UserId, event: CategoryAdd, sequence: int, now_ms: int
-) -> _Outcome:
-    if event.record_id in state.categories:
-        return Code.CATEGORY_EXISTS
-    category = Category(
-        budget_id=event.budget_id,
-        id=event.record_id,
-        created_by=actor,
-        name=event.name,
-        allocate=event.allocate,
-        version=1,
-        deleted=False,
-        when=event.when,
-        fingerprint=0,
-        created_sequence=sequence,
-        last_sequence=sequence,
-    ).fingerprinted()
-    return _Effect(category, fields={"name": event.name, "allocate": event.allocate})
+_RULES: Mapping[str, Callable[[BudgetState, UserId, Event, int, int], _Outcome]] = {
+    "create": _create,
+    "add": _add,
+    "edit": _edit,
+    "delete": _delete,
+}
 
 
-def _edit_category(
-    state: BudgetState, actor: UserId, event: CategoryEdit, sequence: int, now_ms: int
-) -> _Outcome:
-    category = state.categories.get(event.record_id)
-    if category is None:
-        return Code.CATEGORY_NOT_EXISTS
-    if _stale(category, event):
-        return category
-    named = event.named()
-    changed = category._replace(
-        version=category.version + 1, when=event.when, last_sequence=sequence, **named
-    )
-    return _Effect(changed.fingerprinted(), before=category, fields=named)
-
-
-def _delete_category(
-    state: BudgetState, actor: UserId, event: CategoryDelete, sequence: int, now_ms: int
-) -> _Outcome:
-    category = state.categories.get(event.record_id)
-    if category is None:
-        return Code.CATEGORY_NOT_EXISTS
-    if _stale(category, event):
-        return category
-    return _Effect(_tombstone(category, event.when, sequence), before=category, cascade=True)
-
-
-def _add_expense(
-    state: BudgetState, actor: UserId, event: ExpenseAdd, sequence: int, now_ms: int
-) -> _Outcome:
-    if event.record_id in state.expenses:
-        return Code.EXPENSE_EXISTS
-    if not _category_lives(state, event.category_id):
-        return Code.CATEGORY_NOT_EXISTS
-    expense = Expense(
-        budget_id=event.budget_id,
-        id=event.record_id,
-        created_by=actor,
-        category_id=event.category_id,
-        amount=event.amount,
-        date=event.date,
-        note=event.note,
-        version=1,
-        deleted=False,
-        when=event.when,
-        fingerprint=0,
-        created_sequence=sequence,
-        last_sequence=sequence,
-    ).fingerprinted()
-    fields = {
-        "categoryId": event.category_id,
-        "amount": event.amount,
-        "date": event.date,
-        "note": event.note,
-    }
-    return _Effect(expense, fields=fields)
-
-
-def _edit_expense(
-    state: BudgetState, actor: UserId, event: ExpenseEdit, sequence: int, now_ms: int
-) -> _Outcome:
-    expense = state.expenses.get(event.record_id)
-    if expense is None:
-        return Code.EXPENSE_NOT_EXISTS
-    named = event.named()
-    if not _category_lives(state, named.get("categoryId")):
-        return Code.CATEGORY_NOT_EXISTS
-    if _stale(expense, event):
-        return expense
-    values = {ExpenseEdit.fields[name]: value for name, value in named.items()}
-    changed = expense._replace(
-        version=expense.version + 1, when=event.when, last_sequence=sequence, **values
-    )
-    return _Effect(changed.fingerprinted(), before=expense, fields=named)
-
-
-def _delete_expense(
-    state: BudgetState, actor: UserId, event: ExpenseDelete, sequence: int, now_ms: int
-) -> _Outcome:
-    expense = state.expenses.get(event.record_id)
-    if expense is None:
-        return Code.EXPENSE_NOT_EXISTS
-    if _stale(expense, event):
-        return expense
-    return _Effect(_tombstone(expense, event.when, sequence), before=expense)
-
-
-def _add_participant(
-    state: BudgetState, actor: UserId, event: ParticipantAdd, sequence: int, now_ms: int
-) -> _Outcome:
-    before = state.members.get(event.user_id)
+def _join(state: BudgetState, event: Joining, sequence: int, now_ms: int) -> _Outcome:
+    user_id = event.record_id
+    before = state.members.get(user_id)
     if before is not None and before.active:
         return Code.ALREADY_PARTICIPANT
     invite = None if event.invite is None else state.invites.get(event.invite)
@@ -473,59 +227,46 @@ def _add_participant(
     if len(state.participants) >= event.participants_max:
         return Code.PARTICIPANT_LIMIT_REACHED
     used = invite._replace(uses=invite.uses + 1) if invite is not None and admitted else None
-    member = Membership(event.budget_id, event.user_id, joined_at=now_ms, active=True)
+    member = Membership(event.budget_id, user_id, now_ms, active=True, last_sequence=sequence)
     # The last one to leave is the owner still, until somebody else comes: no budget that anybody
     # takes part in is without an owner who does.
     owner = None
-    if _existing(state).owner_id not in (*state.participants, event.user_id):
-        owner = [*state.participants, event.user_id][0]
-    return _membership(member._replace(last_sequence=sequence), owner)._replace(invite=used)
+    if _existing(state).owner_id not in (*state.participants, user_id):
+        owner = [*state.participants, user_id][0]
+    return _membership(state, member, owner)._replace(invite=used)
 
 
-def _remove_participant(
-    state: BudgetState, actor: UserId, event: ParticipantRemove, sequence: int, now_ms: int
+def _leave(
+    state: BudgetState, actor: UserId, event: Leaving, sequence: int, now_ms: int
 ) -> _Outcome:
-    budget = _existing(state)
-    leaves = event.user_id == actor
-    if not leaves and budget.owner_id != actor:
+    user_id = event.record_id
+    leaves = user_id == actor
+    owns = _existing(state).owner_id == actor
+    if not leaves and not owns:
         return Code.NOT_OWNER
-    before = state.members.get(event.user_id)
+    before = state.members.get(user_id)
     if before is None:
         return Code.PARTICIPANT_NOT_EXISTS
     if not before.active:
         return Code.ALREADY_LEFT
-    heirs = [user_id for user_id in state.participants if user_id != event.user_id]
-    passes_on = leaves and budget.owner_id == actor and bool(heirs)
+    heirs = [each for each in state.participants if each != user_id]
+    passes_on = leaves and owns and bool(heirs)
     if passes_on and not event.closes_account:
         return Code.OWNER_CANNOT_LEAVE
     removed_at = None if leaves else now_ms
     gone = before._replace(active=False, removed_at=removed_at, last_sequence=sequence)
-    return _membership(gone, owner=heirs[0] if passes_on else None)
+    return _membership(state, gone, owner=heirs[0] if passes_on else None)
 
 
-def _membership(member: Membership, owner: UserId | None = None) -> _Effect:
+def _membership(state: BudgetState, member: Membership, owner: UserId | None) -> _Effect:
     participant = {
         "userId": member.user_id,
         "budgetId": member.budget_id,
         "joinedAt": member.joined_at,
+        "role": role_of(member.user_id, owner or _existing(state).owner_id),
     }
     passed_on = {} if owner is None else {"owner": owner}
     return _Effect(fields={"participant": participant, **passed_on}, member=member, owner=owner)
-
-
-_RULES: Mapping[type[Event], Callable[..., _Outcome]] = {
-    BudgetCreate: _create_budget,
-    BudgetEdit: _edit_budget,
-    BudgetDelete: _delete_budget,
-    CategoryAdd: _add_category,
-    CategoryEdit: _edit_category,
-    CategoryDelete: _delete_category,
-    ExpenseAdd: _add_expense,
-    ExpenseEdit: _edit_expense,
-    ExpenseDelete: _delete_expense,
-    ParticipantAdd: _add_participant,
-    ParticipantRemove: _remove_participant,
-}
 
 
 def _existing(state: BudgetState) -> Budget:
@@ -534,46 +275,37 @@ def _existing(state: BudgetState) -> Budget:
 
 
 def _stale(record: Record, event: Event) -> bool:
-    return record.deleted or event.stated_version != record.version
+    return record.deleted or event.version != record.version
 
 
-def _category_lives(state: BudgetState, category_id: str | None) -> bool:
-    if category_id is None:
-        return True
-    category = state.categories.get(category_id)
-    return category is not None and not category.deleted
-
-
-def _tombstone(record: _R, when: int, sequence: int) -> _R:
-    return record._replace(
-        version=record.version + 1, deleted=True, when=when, last_sequence=sequence
-    )
+def _missing_reference(state: BudgetState, event: Event) -> Code | None:
+    """The code for a record that the event refers to and that does not live."""
+    for name, kind in event.kind.references:
+        if (record_id := event.named.get(name)) is not None:
+            record = state.find(kind, record_id)
+            if record is None or record.deleted:
+                return kind.missing
+    return None
 
 
 def _accept(
-    state: BudgetState, actor: UserId, event: Event, effect: _Effect, sequence: int
+    state: BudgetState, actor: UserId, event: Decidable, effect: _Effect, sequence: int
 ) -> Change:
     """Number the change, bring the digest up to date, and write event and record down as text."""
     record = effect.record
-    budget = record if isinstance(record, Budget) else _existing(state)
-    digest = 0 if state.budget is None else state.budget.digest
-    if effect.before is not None:
-        digest -= effect.before.fingerprint
-    if effect.cascade and record is not None:
-        digest -= state.category_sums[record.id]
-    if record is not None and not record.deleted:
-        digest += record.fingerprint
-    digest %= DIGEST_MODULUS
-    version = {} if record is None else {"version": record.version}
+    of_budget = record is not None and record.kind is BUDGET
+    cascade = record is not None and record.deleted and record.kind.takes is not None
+    digest = _digest(state, actor, effect, cascade=cascade)
+    version = None if record is None else record.version
     stream_event = {
         "sequence": sequence,
         "eventId": event.event_id,
-        "eventType": event.type,
+        "eventType": event.event_type,
         "budgetId": event.budget_id,
-        "recordId": event.subject_id,
+        "recordId": event.record_id,
         "actorId": actor,
         "when": event.when,
-        **version,
+        **({} if version is None else {"version": version}),
         **effect.fields,
         "digest": digest_text(digest),
     }
@@ -581,59 +313,61 @@ def _accept(
         budget_id=event.budget_id,
         sequence=sequence,
         event_id=event.event_id,
-        event_type=event.type,
-        record_id=event.subject_id,
+        event_type=event.event_type,
+        record_id=event.record_id,
         actor_id=actor,
         content_hash=content_hash(event),
         content_fields=FIELD_LIST,
-        version=None if record is None else record.version,
+        version=version,
         event=orjson.dumps(stream_event, default=str),
-        record=None if record is None else orjson.dumps(record.to_json()),
+        record=None if record is None else _text(record),
     )
-    budget = budget.moved_on(sequence, digest)
-    if effect.owner is not None:
-        budget = budget._replace(owner_id=effect.owner)
+    if state.budget is None:
+        assert record is not None  # the first event of a budget makes its record
+        budget = Budget(record, actor, sequence, digest)
+    else:
+        kept = record if record is not None and of_budget else state.budget.record
+        budget = Budget(kept, effect.owner or state.budget.owner_id, sequence, digest)
     return Change(
         row,
         budget,
-        None if isinstance(record, Budget) else record,
+        None if of_budget else record,
         effect.member,
-        effect.cascade,
+        cascade,
         effect.invite,
         effect.owner is not None,
     )
 
 
-def _rejected(event: Event, code: Code, detail: str | None = None) -> Verdict:
-    return Verdict(
-        event.event_id,
-        event.type,
-        event.budget_id,
-        event.subject_id,
-        "rejected",
-        error=code,
-        detail=detail,
+def _digest(state: BudgetState, actor: UserId, effect: _Effect, *, cascade: bool) -> int:
+    """The budget's digest after the effect."""
+    digest = 0 if state.budget is None else state.budget.digest
+    record = effect.record
+    if effect.before is not None:
+        digest -= effect.before.fingerprint
+    if record is not None and not record.deleted:
+        digest += record.fingerprint
+    if record is not None and cascade:
+        digest -= state.sums[record.id]
+    if (member := effect.member) is not None:
+        owner_id = actor if state.budget is None else state.budget.owner_id
+        others = [each for each in state.participants if each != member.user_id]
+        now = [*others, member.user_id] if member.active else others
+        digest -= _of_participants(state.participants, owner_id, (member.user_id, effect.owner))
+        digest += _of_participants(now, effect.owner or owner_id, (member.user_id, effect.owner))
+    return digest % DIGEST_MODULUS
+
+
+def _of_participants(
+    participants: Collection[UserId], owner_id: UserId, users: Collection[UserId | None]
+) -> int:
+    """What those of `users` who take part add to the digest."""
+    return sum(
+        participant_fingerprint(user_id, role_of(user_id, owner_id))
+        for user_id in dict.fromkeys(users)
+        if user_id is not None and user_id in participants
     )
 
 
-def _conflict(event: Event, current: Record) -> Verdict:
-    return Verdict(
-        event.event_id,
-        event.type,
-        event.budget_id,
-        event.subject_id,
-        "conflict",
-        record=orjson.dumps(current.to_json()),
-    )
-
-
-def _invalid(event: Invalid) -> Verdict:
-    return Verdict(
-        event.event_id,
-        event.event_type,
-        event.budget_id,
-        event.record_id,
-        "rejected",
-        error=Code.INVALID_EVENT,
-        detail=event.detail,
-    )
+def _text(record: Record) -> bytes:
+    return orjson.dumps(record.to_json(), default=str)

@@ -1,10 +1,13 @@
 """Verdicts: what became of a submitted event, the same object on every transport (design 3.2)."""
 
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import orjson
 
 from hub.errors import Code
+
+if TYPE_CHECKING:
+    from hub.budget.events import Decidable, Invalid
 
 Status: TypeAlias = Literal["accepted", "conflict", "rejected"]
 
@@ -23,6 +26,20 @@ class Verdict(NamedTuple):
     duplicate: bool = False
     error: Code | None = None
     detail: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        event: "Decidable | Invalid",
+        status: Status,
+        *,
+        record: bytes | None = None,
+        error: Code | None = None,
+        detail: str | None = None,
+    ) -> "Verdict":
+        """Of an event that is not accepted."""
+        ids = event.event_id, event.event_type, event.budget_id, event.record_id
+        return cls(*ids, status, record=record, error=error, detail=detail)
 
     @property
     def accepted(self) -> bool:

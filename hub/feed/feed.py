@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import structlog
 
 from hub import frames
-from hub.budget.events import INTEGER_MAX
 from hub.budget.records import BudgetId, UserId
+from hub.budget.scalars import INTEGER_MAX
 from hub.errors import Code, Disconnected, HubError
 from hub.feed.cursors import Place, Step, SubscriptionState, Track, next_step
 from hub.feed.presence import Presence

@@ -47,7 +47,8 @@ import uvloop
 from rich.console import Console
 
 from hub.budget.events import parse_event
-from hub.budget.rules import BudgetState, Change, decide
+from hub.budget.rules import decide
+from hub.budget.state import BudgetState, Change
 from hub.committer import LANES
 from hub.feed.sweeper import COMPARED_MAX, LOOKBACK_S
 from loadtest.bench import load
@@ -55,6 +56,7 @@ from loadtest.bench.results import Row, show, write_section
 from storage.embedded.postgres import EmbeddedPostgres
 from storage.postgres.core import event_log
 from storage.postgres.core.event_log import PostgresLog
+from storage.postgres.core.record_sql import LOAD_BUDGETS, RECORD_SQL
 from storage.postgres.database import COMMIT_SESSION, Database
 from storage.postgres.migrate import migrate
 
@@ -85,7 +87,7 @@ class Seeded(NamedTuple):
     @property
     def id(self) -> str:
         assert self.state.budget is not None
-        return self.state.budget.id
+        return self.state.budget.record.id
 
     @property
     def head(self) -> int:
@@ -383,21 +385,22 @@ def _batches(
             categories.append((budget.id, budget.category_id))
         writes = event_log.Writes([budget.state for budget in chosen])
         for budget in chosen:
-            budget.state.expenses.clear()
+            for key in [key for key in budget.state.records if key[0] == "expense"]:
+                del budget.state.records[key]
             budget.state.known.clear()
         ids = sorted(budget.id for budget in chosen)
         yield _Batch(
             len(events),
             [
                 (event_log.LOCK_FREE, [ids]),
-                (event_log.LOAD_BUDGETS, [ids]),
+                (LOAD_BUDGETS, [ids]),
                 (event_log.LOAD_KNOWN, columns(events, 2)),
                 (event_log.LOAD_MEMBERS, columns([(id, USER) for id in ids], 2)),
-                (event_log.LOAD_CATEGORIES, columns(categories, 2)),
-                (event_log.LOAD_EXPENSES, columns(records, 2)),
+                (RECORD_SQL["category"].load, columns(categories, 2)),
+                (RECORD_SQL["expense"].load, columns(records, 2)),
             ],
             [
-                (event_log.UPSERT_EXPENSES, columns(writes.expenses, 13)),
+                (RECORD_SQL["expense"].upsert, columns(writes.records["expense"], 14)),
                 (event_log.INSERT_LOG, columns(writes.log, 11)),
                 (event_log.UPDATE_HEADS, columns(writes.heads, 3)),
             ],
@@ -427,8 +430,9 @@ ONE_MEMBER = "SELECT active FROM participants WHERE budget_id = $1 AND user_id =
 ONE_CATEGORY = "SELECT deleted FROM categories WHERE budget_id = $1 AND id = $2"
 ONE_EXPENSE = """
 INSERT INTO expenses (budget_id, id, created_by, category_id, amount, date, note, version, deleted,
-                      offline_last_modified, fingerprint, created_sequence, last_sequence)
-VALUES ($1, $2, $3, $4, $5, $6, $7, 1, false, $8, $9, $10, $10)
+                      offline_last_modified, fingerprint, created_sequence, last_sequence,
+                      fields_hash)
+VALUES ($1, $2, $3, $4, $5, $6, $7, 1, false, $8, $9, $10, $10, $11)
 """
 ONE_EVENT = """
 INSERT INTO accepted_events (budget_id, sequence, event_id, event_type, record_id, actor_id,
@@ -476,7 +480,7 @@ async def lean(url: str, duration_s: float) -> float:
                 sequence = head["last_sequence"] + 1
                 await connection.execute(
                     ONE_EXPENSE, budget.id, record_id, USER, budget.category_id, Decimal("12.50"),
-                    date(2026, 11, 21), "weekly groceries", 1795000000000, 1, sequence,
+                    date(2026, 11, 21), "weekly groceries", 1795000000000, 1, sequence, bytes(32),
                 )  # fmt: skip
                 await connection.execute(
                     ONE_EVENT, budget.id, sequence, event_id, record_id, USER, content_hash, event,
@@ -520,8 +524,8 @@ async def fill(url: str, *, budgets: int, rows: int) -> None:
         await connection.execute(
             """
             INSERT INTO budgets (id, created_by, owner_id, title, version, offline_last_modified,
-                                 fingerprint, record_sequence, last_sequence, digest)
-            SELECT md5(n::text)::uuid, 'filler', 'filler', 'Filler', 1, 1, 1, 1, $2 / $1, 1
+                                 fingerprint, record_sequence, last_sequence, digest, fields_hash)
+            SELECT md5(n::text)::uuid, 'filler', 'filler', 'Filler', 1, 1, 1, 1, $2 / $1, 1, 'c'
             FROM generate_series(1, $1) n
             """,
             budgets,
@@ -533,9 +537,9 @@ async def fill(url: str, *, budgets: int, rows: int) -> None:
                 """
                 INSERT INTO expenses (budget_id, id, created_by, amount, date, version,
                                       offline_last_modified, fingerprint, created_sequence,
-                                      last_sequence)
+                                      last_sequence, fields_hash)
                 SELECT md5((1 + n % $3)::text)::uuid, gen_random_uuid(), 'filler', 1, '2026-01-01',
-                       1, 1, 1, 1 + n / $3, 1 + n / $3
+                       1, 1, 1, 1 + n / $3, 1 + n / $3, 'c'
                 FROM generate_series($1::int, $2::int - 1) n
                 """,
                 start,

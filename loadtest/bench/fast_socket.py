@@ -99,7 +99,7 @@ async def connect(url: str, token: str, received: Callable[[bytes], None]) -> Fa
         (
             f"GET /sync HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\n"
             f"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
-            f"Sec-WebSocket-Protocol: budget.sync.v1\r\nAuthorization: Bearer {token}\r\n\r\n"
+            f"Sec-WebSocket-Protocol: budget.sync.v2\r\nAuthorization: Bearer {token}\r\n\r\n"
         ).encode()
     )
     status: bytes = await socket.opened

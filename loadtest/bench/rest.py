@@ -24,7 +24,8 @@ import uvloop
 from rich.console import Console
 
 from hub.budget.events import parse_event
-from hub.budget.rules import Change, decide
+from hub.budget.rules import decide
+from hub.budget.state import Change
 from loadtest.bench import load
 from loadtest.bench.commit import POSTGRES, USER, connected, hub_process, seed
 from loadtest.bench.fast_socket import connect

@@ -28,7 +28,7 @@ async def cluster_database_url(postgres: EmbeddedPostgres, template: str) -> Asy
         await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         url = with_database(postgres.url, name)
         connection = await asyncpg.connect(url)
-        await connection.execute("UPDATE hub_identity SET log_id = gen_random_uuid()")
+        await connection.execute("UPDATE log_identity SET log_id = gen_random_uuid()")
         await connection.close()
         yield url
         await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")

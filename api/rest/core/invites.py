@@ -13,8 +13,8 @@ from starlette.routing import Route
 
 from api.http.answers import respond
 from api.http.requests import body, path_id, principal
-from hub.budget.events import whole
 from hub.budget.records import Invite
+from hub.budget.scalars import whole
 from hub.ports import Authenticator
 from storage.postgres.core.invites import Invites
 

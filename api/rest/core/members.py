@@ -4,7 +4,7 @@ They are events like all others (`participant.add`, `participant.remove`), throu
 the server makes them. All of them are idempotent: what is so already is a success.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import orjson
 from starlette.requests import Request
@@ -15,8 +15,8 @@ from api.http.answers import respond
 from api.http.errors import error_response
 from api.http.requests import correlation, path_id, principal
 from api.rest.core.invites import invite_hash
-from hub.budget.events import Event, ParticipantAdd, ParticipantRemove
-from hub.budget.records import BudgetId, UserId
+from hub.budget.events import Joining, Leaving
+from hub.budget.records import UserId
 from hub.errors import Code, HubError
 from hub.hub import Hub
 from hub.ports import Authenticator
@@ -37,12 +37,8 @@ def routes(
         who = await principal(request, authenticator)
         budget_id = path_id(request, "budget_id")
         token = request.query_params.get("invite")
-        event = ParticipantAdd(
-            **made(budget_id),
-            userId=who.user_id,
-            participantsMax=participants_max,
-            invite=None if token is None else invite_hash(token),
-        )
+        invite = None if token is None else invite_hash(token)
+        event = Joining(new_id(), budget_id, who.user_id, now_ms(), participants_max, invite)
         refused = await refusal(who.user_id, event, correlation(request))
         if refused is not None and refused is not Code.ALREADY_PARTICIPANT:
             return error_response(request, refused)
@@ -54,7 +50,7 @@ def routes(
     async def leave(request: Request) -> Response:
         who = await principal(request, authenticator)
         budget_id = path_id(request, "budget_id")
-        event = ParticipantRemove(**made(budget_id), userId=who.user_id)
+        event = Leaving(new_id(), budget_id, who.user_id, now_ms())
         refused = await refusal(who.user_id, event, correlation(request))
         if refused is not None and refused is not Code.NOT_PARTICIPANT:
             return error_response(request, refused)
@@ -68,17 +64,14 @@ def routes(
     async def remove(request: Request) -> Response:
         who = await principal(request, authenticator)
         budget_id, user_id = path_id(request, "budget_id"), _user_id(request)
-        event = ParticipantRemove(**made(budget_id), userId=user_id)
+        event = Leaving(new_id(), budget_id, user_id, now_ms())
         refused = await refusal(who.user_id, event, correlation(request))
         already = Code.NOT_PARTICIPANT if user_id == who.user_id else Code.ALREADY_LEFT
         if refused is not None and refused is not already:
             return error_response(request, refused)
         return respond({"budgetId": budget_id, "userId": user_id})
 
-    def made(budget_id: BudgetId) -> Mapping[str, object]:
-        return {"eventId": new_id(), "budgetId": budget_id, "when": now_ms()}
-
-    async def refusal(actor: UserId, event: Event, called: Correlation) -> Code | None:
+    async def refusal(actor: UserId, event: Joining | Leaving, called: Correlation) -> Code | None:
         [verdict] = await hub.submit(actor, [event], "stop", called)
         return verdict.error
 

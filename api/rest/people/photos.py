@@ -9,7 +9,7 @@ from starlette.routing import Route
 
 from api.http.answers import respond
 from api.http.requests import as_int, body, principal
-from hub.budget.events import Uuid
+from hub.budget.scalars import Uuid
 from hub.errors import Code, HubError
 from hub.ports import Authenticator
 from storage.objects.media_types import PhotoType

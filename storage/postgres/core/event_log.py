@@ -2,26 +2,27 @@
 
 Statements are set-based: their number depends on what kinds of records a batch touches, never on
 how many events it has. `LOCK` and what loads stay apart on purpose (see `Transaction.load`).
-64-bit fingerprints and digests are unsigned in Python and two's complement in SQL.
+The statements of each kind of record stand in `record_sql`.
 """
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from hub.budget.records import (
-    DIGEST_MODULUS,
-    Budget,
-    BudgetId,
-    Category,
-    Expense,
-    Invite,
-    Membership,
-    UserId,
-)
-from hub.budget.rules import BudgetState, LogRow
+from hub.budget.digest import DIGEST_MODULUS
+from hub.budget.kinds import KINDS
+from hub.budget.records import BudgetId, Invite, Membership, RecordKey, UserId
+from hub.budget.state import BudgetState, LogRow, Want, owners
 from hub.errors import LostRace
-from hub.ports import LogEvent, Page, Want
+from hub.ports import LogEvent, Page
+from storage.postgres.core.record_sql import (
+    LOAD_BUDGETS,
+    RECORD_SQL,
+    budget_of,
+    record_of,
+    row_of,
+    signed,
+)
 from storage.postgres.database import Database
 
 if TYPE_CHECKING:
@@ -37,11 +38,6 @@ SELECT id::text FROM budgets WHERE id = ANY($1::uuid[]) ORDER BY id
 FOR NO KEY UPDATE
 """
 FIND_BUDGETS = "SELECT id::text FROM budgets WHERE id = ANY($1::uuid[])"
-LOAD_BUDGETS = """
-SELECT id::text, created_by, owner_id, title, details, currency, version, deleted,
-       offline_last_modified, fingerprint, record_sequence, last_sequence, digest
-FROM budgets WHERE id = ANY($1::uuid[])
-"""
 LOAD_KNOWN = """
 SELECT e.budget_id::text, e.sequence, e.event_id::text, e.event_type, e.record_id, e.actor_id,
        e.content_hash, e.content_fields, e.version, e.event, e.record
@@ -68,19 +64,6 @@ SELECT i.budget_id::text, i.id::text, i.token_hash, i.created_at, i.expires_at, 
 FROM unnest($1::uuid[], $2::bytea[]) AS wanted (budget_id, token_hash)
 JOIN invites i USING (budget_id, token_hash)
 """
-LOAD_CATEGORIES = """
-SELECT c.budget_id::text, c.id::text, c.created_by, c.name, c.allocate, c.version, c.deleted,
-       c.offline_last_modified, c.fingerprint, c.created_sequence, c.last_sequence
-FROM unnest($1::uuid[], $2::uuid[]) AS wanted (budget_id, id)
-JOIN categories c USING (budget_id, id)
-"""
-LOAD_EXPENSES = """
-SELECT e.budget_id::text, e.id::text, e.created_by, e.category_id::text, e.amount, e.date::text,
-       e.note, e.version, e.deleted, e.offline_last_modified, e.fingerprint, e.created_sequence,
-       e.last_sequence
-FROM unnest($1::uuid[], $2::uuid[]) AS wanted (budget_id, id)
-JOIN expenses e USING (budget_id, id)
-"""
 LOAD_CASCADES = """
 SELECT e.budget_id::text, e.category_id::text, sum(e.fingerprint)
 FROM unnest($1::uuid[], $2::uuid[]) AS wanted (budget_id, category_id)
@@ -90,26 +73,29 @@ GROUP BY e.budget_id, e.category_id
 """
 # In id order: two nodes that create the same budgets cannot wait for each other in a circle.
 INSERT_BUDGETS = """
-INSERT INTO budgets (id, created_by, owner_id, title, details, currency, version, deleted,
-                     offline_last_modified, fingerprint, record_sequence, last_sequence, digest)
-SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
-                     $7::bigint[], $8::boolean[], $9::bigint[], $10::bigint[], $11::bigint[],
-                     $12::bigint[], $13::bigint[]) AS new (id)
+INSERT INTO budgets (id, owner_id, last_sequence, digest, created_by, version, deleted,
+                     offline_last_modified, fields_hash, fingerprint, record_sequence, title,
+                     details, currency)
+SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::bigint[],
+                     $7::boolean[], $8::bigint[], $9::bytea[], $10::bigint[], $11::bigint[],
+                     $12::text[], $13::text[], $14::text[]) AS new (id)
 ORDER BY id
 ON CONFLICT (id) DO NOTHING
 RETURNING id::text
 """
 UPDATE_BUDGETS = """
 UPDATE budgets b
-SET owner_id = new.owner_id, title = new.title, details = new.details, currency = new.currency,
+SET owner_id = new.owner_id, last_sequence = new.last_sequence, digest = new.digest,
     version = new.version, deleted = new.deleted,
-    offline_last_modified = new.offline_last_modified, fingerprint = new.fingerprint,
-    record_sequence = new.record_sequence, last_sequence = new.last_sequence, digest = new.digest
-FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[],
-            $8::boolean[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[],
-            $13::bigint[])
-     AS new (id, created_by, owner_id, title, details, currency, version, deleted,
-             offline_last_modified, fingerprint, record_sequence, last_sequence, digest)
+    offline_last_modified = new.offline_last_modified, fields_hash = new.fields_hash,
+    fingerprint = new.fingerprint, record_sequence = new.record_sequence, title = new.title,
+    details = new.details, currency = new.currency
+FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::bigint[],
+            $7::boolean[], $8::bigint[], $9::bytea[], $10::bigint[], $11::bigint[], $12::text[],
+            $13::text[], $14::text[])
+     AS new (id, owner_id, last_sequence, digest, created_by, version, deleted,
+             offline_last_modified, fields_hash, fingerprint, record_sequence, title, details,
+             currency)
 WHERE b.id = new.id
 """
 UPDATE_HEADS = """
@@ -130,17 +116,7 @@ UPDATE invites i SET uses = used.uses
 FROM unnest($1::uuid[], $2::uuid[], $3::integer[]) AS used (budget_id, id, uses)
 WHERE i.budget_id = used.budget_id AND i.id = used.id
 """
-UPSERT_CATEGORIES = """
-INSERT INTO categories (budget_id, id, created_by, name, allocate, version, deleted,
-                        offline_last_modified, fingerprint, created_sequence, last_sequence)
-SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::numeric[], $6::bigint[],
-                     $7::boolean[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[])
-ON CONFLICT (budget_id, id) DO UPDATE
-SET name = excluded.name, allocate = excluded.allocate, version = excluded.version,
-    deleted = excluded.deleted, offline_last_modified = excluded.offline_last_modified,
-    fingerprint = excluded.fingerprint, last_sequence = excluded.last_sequence
-"""
-# Runs before UPSERT_EXPENSES: what the batch itself holds of these expenses is written over it.
+# Runs before the upserts: what the batch itself holds of these expenses is written over it.
 CASCADE = """
 UPDATE expenses e
 SET deleted = true, version = e.version + 1, last_sequence = gone.sequence,
@@ -148,19 +124,6 @@ SET deleted = true, version = e.version + 1, last_sequence = gone.sequence,
 FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[])
      AS gone (budget_id, category_id, sequence, at)
 WHERE e.budget_id = gone.budget_id AND e.category_id = gone.category_id AND NOT e.deleted
-"""
-# Dates travel as text: asyncpg writes `date.min` and `date.max` as infinities.
-UPSERT_EXPENSES = """
-INSERT INTO expenses (budget_id, id, created_by, category_id, amount, date, note, version, deleted,
-                      offline_last_modified, fingerprint, created_sequence, last_sequence)
-SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::uuid[], $5::numeric[],
-                     $6::text[]::date[], $7::text[], $8::bigint[], $9::boolean[], $10::bigint[],
-                     $11::bigint[], $12::bigint[], $13::bigint[])
-ON CONFLICT (budget_id, id) DO UPDATE
-SET category_id = excluded.category_id, amount = excluded.amount, date = excluded.date,
-    note = excluded.note, version = excluded.version, deleted = excluded.deleted,
-    offline_last_modified = excluded.offline_last_modified, fingerprint = excluded.fingerprint,
-    last_sequence = excluded.last_sequence
 """
 INSERT_LOG = """
 INSERT INTO accepted_events (budget_id, sequence, event_id, event_type, record_id, actor_id,
@@ -196,7 +159,7 @@ FROM accepted_events
 WHERE accepted_at > now() - make_interval(secs => $1)
 GROUP BY budget_id
 """
-READ_LOG_ID = "SELECT log_id::text FROM hub_identity"
+READ_LOG_ID = "SELECT log_id::text FROM log_identity"
 
 
 class PostgresLog:
@@ -262,11 +225,9 @@ class PostgresTransaction:
         fetch = self._connection.fetch
         states = {budget_id: BudgetState() for budget_id in want.budgets}
         for row in await fetch(LOAD_BUDGETS, list(want.budgets)):
-            if row[0] not in self._locked:
+            if row[3] not in self._locked:
                 raise LostRace("a budget was created after the lock was asked for")
-            states[row[0]].budget = Budget._make(
-                (*row[:9], _unsigned(row[9]), row[10], row[11], _unsigned(row[12]))
-            )
+            states[row[3]].budget = budget_of(row)
         for row in await fetch(LOAD_KNOWN, *columns(want.events, 2)):
             states[row[0]].known[row[2]] = LogRow._make(
                 (*row[:9], row[9].encode(), None if row[10] is None else row[10].encode())
@@ -279,21 +240,15 @@ class PostgresTransaction:
         if want.invites:
             for row in await fetch(LOAD_INVITES, *columns(want.invites, 2)):
                 states[row[0]].invites[row[2]] = Invite._make(row)
-        if want.categories:
-            for row in await fetch(LOAD_CATEGORIES, *columns(want.categories, 2)):
-                states[row[0]].categories[row[1]] = Category._make(
-                    (*row[:8], _unsigned(row[8]), *row[9:])
-                )
-        if want.expenses:
-            for row in await fetch(LOAD_EXPENSES, *columns(want.expenses, 2)):
-                states[row[0]].expenses[row[1]] = Expense._make(
-                    (*row[:10], _unsigned(row[10]), *row[11:])
-                )
+        for kind_name, keys in want.records.items():
+            kind = KINDS[kind_name]
+            for row in await fetch(RECORD_SQL[kind_name].load, *columns(keys, 2)):
+                states[row[0]].records[kind_name, row[1]] = record_of(kind, row)
         for budget_id, category_id in want.cascades:
-            states[budget_id].category_sums[category_id] = 0
+            states[budget_id].sums[category_id] = 0
         if want.cascades:
             for row in await fetch(LOAD_CASCADES, *columns(want.cascades, 2)):
-                states[row[0]].category_sums[row[1]] = int(row[2]) % DIGEST_MODULUS
+                states[row[0]].sums[row[1]] = int(row[2]) % DIGEST_MODULUS
         return states
 
     async def write(self, states: Sequence[BudgetState]) -> None:
@@ -301,7 +256,7 @@ class PostgresTransaction:
         writes = Writes(states)
         if writes.new_budgets:
             inserted = await self._connection.fetch(
-                INSERT_BUDGETS, *columns(writes.new_budgets, 13)
+                INSERT_BUDGETS, *columns(writes.new_budgets, 14)
             )
             if len(inserted) < len(writes.new_budgets):
                 raise LostRace("another node created the budget")
@@ -309,15 +264,14 @@ class PostgresTransaction:
             await execute(UPSERT_MEMBERS, *columns(writes.members, 6))
         if writes.invites:
             await execute(USE_INVITES, *columns(writes.invites, 3))
-        if writes.categories:
-            await execute(UPSERT_CATEGORIES, *columns(writes.categories, 11))
         if writes.cascades:
             await execute(CASCADE, *columns(writes.cascades, 4))
-        if writes.expenses:
-            await execute(UPSERT_EXPENSES, *columns(writes.expenses, 13))
+        for kind_name, rows in writes.records.items():
+            if rows:
+                await execute(RECORD_SQL[kind_name].upsert, *zip(*rows, strict=True))
         await execute(INSERT_LOG, *columns(writes.log, 11))
         if writes.budgets:
-            await execute(UPDATE_BUDGETS, *columns(writes.budgets, 13))
+            await execute(UPDATE_BUDGETS, *columns(writes.budgets, 14))
         if writes.heads:
             await execute(UPDATE_HEADS, *columns(writes.heads, 3))
 
@@ -331,16 +285,15 @@ class Writes:
         self.heads: list[tuple[Any, ...]] = []
         self.members: list[tuple[Any, ...]] = []
         self.invites: list[tuple[Any, ...]] = []
-        self.categories: list[tuple[Any, ...]] = []
         self.cascades: list[tuple[Any, ...]] = []
-        self.expenses: list[tuple[Any, ...]] = []
+        # By kind, what is referred to before what refers to it.
+        self.records: dict[str, list[tuple[Any, ...]]] = {kind: [] for kind in KINDS}
         self.log: list[tuple[Any, ...]] = []
         for state in states:
             self._add(state)
 
     def _add(self, state: BudgetState) -> None:
-        categories: set[str] = set()
-        expenses: set[str] = set()
+        records: set[RecordKey] = set()
         members: dict[UserId, None] = {}  # in the order of their coming, which numbers them
         invites: set[bytes] = set()
         cascaded: set[str] = set()
@@ -353,62 +306,37 @@ class Writes:
                 members[change.member.user_id] = None
             if change.invite is not None:
                 invites.add(change.invite.token_hash)
-            if isinstance(change.record, Category):
-                categories.add(change.record.id)
-            elif isinstance(change.record, Expense):
-                expenses.add(change.record.id)
-            if change.cascade:
-                cascaded.add(row.record_id)
-                self.cascades.append(
-                    (
-                        row.budget_id,
-                        row.record_id,
-                        row.sequence,
-                        state.categories[row.record_id].when,
-                    )
-                )
+            if (record := change.record) is not None:
+                records.add((record.kind.name, record.id))
+                if change.cascade:
+                    cascaded.add(record.id)
+                    self.cascades.append((row.budget_id, record.id, row.sequence, record.when))
         if cascaded:
-            expenses |= {e.id for e in state.expenses.values() if e.category_id in cascaded}
+            records |= {
+                key for key, each in state.records.items() if not cascaded.isdisjoint(owners(each))
+            }
         self.members += [state.members[user_id] for user_id in members]
         used = [state.invites[token_hash] for token_hash in invites]
         self.invites += [(invite.budget_id, invite.id, invite.uses) for invite in used]
-        self.categories += [_category_row(state.categories[id]) for id in categories]
-        self.expenses += [_expense_row(state.expenses[id]) for id in expenses]
+        for key in records:
+            self.records[key[0]].append(row_of(state.records[key]))
         self._add_budget(state)
 
     def _add_budget(self, state: BudgetState) -> None:
         budget = state.budget
         assert budget is not None
         first = state.changes[0].row.sequence
-        if first == 1:
-            self.new_budgets.append(_budget_row(budget))
-        elif budget.record_sequence >= first or any(c.passes_on for c in state.changes):
-            self.budgets.append(_budget_row(budget))
-        else:
-            self.heads.append((budget.id, budget.last_sequence, _signed(budget.digest)))
-
-
-def _budget_row(budget: Budget) -> tuple[Any, ...]:
-    return (*budget[:9], _signed(budget.fingerprint), *budget[10:12], _signed(budget.digest))
-
-
-def _category_row(category: Category) -> tuple[Any, ...]:
-    return (*category[:8], _signed(category.fingerprint), *category[9:])
-
-
-def _expense_row(expense: Expense) -> tuple[Any, ...]:
-    return (*expense[:10], _signed(expense.fingerprint), *expense[11:])
+        record_id, head, digest = budget.record.id, budget.last_sequence, signed(budget.digest)
+        passes_on = any(change.passes_on for change in state.changes)
+        if first > 1 and budget.record.last_sequence < first and not passes_on:
+            self.heads.append((record_id, head, digest))
+            return
+        record = row_of(budget.record)  # its sequence of creation is 1 and no column
+        row = (record_id, budget.owner_id, head, digest, *record[2:8], *record[9:])
+        (self.new_budgets if first == 1 else self.budgets).append(row)
 
 
 def columns(rows: Collection[tuple[Any, ...]], width: int) -> list[Sequence[Any]]:
     """Rows turned into the columns that `unnest` takes; `width` of them also where there is no
     row."""
     return list(zip(*rows, strict=True)) if rows else [()] * width
-
-
-def _signed(unsigned: int) -> int:
-    return unsigned - DIGEST_MODULUS if unsigned >= DIGEST_MODULUS // 2 else unsigned
-
-
-def _unsigned(signed: int) -> int:
-    return signed % DIGEST_MODULUS

@@ -30,8 +30,8 @@ LEFT JOIN LATERAL (
     FROM participant_dtos m WHERE m.budget_id = b.id AND m.active
 ) present ON true
 LEFT JOIN LATERAL (
-    SELECT md5('1:' || i.log_id || ':' || b.last_sequence || ':' || present.profiles) AS tag
-    FROM hub_identity i
+    SELECT md5('2:' || i.log_id || ':' || b.last_sequence || ':' || present.profiles) AS tag
+    FROM log_identity i
 ) ON true
 WHERE b.id = $1
 """
@@ -45,8 +45,8 @@ LEFT JOIN LATERAL (
     FROM participant_dtos m WHERE m.budget_id = b.id AND m.active
 ) present ON p.active AND NOT b.deleted
 LEFT JOIN LATERAL (
-    SELECT md5('1:' || i.log_id || ':' || b.last_sequence || ':' || present.profiles) AS tag
-    FROM hub_identity i
+    SELECT md5('2:' || i.log_id || ':' || b.last_sequence || ':' || present.profiles) AS tag
+    FROM log_identity i
 ) ON true
 LEFT JOIN LATERAL (
     SELECT
@@ -68,14 +68,14 @@ LEFT JOIN LATERAL (
         present.dtos AS participants,
         b.last_sequence AS "lastEventSequence",
         lpad(to_hex(b.digest), 16, '0') AS digest,
-        (SELECT log_id FROM hub_identity) AS "logId"
+        (SELECT log_id FROM log_identity) AS "logId"
 ) snapshot ON p.active AND NOT b.deleted
 WHERE b.id = $1
 """
 # What has changed after the event $3. A part that has not changed is null.
 READ_DELTA = """
 SELECT b.deleted, p.active, b.last_sequence, lpad(to_hex(b.digest), 16, '0') AS digest,
-       (SELECT log_id::text FROM hub_identity) AS log_id,
+       (SELECT log_id::text FROM log_identity) AS log_id,
        (SELECT d.dto::text FROM budget_dtos d WHERE d.id = b.id AND d.record_sequence > $3),
        categories, expenses, participants
 FROM budgets b

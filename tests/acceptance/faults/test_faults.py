@@ -68,7 +68,7 @@ class Site(NamedTuple):
 @pytest.fixture(scope="module")
 async def site(fragile_pair: Pair) -> Site:
     postgres = await asyncpg.connect(fragile_pair.cluster.database_url)
-    log_id = str(await postgres.fetchval("SELECT log_id FROM hub_identity"))
+    log_id = str(await postgres.fetchval("SELECT log_id FROM log_identity"))
     await postgres.close()
     return Site(*fragile_pair, log_id)
 

@@ -137,7 +137,7 @@ async def test_the_tag_stands_until_something_changes(
         ("join again", lambda: join(ben, budget_id)),
         ("removal", lambda: ann.delete(f"{path}/participants/{ben_id}")),
         # As after a restore that lost events: other events may have the same numbers.
-        ("logId", lambda: sql.execute("UPDATE hub_identity SET log_id = gen_random_uuid()")),
+        ("logId", lambda: sql.execute("UPDATE log_identity SET log_id = gen_random_uuid()")),
     ]
     await submit(ann, budget_create(budget_id))
     response = await ann.get(path)

@@ -11,7 +11,7 @@ import pytest
 
 from api.auth.closed_accounts import ClosedAccountWatch
 from api.auth.closing import AccountClosing
-from hub.budget.events import ParticipantAdd, parse_batch
+from hub.budget.events import Joining, parse_batch
 from hub.errors import Code, HubError
 from hub.hub import Hub
 from hub.limits import Rates
@@ -84,13 +84,7 @@ class World:
         return budget_id
 
     async def join(self, budget_id: str, user_id: str) -> None:
-        event = ParticipantAdd(
-            eventId=new_id(),
-            budgetId=budget_id,
-            when=self.now_ms(),
-            userId=user_id,
-            participantsMax=10,
-        )
+        event = Joining(new_id(), budget_id, user_id, self.now_ms(), participants_max=10)
         [verdict] = await self.hub.submit(user_id, [event], "stop")
         assert verdict.status == "accepted"
 

@@ -18,7 +18,7 @@ from api.rest.core import events as events_module, followers
 from api.rest.core.followers import EventStream
 from api.settings import Settings
 from api.sync.wire import HIGH_WATER_BYTES
-from hub.budget.events import ParticipantAdd, ParticipantRemove, parse_batch
+from hub.budget.events import Joining, Leaving, parse_batch
 from hub.budget.records import BudgetId, UserId
 from hub.feed import sweeper
 from hub.frames import FRAME_BYTES_MAX
@@ -261,9 +261,8 @@ async def test_p9_a_slow_stream_ends_with_its_token_too(
 async def test_p9_a_slow_stream_ends_with_the_removal_and_without_what_it_missed(
     app: App, budget_id: str
 ) -> None:
-    made = {"budgetId": budget_id, "when": 1, "userId": "ben"}
-    joins = ParticipantAdd(eventId=new_id(), participantsMax=10, **made)
-    removes = ParticipantRemove(eventId=new_id(), **made)
+    joins = Joining(new_id(), budget_id, "ben", 1, participants_max=10)
+    removes = Leaving(new_id(), budget_id, "ben", 1)
     await app.hub.submit("ben", [joins], "stop")
     request = Request(f"/budgets/{budget_id}/stream?key=2", token("ben"))
     async with under_way(app, request) as streaming, asyncio.timeout(TIMEOUT_S):

@@ -18,7 +18,7 @@ import orjson
 import pytest
 
 from hub import hub as hub_module
-from hub.budget.events import EVENTS_PER_FRAME_MAX, ParticipantAdd, ParticipantRemove, parse_batch
+from hub.budget.events import EVENTS_PER_FRAME_MAX, Joining, Leaving, parse_batch
 from hub.budget.records import BudgetId, UserId
 from hub.errors import Code, Disconnected
 from hub.feed import feed as feed_module, tail as tail_module
@@ -243,14 +243,12 @@ class Node:
 
     async def add(self, budget_id: BudgetId, *user_ids: UserId) -> int:
         for user_id in user_ids:
-            event = ParticipantAdd(
-                eventId=new_id(), budgetId=budget_id, when=1, userId=user_id, participantsMax=99
-            )
+            event = Joining(new_id(), budget_id, user_id, 1, participants_max=99)
             last = await self._made(user_id, [event])
         return last
 
     async def remove(self, actor: UserId, budget_id: BudgetId, user_id: UserId) -> int:
-        event = ParticipantRemove(eventId=new_id(), budgetId=budget_id, when=1, userId=user_id)
+        event = Leaving(new_id(), budget_id, user_id, 1)
         return await self._made(actor, [event])
 
     async def spend(self, budget_id: BudgetId, events: int = 1) -> int:

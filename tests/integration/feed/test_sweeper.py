@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from hub.budget.events import INTEGER_MAX, ParticipantAdd, parse_batch
+from hub.budget.events import Joining, parse_batch
 from hub.budget.records import BudgetId, UserId
+from hub.budget.scalars import INTEGER_MAX
 from hub.feed import sweeper as sweeper_module
 from hub.hub import Hub
 from hub.limits import Rates
@@ -80,9 +81,7 @@ async def test_p7_what_the_bus_lost_is_found(
     await until(lambda: reader.head == 1, 30)
     here.spawn(here.sweeper.run())
     await elsewhere.submit("ann", parse_batch([expense_add(budget_id)], 1), "stop")
-    join = ParticipantAdd(
-        eventId=new_id(), budgetId=budget_id, when=1, userId="ben", participantsMax=INTEGER_MAX
-    )
+    join = Joining(new_id(), budget_id, "ben", 1, participants_max=INTEGER_MAX)
     await elsewhere.submit("ben", [join], "stop")
     await until(lambda: b'"toSequence":3' in reader.got, 30)
     assert reader.got.count(b'"sequence":') == 2

@@ -21,25 +21,21 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from hub.budget import rules
-from hub.budget.events import (
-    EVENTS_PER_FRAME_MAX,
-    INTEGER_MAX,
-    Event,
-    ParticipantRemove,
-    parse_batch,
-)
+from hub.budget import events, rules
+from hub.budget.events import EVENTS_PER_FRAME_MAX, Event, Invalid, parse_batch
 from hub.budget.records import BudgetId, UserId
-from hub.budget.rules import BudgetState, Change, LogRow
+from hub.budget.scalars import INTEGER_MAX
+from hub.budget.state import BudgetState, Change, LogRow, Want
 from hub.committer import Committer, Mode
 from hub.errors import HubError
 from hub.json_text import decode
-from hub.ports import Page, Want
+from hub.ports import Page
 from hub.tracing import Origins
 from loadtest.replica import Replica
 from storage.care.verify import verify
 from storage.postgres.core import event_log
 from storage.postgres.core.event_log import PostgresLog, PostgresTransaction
+from storage.postgres.core.record_sql import RECORD_SQL
 from storage.postgres.core.snapshots import Snapshots
 from storage.postgres.database import Database
 from tests.model import (
@@ -510,16 +506,19 @@ def a_stale_version_wins(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_tombstone_lives(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(rules, "_stale", lambda record, event: record.version != event.stated_version)
+    patch.setattr(rules, "_stale", lambda record, event: record.version != event.version)
 
 
 def null_is_absent(patch: pytest.MonkeyPatch) -> None:
-    named = Event.named
-    patch.setattr(
-        Event,
-        "named",
-        lambda self: {name: value for name, value in named(self).items() if value is not None},
-    )
+    parse: Callable[..., Event | Invalid] = events.parse_event
+
+    def forgetful(raw: object) -> Event | Invalid:
+        event = parse(raw)
+        if isinstance(event, Invalid):
+            return event
+        return event._replace(named={n: v for n, v in event.named.items() if v is not None})
+
+    patch.setattr(events, "parse_event", forgetful)
 
 
 def membership_is_not_looked_at(patch: pytest.MonkeyPatch) -> None:
@@ -552,7 +551,7 @@ def a_cascade_forgets_the_digest(patch: pytest.MonkeyPatch) -> None:
 
 
 def an_edit_forgets_its_sequence(patch: pytest.MonkeyPatch) -> None:
-    in_sql(patch, "UPSERT_EXPENSES", "last_sequence = excluded", "last_sequence = expenses")
+    in_sql_of(patch, "expense", "last_sequence = excluded", "last_sequence = expenses")
 
 
 def stop_goes_on(patch: pytest.MonkeyPatch) -> None:
@@ -572,7 +571,7 @@ def one_delivery_is_lost(patch: pytest.MonkeyPatch) -> None:
 
 
 def anybody_may_remove(patch: pytest.MonkeyPatch) -> None:
-    remove: Callable[..., Any] = rules._remove_participant
+    remove: Callable[..., Any] = rules._leave
 
     def remove_for_all(state: BudgetState, actor: UserId, *rest: Any) -> Any:
         budget = state.budget
@@ -583,8 +582,7 @@ def anybody_may_remove(patch: pytest.MonkeyPatch) -> None:
         finally:
             state.budget = budget
 
-    patched: dict[Any, Any] = {**rules._RULES, ParticipantRemove: remove_for_all}
-    patch.setattr(rules, "_RULES", patched)
+    patch.setattr(rules, "_leave", remove_for_all)
 
 
 def a_removal_is_forgotten(patch: pytest.MonkeyPatch) -> None:
@@ -614,6 +612,13 @@ def nobody_is_counted(patch: pytest.MonkeyPatch) -> None:
             self.participants = before
 
     patch.setattr(BudgetState, "apply", apply_uncounted)
+
+
+def in_sql_of(patch: pytest.MonkeyPatch, kind: str, before: str, after: str) -> None:
+    statements = RECORD_SQL[kind]
+    assert before in statements.upsert
+    changed = statements._replace(upsert=statements.upsert.replace(before, after))
+    patch.setattr(event_log, "RECORD_SQL", {**RECORD_SQL, kind: changed})
 
 
 def in_sql(patch: pytest.MonkeyPatch, name: str, before: str, after: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 import pytest
 
-from hub.budget.events import ParticipantAdd
+from hub.budget.events import Joining
 from hub.budget.records import BudgetId, Invite, UserId
 from hub.budget.verdicts import Verdict
 from hub.errors import Disconnected
@@ -352,8 +352,7 @@ async def test_p9_who_was_removed_needs_an_invite_made_later_by_whatever_clock(
     at_ms, end_ms = NOW_MS + ahead_ms, NOW_MS + 3_600_000
 
     async def join(token: bytes) -> str:
-        fields = {"eventId": new_id(), "budgetId": budget_id, "when": 1, "userId": "ben"}
-        event = ParticipantAdd(**fields, participantsMax=LIMIT, invite=token)
+        event = Joining(new_id(), budget_id, "ben", 1, participants_max=LIMIT, invite=token)
         return await outcome(node.committer.submit("ben", [event], "stop"))
 
     for token in (b"before", b"after"):

@@ -13,7 +13,7 @@ import pytest
 
 from storage.care.verify import verify
 from storage.embedded.postgres import EmbeddedPostgres
-from storage.postgres.core import event_log, invites, snapshots
+from storage.postgres.core import event_log, invites, record_sql, snapshots
 from storage.postgres.database import COMMIT_SESSION, Database
 from tests.conftest import with_database
 from tests.device import budget_create, expense_add, new_id
@@ -30,7 +30,7 @@ OF_BUDGETS = {
 }
 # These grow with users, by whose id they can be spread, or do not grow.
 OF_USERS = {"users", "refresh_families", "photo_uploads", "photo_leftovers", "closed_accounts"}
-OF_THE_DATABASE = {"hub_identity", "migrations"}
+OF_THE_DATABASE = {"log_identity", "migrations"}
 
 ACROSS = {
     # The sweep of a node with very many feeds: an index by time on each server, a few rows.
@@ -43,19 +43,21 @@ ACROSS = {
 # So many that Postgres has a reason to look for those of one budget.
 FILL = """
 INSERT INTO budgets (id, created_by, owner_id, title, version, offline_last_modified, fingerprint,
-                     record_sequence, last_sequence, digest)
-SELECT gen_random_uuid(), 'ann', 'ann', 'Home', 1, 1, 1, 1, 1, 1 FROM generate_series(1, 1000);
+                     record_sequence, last_sequence, digest, fields_hash)
+SELECT gen_random_uuid(), 'ann', 'ann', 'Home', 1, 1, 1, 1, 1, 1, 'c'
+FROM generate_series(1, 1000);
 INSERT INTO participants (budget_id, user_id, joined_at)
 SELECT id, 'user-' || n, 1 FROM budgets, generate_series(1, 5) n;
 INSERT INTO invites (budget_id, id, token_hash, created_at, expires_at, max_uses, created_sequence)
 SELECT id, gen_random_uuid(), uuid_send(gen_random_uuid()), 1, 1 + n, 1, 1
 FROM budgets, generate_series(1, 5) n;
 INSERT INTO categories (budget_id, id, created_by, name, allocate, version, offline_last_modified,
-                        fingerprint, created_sequence, last_sequence)
-SELECT id, gen_random_uuid(), 'ann', 'c', 1, 1, 1, 1, n, n FROM budgets, generate_series(1, 5) n;
+                        fingerprint, fields_hash, created_sequence, last_sequence)
+SELECT id, gen_random_uuid(), 'ann', 'c', 1, 1, 1, 1, 'c', n, n
+FROM budgets, generate_series(1, 5) n;
 INSERT INTO expenses (budget_id, id, created_by, amount, date, version, offline_last_modified,
-                      fingerprint, created_sequence, last_sequence)
-SELECT id, gen_random_uuid(), 'ann', 1, '2026-01-01', 1, 1, 1, n, n
+                      fingerprint, fields_hash, created_sequence, last_sequence)
+SELECT id, gen_random_uuid(), 'ann', 1, '2026-01-01', 1, 1, 1, 'c', n, n
 FROM budgets, generate_series(1, 5) n;
 INSERT INTO accepted_events (budget_id, event_id, sequence, event_type, record_id, actor_id,
                              content_hash, content_fields, version, event, record)
@@ -125,7 +127,14 @@ def statements(*modules: ModuleType) -> Iterator[tuple[str, str]]:
                 yield name, value
 
 
-STATEMENTS = dict(statements(event_log, snapshots, invites))
+STATEMENTS = {
+    **dict(statements(event_log, snapshots, invites)),
+    **{
+        f"{kind} {name}": getattr(sql, name)
+        for kind, sql in record_sql.RECORD_SQL.items()
+        for name in ("load", "read", "upsert")
+    },
+}
 
 
 @pytest.mark.parametrize("name", STATEMENTS)

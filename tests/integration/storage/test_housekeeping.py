@@ -28,8 +28,8 @@ from storage.postgres.people.closed_accounts import CLOSE, READ_SINCE, READ_UNCL
 FILL = """
 INSERT INTO users (id) VALUES ('ann');
 INSERT INTO budgets (id, created_by, owner_id, title, version, offline_last_modified, fingerprint,
-                     record_sequence, last_sequence, digest)
-VALUES ('00000000-0000-4000-8000-00000000000b', 'ann', 'ann', 'Home', 1, 1, 1, 1, 1, 1);
+                     record_sequence, last_sequence, digest, fields_hash)
+VALUES ('00000000-0000-4000-8000-00000000000b', 'ann', 'ann', 'Home', 1, 1, 1, 1, 1, 1, 'c');
 """
 INVITES = """
 INSERT INTO invites (budget_id, id, token_hash, created_at, expires_at, max_uses, created_sequence)

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from storage.embedded.postgres import EmbeddedPostgres
-from storage.postgres.core import event_log, snapshots
+from storage.postgres.core import event_log, record_sql, snapshots
 from storage.postgres.database import COMMIT_SESSION, SESSION
 from tests.conftest import with_database
 
@@ -24,12 +24,12 @@ PAIR = [[BUDGET], ["00000000-0000-4000-8000-0000000000aa"]]
 STATEMENTS: dict[str, tuple[str, list[Any]]] = {
     "lock free": (event_log.LOCK_FREE, [ID]),
     "lock wait": (event_log.LOCK_WAIT, [ID]),
-    "load budgets": (event_log.LOAD_BUDGETS, [ID]),
+    "load budgets": (record_sql.LOAD_BUDGETS, [ID]),
     "load known": (event_log.LOAD_KNOWN, PAIR),
     "load members": (event_log.LOAD_MEMBERS, [[BUDGET], ["ann"]]),
     "load doors": (event_log.LOAD_DOORS, [ID]),
-    "load categories": (event_log.LOAD_CATEGORIES, PAIR),
-    "load expenses": (event_log.LOAD_EXPENSES, PAIR),
+    "load categories": (record_sql.RECORD_SQL["category"].load, PAIR),
+    "load expenses": (record_sql.RECORD_SQL["expense"].load, PAIR),
     "load cascades": (event_log.LOAD_CASCADES, PAIR),
     "cascade": (event_log.CASCADE, [*PAIR, [1], [1]]),
     "update heads": (event_log.UPDATE_HEADS, [ID, [1], [1]]),
@@ -162,15 +162,15 @@ END $$
 
 ANALYZE = "EXPLAIN (ANALYZE, FORMAT JSON) "
 EXPLAIN = "EXPLAIN (FORMAT JSON, GENERIC_PLAN) "  # the plan that the commit's sessions keep
-SMALL = {"hub_identity"}  # one row
+SMALL = {"log_identity"}  # one row
 
 # 2,000 budgets with 500 log rows, 10 participants, 5 former ones, 10 categories and 50 expenses
 # each.
 FILL = """
 INSERT INTO budgets (id, created_by, owner_id, title, version, offline_last_modified, fingerprint,
-                     record_sequence, last_sequence, digest)
+                     record_sequence, last_sequence, digest, fields_hash)
 SELECT ('00000000-0000-4000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, 'ann', 'ann', 'Large', 1, 1,
-       1, 1, 500, 1
+       1, 1, 500, 1, 'c'
 FROM generate_series(1, 2000) n;
 INSERT INTO participants (budget_id, user_id, joined_at) SELECT id, 'ann', 1 FROM budgets;
 INSERT INTO participants (budget_id, user_id, joined_at, active)
@@ -181,11 +181,12 @@ SELECT ('00000000-0000-4000-8000-' || lpad(to_hex(1 + n % 2000), 12, '0'))::uuid
        gen_random_uuid(), 1 + n / 2000, 'expense.add', 'r', 'ann', '', 1, 1, '{}', '{}'
 FROM generate_series(0, 999999) n;
 INSERT INTO categories (budget_id, id, created_by, name, allocate, version, offline_last_modified,
-                        fingerprint, created_sequence, last_sequence)
-SELECT id, gen_random_uuid(), 'ann', 'c', 1, 1, 1, 1, n, n FROM budgets, generate_series(1, 10) n;
+                        fingerprint, fields_hash, created_sequence, last_sequence)
+SELECT id, gen_random_uuid(), 'ann', 'c', 1, 1, 1, 1, 'c', n, n
+FROM budgets, generate_series(1, 10) n;
 INSERT INTO expenses (budget_id, id, created_by, amount, date, version, offline_last_modified,
-                      fingerprint, created_sequence, last_sequence)
-SELECT id, gen_random_uuid(), 'ann', 1, '2026-01-01', 1, 1, 1, n, n
+                      fingerprint, fields_hash, created_sequence, last_sequence)
+SELECT id, gen_random_uuid(), 'ann', 1, '2026-01-01', 1, 1, 1, 'c', n, n
 FROM budgets, generate_series(1, 50) n;
 """
 
@@ -193,22 +194,22 @@ FROM budgets, generate_series(1, 50) n;
 # and as many users as there are budgets.
 FILL_BIG = """
 INSERT INTO budgets (id, created_by, owner_id, title, version, offline_last_modified, fingerprint,
-                     record_sequence, last_sequence, digest)
-VALUES ('00000000-0000-4000-8000-0000000b0b0b', 'ann', 'ann', 'Big', 1, 1, 1, 1, 10101, 1);
+                     record_sequence, last_sequence, digest, fields_hash)
+VALUES ('00000000-0000-4000-8000-0000000b0b0b', 'ann', 'ann', 'Big', 1, 1, 1, 1, 10101, 1, 'c');
 INSERT INTO participants (budget_id, user_id, joined_at)
 VALUES ('00000000-0000-4000-8000-0000000b0b0b', 'ann', 1),
        ('00000000-0000-4000-8000-0000000b0b0b', 'ben', 1);
 INSERT INTO users (id, first_name) SELECT 'user-' || n, 'User' FROM generate_series(1, 2000) n;
 INSERT INTO users (id, first_name) VALUES ('ann', 'Ann');
 INSERT INTO categories (budget_id, id, created_by, name, allocate, version, offline_last_modified,
-                        fingerprint, created_sequence, last_sequence)
-SELECT '00000000-0000-4000-8000-0000000b0b0b', gen_random_uuid(), 'ann', 'c', 1, 1, 1, 1, 1 + n,
-       1 + n
+                        fingerprint, fields_hash, created_sequence, last_sequence)
+SELECT '00000000-0000-4000-8000-0000000b0b0b', gen_random_uuid(), 'ann', 'c', 1, 1, 1, 1, 'c',
+       1 + n, 1 + n
 FROM generate_series(1, 100) n;
 INSERT INTO expenses (budget_id, id, created_by, amount, date, version, offline_last_modified,
-                      fingerprint, created_sequence, last_sequence)
+                      fingerprint, fields_hash, created_sequence, last_sequence)
 SELECT '00000000-0000-4000-8000-0000000b0b0b', gen_random_uuid(), 'ann', 1, '2026-01-01', 1, 1, 1,
-       101 + n, CASE WHEN n % 99 = 0 THEN 10001 + n / 99 ELSE 101 + n END
+       'c', 101 + n, CASE WHEN n % 99 = 0 THEN 10001 + n / 99 ELSE 101 + n END
 FROM generate_series(1, 9900) n;
 """
 

@@ -6,7 +6,7 @@ import orjson
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from hub.budget.rules import LogRow
+from hub.budget.state import LogRow
 from hub.budget.verdicts import Verdict
 from hub.errors import Code
 

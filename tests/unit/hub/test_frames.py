@@ -1,4 +1,4 @@
-"""Frames of `budget.sync.v1`: what clients may send, what the server says, and how events are cut
+"""Frames of `budget.sync.v2`: what clients may send, what the server says, and how events are cut
 into frames (P8: at most 256 KiB)."""
 
 import json

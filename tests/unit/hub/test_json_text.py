@@ -98,4 +98,4 @@ def test_p4_a_bad_note_is_one_events_verdict_and_not_the_batchs() -> None:
     batch = parse_batch(decode(f"[{','.join(events)}]"), 2)
     assert [type(event) is Invalid for event in batch] == [True, False]
     assert isinstance(batch[1], Event)
-    assert batch[1].named()["note"] == "\U0001f600"
+    assert batch[1].named["note"] == "\U0001f600"

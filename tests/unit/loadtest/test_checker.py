@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 from types import FrameType
@@ -12,8 +12,9 @@ from uuid import UUID
 import orjson
 import pytest
 
-from hub.budget.events import ParticipantAdd, ParticipantRemove, Submitted, parse_batch
-from hub.budget.rules import BudgetState, Change, decide
+from hub.budget.events import Joining, Leaving, Submitted, parse_batch
+from hub.budget.rules import decide
+from hub.budget.state import BudgetState, Change
 from loadtest import checker
 from loadtest.checker import Figures, Violation, check
 from loadtest.history import BadHistory, Json, Recorder, read
@@ -24,7 +25,7 @@ BUDGET = str(UUID(int=1))
 EXPENSE = str(UUID(int=2))
 CATEGORY = str(UUID(int=3))
 FILED = str(UUID(int=4))  # an expense of that category
-OF_GUEST: Mapping[str, Any] = {"budgetId": BUDGET, "when": 1, "userId": GUEST}
+OF_GUEST = (BUDGET, GUEST, 1)
 
 
 TraceFunction: TypeAlias = Callable[[FrameType, str, Any], Any]
@@ -45,7 +46,7 @@ class Tale:
         self.starts = {0: (0, False), 3: (3, False)}  # key and snapshot, by place in `observed`
         self.told: list[tuple[object, ...]] = []  # further lines of the history
         self._state = BudgetState()
-        self._state.category_sums[CATEGORY] = 0
+        self._state.sums[CATEGORY] = 0
         self._ids = count(10)
         self.at_s = 0.0
         self._act("budget.create", title="Trip")
@@ -68,7 +69,7 @@ class Tale:
             **replica.records["budget", BUDGET],
             "categories": [record for kind, record in of if kind == "category"],
             "expenses": [record for kind, record in of if kind == "expense"],
-            "participants": [{"userId": name} for name in members],
+            "participants": [{"userId": name, "role": replica.members[name]} for name in members],
             "lastEventSequence": replica.sequence,
             "digest": replica.digest_text,
         }
@@ -140,12 +141,12 @@ class Household(Tale):
     def __init__(self) -> None:
         super().__init__()
         filed = {"amount": "1.00", "date": "2026-11-21", "categoryId": CATEGORY}
-        self._member(ParticipantAdd(eventId=self._id(), participantsMax=9, **OF_GUEST), GUEST)
+        self._member(Joining(self._id(), *OF_GUEST, participants_max=9), GUEST)
         self._act("category.add", GUEST, recordId=CATEGORY, name="Food", allocate="5.00")
         self._act("expense.add", GUEST, recordId=FILED, **filed)
         self._act("category.delete", GUEST, recordId=CATEGORY, version=1)
         self._act("expense.edit", recordId=FILED, version=1, note="late")
-        self._member(ParticipantRemove(eventId=self._id(), **OF_GUEST), GUEST)
+        self._member(Leaving(self._id(), *OF_GUEST), GUEST)
         self.mal_saw = self.observed[:]
         self.mal_came_s = self.at_s - 0.5
         self._act("expense.add", recordId=str(UUID(int=5)), amount="1", date="2026-11-21")
@@ -161,22 +162,22 @@ class Household(Tale):
 
     def back(self) -> None:
         """Bob comes back."""
-        self._member(ParticipantAdd(eventId=self._id(), participantsMax=9, **OF_GUEST), GUEST)
+        self._member(Joining(self._id(), *OF_GUEST, participants_max=9), GUEST)
         self.settle()
 
     def go_on(self, number: int) -> None:
         """Bob comes back, files, deletes, meets a conflict and leaves, under another observer."""
         category, expense = (str(UUID(int=of * 1000 + number)) for of in (1, 2))
-        self._state.category_sums[category] = 0
+        self._state.sums[category] = 0
         filed = {"amount": "1.00", "date": "2026-11-21", "categoryId": category}
-        self._member(ParticipantAdd(eventId=self._id(), participantsMax=9, **OF_GUEST), GUEST)
+        self._member(Joining(self._id(), *OF_GUEST, participants_max=9), GUEST)
         head = len(self.log)
         self._act("category.add", GUEST, recordId=category, name="Food", allocate="5.00")
         self._act("expense.add", GUEST, recordId=expense, **filed)
         self._act("expense.edit", GUEST, recordId=EXPENSE, version=3 + number, note="again")
         self._act("expense.edit", GUEST, recordId=EXPENSE, version=3, note="stale")
         self._act("category.delete", GUEST, recordId=category, version=1)
-        self._member(ParticipantRemove(eventId=self._id(), **OF_GUEST), GUEST)
+        self._member(Leaving(self._id(), *OF_GUEST), GUEST)
         self.told.append(("subscribed", f"tom {number}", BUDGET, head, self.at_s))
         self.told.append(("saw", f"tom {number}", BUDGET, self.log[head:], self.at_s))
         self.told.append(("replica", f"tom {number}", BUDGET, head, self.log[head - 1]["digest"]))

@@ -128,6 +128,7 @@ def snapshot(sequence: int) -> dict[str, Any]:
         **kinds["budget"][0],
         "categories": [],
         "expenses": kinds["expense"],
+        "participants": [{"userId": user, "role": role} for user, role in replica.members.items()],
         "lastEventSequence": sequence,
         "digest": replica.digest_text,
         "logId": "log-2",

@@ -12,18 +12,30 @@ CATEGORY = "00000000-0000-4000-8000-00000000000c"
 EXPENSE = "00000000-0000-4000-8000-00000000000e"
 OTHER_EXPENSE = "00000000-0000-4000-8000-00000000000f"
 
-# From the command line, field by field, as design 3.2 says:
-#   printf 'budget\x1f<id>\x1f1\x1fHome\x1f\x1fEUR' | sha256sum | cut -c1-16
-BUDGET_1 = 0x4E44B29D17938B14  # version 1, Home, no details, EUR
-BUDGET_2 = 0x09B9E90F6D4D32E4  # version 2, Home, Flat 3, no currency
-CATEGORY_1 = 0x86388C91CC7FF833  # version 1, Food, 200.00
-EXPENSE_1 = 0x0AC559D56B64C0BA  # version 1, in the category, 12.50, 2026-03-01, Café
-EXPENSE_2 = 0xE739BD4F8030EA37  # version 2, the same without its note
-OTHER_1 = 0x7850F9801C893F15  # version 1, in no category, 0.99, 2026-03-02, no note
-OTHER_2 = 0x5DA0BD8EAF7CB8D9  # version 2, moved into the category
+# From the command line, field by field, as design-2 section 3 says: C of the first one is
+#   printf '8:currency,3:EUR,5:title,4:Home,' | sha256sum
+BUDGET_1 = 0xBC512C96EADD928E  # version 1, Home, no details, EUR
+BUDGET_2 = 0x0706DD9B2A92F7D4  # version 2, Home, Flat 3, no currency
+CATEGORY_1 = 0x295046C4261B7852  # version 1, Food, 200.00
+EXPENSE_1 = 0x21796E9E6E49BF7A  # version 1, in the category, 12.50, 2026-03-01, Café
+EXPENSE_2 = 0xD865685A2102D623  # version 2, the same without its note
+OTHER_1 = 0x6364EC56EC15AB70  # version 1, in no category, 0.99, 2026-03-02, no note
+OTHER_2 = 0xEED155EF20AF5AED  # version 2, moved into the category
+ANN_OWNS = 0x7165111770C8C69D
+ANN_EDITS = 0x12BC94CDCE9231B8
+BOB_EDITS = 0x66108F473BD1899F
+BOB_OWNS = 0xFCB04D2DD73C3820
 
 
-def event(sequence: int, event_type: str, record_id: str, digest: int, **fields: Any) -> Any:
+def event(
+    sequence: int,
+    event_type: str,
+    record_id: str,
+    digest: int,
+    members: int = ANN_OWNS,
+    **fields: Any,
+) -> Any:
+    """`digest` is that of the records, `members` what those who take part add."""
     return {
         "sequence": sequence,
         "eventId": f"event-{sequence}",
@@ -32,7 +44,7 @@ def event(sequence: int, event_type: str, record_id: str, digest: int, **fields:
         "recordId": record_id,
         "actorId": "ann",
         "when": 1000 + sequence,
-        "digest": f"{digest % 2**64:016x}",
+        "digest": f"{(digest + members) % 2**64:016x}",
         **fields,
     }
 
@@ -76,7 +88,7 @@ def replica_after(events: Sequence[Any]) -> Replica:
     return replica
 
 
-def test_a_fingerprint_is_the_first_8_bytes_of_sha256_with_null_as_empty() -> None:
+def test_a_fingerprint_is_the_first_8_bytes_of_sha256() -> None:
     budget = {"id": BUDGET, "version": 1, "title": "Home", "details": None, "currency": "EUR"}
     assert fingerprint("budget", budget) == BUDGET_1
     assert fingerprint("budget", budget | {"currency": None}) != BUDGET_1
@@ -84,15 +96,14 @@ def test_a_fingerprint_is_the_first_8_bytes_of_sha256_with_null_as_empty() -> No
 
 def test_the_digest_follows_every_event() -> None:
     # apply() compares the digest at each of them and raises
-    assert replica_after(story()[:6]).digest == (BUDGET_2 + CATEGORY_1 + EXPENSE_2 + OTHER_1) % (
-        2**64
-    )
+    total = ANN_OWNS + BUDGET_2 + CATEGORY_1 + EXPENSE_2 + OTHER_1
+    assert replica_after(story()[:6]).digest == total % 2**64
 
 
 def test_deleting_a_category_deletes_its_expenses_and_no_others() -> None:
     replica = replica_after(story())
     assert list(replica.records) == [("expense", OTHER_EXPENSE), ("budget", BUDGET)]
-    assert replica.digest == (BUDGET_2 + OTHER_1) % 2**64
+    assert replica.digest == (ANN_OWNS + BUDGET_2 + OTHER_1) % 2**64
 
 
 def test_an_expense_that_moved_into_the_category_goes_with_it() -> None:
@@ -134,11 +145,37 @@ def test_an_edit_changes_what_it_names_and_null_clears() -> None:
     assert replica.records["expense", EXPENSE]["amount"] == "12.50"
 
 
-def test_membership_and_unknown_events_only_move_the_sequence() -> None:
-    joined = event(2, "participant.add", "bob", BUDGET_1, participant={"userId": "bob"})
-    newer = event(3, "budget.archive", BUDGET, BUDGET_1, version=1)
-    replica = replica_after([story()[0], joined, newer])
-    assert (replica.sequence, replica.digest) == (3, BUDGET_1)
+def member(user_id: str, role: str) -> dict[str, Any]:
+    return {"participant": {"userId": user_id, "budgetId": BUDGET, "joinedAt": 1, "role": role}}
+
+
+def test_an_unknown_event_only_moves_the_sequence() -> None:
+    newer = event(2, "budget.archive", BUDGET, BUDGET_1, version=1)
+    replica = replica_after([story()[0], newer])
+    assert (replica.sequence, replica.digest) == (2, (BUDGET_1 + ANN_OWNS) % 2**64)
+
+
+def test_the_digest_counts_members_and_roles() -> None:
+    both = ANN_OWNS + BOB_EDITS
+    bob = member("bob", "editor")
+    joins = event(2, "participant.add", "bob", BUDGET_1, both, **bob)
+    leaves = event(3, "participant.remove", "bob", BUDGET_1, **bob)
+    again = event(4, "participant.add", "bob", BUDGET_1, both, **bob)
+    passes = event(
+        5, "participant.remove", "ann", BUDGET_1, BOB_OWNS, **member("ann", "editor"), owner="bob"
+    )
+    back = event(
+        6, "participant.add", "ann", BUDGET_1, BOB_OWNS + ANN_EDITS, **member("ann", "editor")
+    )
+    replica = replica_after([story()[0], joins, leaves, again, passes, back])
+    assert replica.members == {"bob": "owner", "ann": "editor"}
+
+
+def test_who_takes_part_cannot_join_and_a_stranger_cannot_leave() -> None:
+    for verb, user in (("add", "ann"), ("remove", "bob")):
+        wrong = event(2, f"participant.{verb}", user, BUDGET_1, **member(user, "editor"))
+        with pytest.raises(Diverged, match="take part"):
+            replica_after([story()[0], wrong])
 
 
 @pytest.mark.parametrize(
@@ -201,9 +238,9 @@ def snapshot_after_five() -> dict[str, Any]:
                 "offlineLastModified": 1004,
             },
         ],
-        "participants": [],
+        "participants": [{"userId": "ann", "budgetId": BUDGET, "role": "owner"}],
         "lastEventSequence": 5,
-        "digest": f"{(BUDGET_2 + CATEGORY_1 + EXPENSE_1 + OTHER_1) % 2**64:016x}",
+        "digest": f"{(ANN_OWNS + BUDGET_2 + CATEGORY_1 + EXPENSE_1 + OTHER_1) % 2**64:016x}",
     }
 
 
