@@ -29,6 +29,11 @@ class Predecessor(NamedTuple):
     what: str
     folder: Path
 
+    @property
+    def rolls(self) -> bool:
+        """Whether its hubs may run beside those of this version. 0.1.0 has another digest."""
+        return (self.folder / _MIGRATIONS / "0004_digest.sql").exists()
+
     def environ(self) -> dict[str, str]:
         """What makes a Python process of today's environment run its code."""
         return {"PYTHONPATH": str(self.folder)}

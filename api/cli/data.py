@@ -17,23 +17,29 @@ from api.app import NotMigrated
 from api.cli.terminal import err, one_line_errors, out
 from api.settings import SettingsError
 from hub.errors import BadData, Disconnected
-from storage.care.log_identity import renew_log_id
 from storage.care.transfer import Header, export_budget, import_budget
 from storage.care.verify import Progress as Verified, verify as verify_budgets
 from storage.postgres.database import Database, translated
+from storage.postgres.log_identity import renew_log_id
 from storage.postgres.migrate import migrate as apply_migrations, pending
 
 DATABASE_WAIT_S = 30  # how long `serve` and `migrate` wait for Postgres to come up
+
+REDIGESTED_SHOWN = 100  # budgets between two lines of `migrate`
 
 _T = TypeVar("_T")
 
 
 def migrate() -> None:
-    """Bring the database at DATABASE_URL up to date."""
+    """Bring the database at DATABASE_URL up to date.
+
+    From 0.1.0 with all hubs stopped: every digest is made anew, budget by budget. A run that was
+    ended goes on where it was. Every device then takes a snapshot.
+    """
     with one_line_errors():
         url = _database_url()
         asyncio.run(when_up(lambda: reach(url)))
-        applied = asyncio.run(when_up(lambda: apply_migrations(url)))
+        applied = asyncio.run(when_up(lambda: apply_migrations(url, _redigested)))
         for name in applied:
             out.print(f"applied {name}")
         out.print("the database is up to date")
@@ -84,6 +90,12 @@ def new_log_id() -> None:
         url = _database_url()
         asyncio.run(reach(url))
         out.print(f"the log is now {asyncio.run(renew_log_id(url))}")
+
+
+def _redigested(done: int, total: int) -> None:
+    """A line now and then: the step takes minutes where there are many budgets."""
+    if done % REDIGESTED_SHOWN == 0 or done == total:
+        err.print(f"new digests: {done:,} of {total:,} budgets")
 
 
 async def _verify(budget: UUID | None) -> int:

@@ -243,7 +243,7 @@ async def _of_server(
         )
     if not await ask("SELECT has_table_privilege('accepted_events', 'INSERT')"):
         yield wrong(about, "the user may not write", "connect as the owner of the tables")
-    log_id = await ask("SELECT log_id::text FROM hub_identity")
+    log_id = await ask("SELECT log_id::text FROM log_identity")
     yield ok(about, f"logId {log_id}: the same on all nodes of one deployment")
 
 

@@ -11,10 +11,11 @@ from api.process.server import PortTaken
 from api.process.supervisor import NodeFailed
 from api.settings import SettingsError
 from hub.errors import Disconnected
-from storage.care.log_identity import HubsRunning
 from storage.care.transfer import Refused
 from storage.care.verify import NoSuchBudget
 from storage.embedded import EmbeddedError
+from storage.postgres.core.redigest import NotReplayable
+from storage.postgres.log_identity import NodesRunning
 
 # What is printed may quote a user id or a path, which can look like markup.
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
@@ -37,6 +38,6 @@ def one_line_errors() -> Iterator[None]:
     except Disconnected as error:
         err.print(f"budget-hub: the database is out of reach: {error}")
         raise typer.Exit(1) from None
-    except (HubsRunning, NotMigrated, NodeFailed) as error:
+    except (NodesRunning, NotMigrated, NotReplayable, NodeFailed) as error:
         err.print(f"budget-hub: {error}")
         raise typer.Exit(1) from None

@@ -16,6 +16,9 @@ Money and 64-bit fingerprints are strings, so that no reader makes floats of the
 file: names, e-mails and photos of people (they belong to accounts, not to budgets), and invites:
 their links belong to the hub that made them, new ones are made where the budget goes.
 
+This is format 2. Format 1, of 0.1.0, has no `fields_hash`, and the digests of then: `import` takes
+it too, and gives the budget the digests of now.
+
 Rows become JSON in Postgres and rows again there: here they are lines of text.
 """
 
@@ -28,13 +31,16 @@ from hashlib import sha256
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hub.budget.events import Uuid, Whole
+from hub.budget.kinds import KINDS, Kind
 from hub.budget.records import BudgetId
+from hub.budget.scalars import Uuid, Whole
 from hub.errors import BadData, Held, LostRace
 from storage.care.comparison import PAGE, compare
 from storage.care.verify import NoSuchBudget, at_one_instant
+from storage.postgres.core.record_sql import RECORD_SQL
+from storage.postgres.core.redigest import NotReplayable, redigest
 from storage.postgres.database import Database
 
 if TYPE_CHECKING:
@@ -42,18 +48,21 @@ if TYPE_CHECKING:
 
 LINE_BYTES_MAX = 1 << 20  # far more than the longest event
 
+_RECORDS = [KINDS[name] for name in RECORD_SQL]
+
 EXPORT_HEADER = """
 SELECT row_to_json(line)::text FROM (
-    SELECT 'header' AS kind, 'budget-hub' AS format, 1 AS version, id AS budget_id,
+    SELECT 'header' AS kind, 'budget-hub' AS format, 2 AS version, id AS budget_id,
            last_sequence AS head, lpad(to_hex(digest), 16, '0') AS digest,
-           (SELECT log_id FROM hub_identity) AS log_id
+           (SELECT log_id FROM log_identity) AS log_id
     FROM budgets WHERE id = $1
 ) line
 """
 EXPORT_BUDGET = """
 SELECT row_to_json(line)::text FROM (
     SELECT 'budget' AS kind, created_by, owner_id, title, details, currency, version, deleted,
-           offline_last_modified, link_sharing, fingerprint::text, record_sequence
+           offline_last_modified, link_sharing, encode(fields_hash, 'hex') AS fields_hash,
+           fingerprint::text, record_sequence
     FROM budgets WHERE id = $1
 ) line
 """
@@ -61,20 +70,6 @@ EXPORT_PARTICIPANTS = """
 SELECT row_to_json(line)::text FROM (
     SELECT 'participant' AS kind, user_id, joined_at, active, removed_at, last_sequence
     FROM participants WHERE budget_id = $1 ORDER BY number
-) line
-"""
-EXPORT_CATEGORIES = """
-SELECT row_to_json(line)::text FROM (
-    SELECT 'category' AS kind, id, created_by, name, allocate::text, version, deleted,
-           offline_last_modified, fingerprint::text, created_sequence, last_sequence
-    FROM categories WHERE budget_id = $1 ORDER BY created_sequence
-) line
-"""
-EXPORT_EXPENSES = """
-SELECT row_to_json(line)::text FROM (
-    SELECT 'expense' AS kind, id, created_by, category_id, amount::text, date, note, version,
-           deleted, offline_last_modified, fingerprint::text, created_sequence, last_sequence
-    FROM expenses WHERE budget_id = $1 ORDER BY created_sequence
 ) line
 """
 # In pages, not like the others: to sort a long log at once may take longer than a statement may.
@@ -91,13 +86,15 @@ SELECT sequence, row_to_json(line)::text FROM (
 
 IMPORT_BUDGET = """
 INSERT INTO budgets (id, created_by, owner_id, title, details, currency, version, deleted,
-                     offline_last_modified, link_sharing, fingerprint, record_sequence,
-                     last_sequence, digest)
-SELECT $1, line.*, $3, ('x' || $4::text)::bit(64)::bigint
+                     offline_last_modified, link_sharing, fields_hash, fingerprint,
+                     record_sequence, last_sequence, digest)
+SELECT $1, created_by, owner_id, title, details, currency, version, deleted, offline_last_modified,
+       link_sharing, decode(coalesce(fields_hash, ''), 'hex'), fingerprint, record_sequence, $3,
+       ('x' || $4::text)::bit(64)::bigint
 FROM json_to_recordset($2::json) AS line (
     created_by text, owner_id text, title text, details text, currency text, version bigint,
-    deleted boolean, offline_last_modified bigint, link_sharing boolean, fingerprint bigint,
-    record_sequence bigint
+    deleted boolean, offline_last_modified bigint, link_sharing boolean, fields_hash text,
+    fingerprint bigint, record_sequence bigint
 )
 ON CONFLICT (id) DO NOTHING
 RETURNING id
@@ -107,25 +104,6 @@ INSERT INTO participants (budget_id, user_id, joined_at, active, removed_at, las
 SELECT $1, line.*
 FROM json_to_recordset($2::json) AS line (
     user_id text, joined_at bigint, active boolean, removed_at bigint, last_sequence bigint
-)
-"""
-IMPORT_CATEGORIES = """
-INSERT INTO categories (budget_id, id, created_by, name, allocate, version, deleted,
-                        offline_last_modified, fingerprint, created_sequence, last_sequence)
-SELECT $1, line.*
-FROM json_to_recordset($2::json) AS line (
-    id uuid, created_by text, name text, allocate numeric, version bigint, deleted boolean,
-    offline_last_modified bigint, fingerprint bigint, created_sequence bigint, last_sequence bigint
-)
-"""
-IMPORT_EXPENSES = """
-INSERT INTO expenses (budget_id, id, created_by, category_id, amount, date, note, version, deleted,
-                      offline_last_modified, fingerprint, created_sequence, last_sequence)
-SELECT $1, line.*
-FROM json_to_recordset($2::json) AS line (
-    id uuid, created_by text, category_id uuid, amount numeric, date date, note text,
-    version bigint, deleted boolean, offline_last_modified bigint, fingerprint bigint,
-    created_sequence bigint, last_sequence bigint
 )
 """
 IMPORT_EVENTS = """
@@ -151,7 +129,7 @@ class Header(BaseModel):
 
     kind: Literal["header"]
     format: Literal["budget-hub"]
-    version: Literal[1]
+    version: Literal[1, 2]
     budget_id: Uuid
     head: Whole
     digest: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
@@ -159,14 +137,18 @@ class Header(BaseModel):
 
 
 class Trailer(BaseModel):
-    """The last line: how many lines of each kind, and SHA-256 (hex) of all bytes before it."""
+    """The last line: how many lines of each kind, and SHA-256 (hex) of all bytes before it. The
+    records are counted by the plural of their kind."""
 
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Whole]
     kind: Literal["trailer"] = "trailer"
     participants: Whole
-    categories: Whole
-    expenses: Whole
     events: Whole
     sha256: str
+
+    def records(self, kind: Kind) -> int:
+        return self.__pydantic_extra__.get(kind.plural, 0)
 
 
 async def export_budget(database: Database, budget_id: BudgetId) -> AsyncGenerator[bytes, None]:
@@ -188,8 +170,7 @@ async def export_budget(database: Database, budget_id: BudgetId) -> AsyncGenerat
         raise NoSuchBudget(budget_id)
     trailer = Trailer(
         participants=lines["participants"],
-        categories=lines["categories"],
-        expenses=lines["expenses"],
+        **{kind.plural: lines[kind.plural] for kind in _RECORDS},
         events=lines["events"],
         sha256=digest.hexdigest(),
     )
@@ -213,6 +194,8 @@ async def import_budget(database: Database, file: BinaryIO) -> Header:
                 await _write(connection, header, trailer, source)
                 async for difference in compare(connection, header.budget_id, lambda rows: None):
                     raise Refused(f"the file contradicts itself: {difference}")
+        except NotReplayable as error:
+            raise Refused(str(error)) from None
         except (BadData, LostRace) as error:
             # What the driver says may quote the row, and with it somebody's text.
             raise Refused("the file's rows are not those of a budget") from error
@@ -229,8 +212,7 @@ async def _exported(
         ("header", EXPORT_HEADER),
         ("budget", EXPORT_BUDGET),
         ("participants", EXPORT_PARTICIPANTS),
-        ("categories", EXPORT_CATEGORIES),
-        ("expenses", EXPORT_EXPENSES),
+        *((kind.plural, RECORD_SQL[kind.name].export) for kind in _RECORDS),
     ):
         async for row in connection.cursor(statement, budget_id, prefetch=PAGE):
             yield section, row[0]
@@ -255,13 +237,14 @@ async def _write(
         raise Refused(f"budget {header.budget_id} is here already")
     for statement, count in (
         (IMPORT_PARTICIPANTS, trailer.participants),
-        (IMPORT_CATEGORIES, trailer.categories),
-        (IMPORT_EXPENSES, trailer.expenses),
+        *((RECORD_SQL[kind.name].restore, trailer.records(kind)) for kind in _RECORDS),
         (IMPORT_EVENTS, trailer.events),
     ):
         section = islice(lines, count)
         while batch := list(islice(section, PAGE)):
             await connection.execute(statement, header.budget_id, _array(batch))
+    if header.version == 1:
+        await redigest(connection, header.budget_id)
 
 
 def _checked(file: BinaryIO) -> tuple[Header, Trailer]:
@@ -272,7 +255,7 @@ def _checked(file: BinaryIO) -> tuple[Header, Trailer]:
     try:
         header = Header.model_validate_json(last)
     except ValidationError:
-        raise Refused("not a budget in format 1 of `budget-hub export`") from None
+        raise Refused("not a budget as `budget-hub export` writes it") from None
     digest = sha256()
     count = 1
     for line in lines:
@@ -283,7 +266,7 @@ def _checked(file: BinaryIO) -> tuple[Header, Trailer]:
         trailer = Trailer.model_validate_json(last)
     except ValidationError:
         raise Refused("the file is cut off: its last line is no trailer") from None
-    rows = trailer.participants + trailer.categories + trailer.expenses + trailer.events
+    rows = trailer.participants + sum(map(trailer.records, _RECORDS)) + trailer.events
     if trailer.sha256 != digest.hexdigest() or count != rows + 3:  # header, budget, trailer
         raise Refused("the file is damaged: it is not what its last line says")
     return header, trailer

@@ -1,14 +1,19 @@
 """Apply the numbered migrations, in order, each once, under an advisory lock.
 
 Forward-only. Each file runs in one transaction and works with the code on both sides of a deploy:
-add first, use next, remove in a later release.
+add first, use next, remove in a later release. The one exception is the digest of 0.2.0: its file
+and the step after it need all nodes stopped.
 """
 
 import re
+from collections.abc import Callable
 from importlib.resources import files
 from typing import TYPE_CHECKING, NamedTuple
 
 import asyncpg
+
+from storage.postgres.core.redigest import finish, redigest_all
+from storage.postgres.log_identity import refuse_beside_nodes
 
 if TYPE_CHECKING:
     from storage.postgres.database import Connection
@@ -26,14 +31,20 @@ CREATE TABLE IF NOT EXISTS migrations (
 
 
 class Migration(NamedTuple):
+    """`sql` is empty for the step in Python."""
+
     number: int
     name: str
     sql: str
 
 
+# Budget by budget (`storage.postgres.core.redigest`), with nodes stopped.
+REDIGEST = Migration(5, "0005_redigest", "")
+
+
 def migrations() -> list[Migration]:
     """All migrations of this version of the code, in order."""
-    found = []
+    found = [REDIGEST]
     for entry in files("storage").joinpath("migrations").iterdir():
         match = _NAME.fullmatch(entry.name)
         if match:
@@ -41,17 +52,32 @@ def migrations() -> list[Migration]:
     return sorted(found)
 
 
-async def migrate(database_url: str) -> list[str]:
-    """Bring the database up to date; return the names of what was applied."""
+async def migrate(
+    database_url: str, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[str]:
+    """Bring the database up to date; return the names of what was applied.
+
+    `progress` gets how many budgets of how many have their new digest. Raises `NodesRunning`, and
+    `NotReplayable`; what was applied until then stays, and the next call goes on.
+    """
     connection = await asyncpg.connect(database_url)
     try:
         await connection.execute("SELECT pg_advisory_lock($1)", _LOCK_KEY)
         await connection.execute("SET client_min_messages = warning")
         await connection.execute(_CREATE)
         applied = []
-        for migration in await pending(connection):
+        lacking = await pending(connection)
+        if REDIGEST in lacking:
+            await refuse_beside_nodes(connection)
+        for migration in lacking:
+            if migration == REDIGEST:
+                await redigest_all(connection, progress)
             async with connection.transaction():
-                await connection.execute(migration.sql)
+                await (
+                    finish(connection)
+                    if migration == REDIGEST
+                    else connection.execute(migration.sql)
+                )
                 await connection.execute(
                     "INSERT INTO migrations (number, name) VALUES ($1, $2)",
                     migration.number,

@@ -520,12 +520,13 @@ async def site(pace: Pace, folder: Path, old: dict[str, str]) -> AsyncIterator[S
 
 
 def predecessor(folder: Path) -> dict[str, str]:
-    """What makes a hub one of the version before this one; where that is not known the deploy is
-    of this version over itself."""
+    """What makes a hub one of the version before this one; where that is not known, or cannot run
+    beside this one, the deploy is of this version over itself."""
     try:
-        return check_out(ROOT, folder / "predecessor").environ()
+        found = check_out(ROOT, folder / "predecessor")
     except Unknown:
         return {}
+    return found.environ() if found.rolls else {}
 
 
 async def heads(database_url: str) -> dict[str, int]:

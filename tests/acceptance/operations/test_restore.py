@@ -165,7 +165,7 @@ async def test_a_restore_that_lost_events_and_the_devices_that_come_back(
         code, said = await command(url, "new-log-id")
         assert (code, said) == (
             1,
-            "budget-hub: stop all hubs first: some are connected to the database\n",
+            "budget-hub: stop all nodes first: some are connected to the database\n",
         )
         await early.stop()
         async with asyncio.timeout(REST_S):  # the server's side of its connections ends after it

@@ -15,10 +15,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from loadtest.replica import Replica
 from storage.embedded.postgres import EmbeddedPostgres
 from storage.embedded.redis import EmbeddedRedis
 from tests import ROOT
-from tests.cluster import BUSY_S, P7_S, Cluster, Node, Process, token
+from tests.cluster import AUTH_SECRET, BUSY_S, P7_S, Cluster, Node, Process, token
 from tests.compatible import missing
 from tests.conftest import with_database
 from tests.device import (
@@ -40,6 +41,9 @@ BACK_S = 5.0  # from its goaway until a device is live again
 STOP_S = 13.0  # the longest for verdicts and peers
 RESTART = 1012
 
+WAITING = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"
+LEFT = "SELECT id::text FROM budgets WHERE fields_hash = '' ORDER BY id"
+
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory) -> Predecessor:
@@ -47,6 +51,12 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Predecessor:
         return check_out(ROOT, tmp_path_factory.mktemp("predecessor"))
     except Unknown as unknown:
         pytest.skip(f"the version before this one is not known here: {unknown}")
+
+
+@pytest.fixture(scope="module")
+def rolling(old: Predecessor) -> Predecessor:
+    """The version before this one, or where its hubs cannot run beside ours, this one."""
+    return old if old.rolls else Predecessor("HEAD", "this version", ROOT)
 
 
 @pytest.fixture
@@ -67,11 +77,14 @@ async def cluster(
         await admin.close()
 
 
-async def test_p11_an_upgrade_under_load_loses_nothing(old: Predecessor, cluster: Cluster) -> None:
+async def test_p11_an_upgrade_under_load_loses_nothing(
+    rolling: Predecessor, cluster: Cluster
+) -> None:
     """Twenty devices write through both versions; whoever is sent away comes back to the other."""
-    assert await ran_code_in(old.environ()) == old.folder
-    await ran(cluster, "old-migrate", ["migrate"], old.environ())
-    old_nodes = list(await asyncio.gather(*(cluster.start(**old.environ()) for _ in range(2))))
+    environ = rolling.environ()
+    assert await ran_code_in(environ) == rolling.folder
+    await ran(cluster, "old-migrate", ["migrate"], environ)
+    old_nodes = list(await asyncio.gather(*(cluster.start(**environ) for _ in range(2))))
     urls = [node.url for node in old_nodes]
     async with Travel(urls, budgets=4, on_each=5, pause_s=0.1, seed=SEED) as travel:
         await ran(cluster, "new-migrate", ["migrate"], {})
@@ -90,6 +103,102 @@ async def test_p11_an_upgrade_under_load_loses_nothing(old: Predecessor, cluster
     await ran(cluster, "verify", ["verify"], {})
     await cluster.close()
     assert [line for node in cluster.nodes for line in node.complaints()] == []
+
+
+async def test_the_digest_of_0_1_0_is_renewed_with_all_nodes_stopped(
+    old: Predecessor, cluster: Cluster
+) -> None:
+    """Killed in the middle it goes on; nothing is lost, no resend is taken for new (P3), and every
+    device starts from a snapshot."""
+    if old.rolls:
+        pytest.skip("the version before this one has the digest of now")
+    ann, environ = token("ann"), old.environ()
+    await ran(cluster, "old-migrate", ["migrate"], environ)
+    node = await cluster.start(**environ)
+    written = {new_id(): list[tuple[Json, Json]]() for _ in range(5)}
+    for budget_id, events in written.items():
+        for event in every_kind(budget_id):
+            events.append((event, await sent(node, ann, event)))
+        async with node.rest(token("ben")) as rest:
+            assert (await rest.get(f"/budgets/{budget_id}/join")).status_code == 200
+    async with node.rest(ann) as rest:
+        log_id = (await rest.get(f"/budgets/{next(iter(written))}")).json()["logId"]
+    assert "stop all nodes first" in await refused(cluster, "early-migrate", ["migrate"], {})
+    node.signal(signal.SIGTERM)
+    assert await node.ended(STOP_S + BUSY_S) == 0
+
+    await killed_at_the_third(cluster, sorted(written))
+    assert "budget-hub migrate" in await refused(cluster, "too-early", ["serve"], {})
+    await refused(cluster, "old-node", ["serve"], environ)
+    await ran(cluster, "new-migrate", ["migrate"], {})
+    await ran(cluster, "verify", ["verify"], {})
+
+    node = await cluster.start()
+    async with connect(node.url, ann) as device, node.rest(ann) as rest:
+        for budget_id, events in written.items():
+            again = await device.submit([event for event, _ in events], "each")
+            for (_, first), repeated in zip(events, again, strict=True):
+                assert {**first, "duplicate": True} == {**repeated, "event": first["event"]}
+            await device.subscribe(budget_id)
+            stream = await device.reached(budget_id, len(events) + 1)
+            replica = Replica(budget_id)
+            for each in stream.events:  # raises where a digest is not that of the records
+                replica.apply({"participant": None, **each.body, **role_of(each.body)})
+            snapshot = (await rest.get(f"/budgets/{budget_id}")).json()
+            assert replica.difference(Replica.from_snapshot(snapshot)) is None
+            assert snapshot["logId"] != log_id
+
+
+async def sent(node: Node, who: str, event: Json) -> Json:
+    """Its verdict, by REST: the socket of 0.1.0 speaks another version."""
+    async with node.rest(who) as rest:
+        answer = await rest.post("/events", json={"events": [event]})
+    [verdict] = answer.json()["events"]
+    assert verdict["status"] == "accepted", verdict
+    return dict(verdict)
+
+
+def role_of(event: Json) -> Json:
+    """0.1.0 wrote no role into membership events; who joins one of these budgets is an editor."""
+    if "participant" not in event:
+        return {}
+    return {"participant": {"role": "editor", **event["participant"]}}
+
+
+async def killed_at_the_third(cluster: Cluster, budget_ids: list[str]) -> None:
+    """`migrate` comes to a budget whose log somebody holds, and is killed there."""
+    environ = {"DATABASE_URL": cluster.database_url}
+    holder, onlooker = [await asyncpg.connect(cluster.database_url) for _ in range(2)]
+    process = Process(cluster.folder, "killed-migrate", ["migrate"], environ)
+    try:
+        async with holder.transaction():
+            await holder.execute(
+                "SELECT FROM accepted_events WHERE budget_id = $1 FOR UPDATE", budget_ids[2]
+            )
+            async with asyncio.timeout(BUSY_S):
+                while not await onlooker.fetchval(WAITING):
+                    assert process.exit_code is None, process.err
+                    await asyncio.sleep(0.01)
+            await process.kill()
+            left = await onlooker.fetch(LEFT)
+            assert [row[0] for row in left] == budget_ids[2:]
+    finally:
+        await process.close()
+        await holder.close()
+        await onlooker.close()
+
+
+async def refused(
+    cluster: Cluster, name: str, arguments: list[str], environ: dict[str, str]
+) -> str:
+    """What it says on stderr when it does not do it."""
+    environ = {**environ, "DATABASE_URL": cluster.database_url, "AUTH_SECRET": AUTH_SECRET}
+    process = Process(cluster.folder, name, arguments, environ)
+    try:
+        assert await process.ended() != 0
+        return process.err
+    finally:
+        await process.close()
 
 
 async def replaced(cluster: Cluster, node: Node) -> Node:
