@@ -34,8 +34,7 @@ from api.settings import Settings
 from api.sync.endpoint import SyncSocket
 from api.telemetry import loop_lag, metrics
 from api.telemetry.siblings import Siblings
-from hub.committer import APART_MAX, LANES
-from hub.hub import READERS_MAX, Hub
+from hub.hub import Hub
 from hub.limits import Rates
 from hub.ports import Authenticator
 from storage.objects.disk import PUBLIC_PATH, DiskPhotos
@@ -56,10 +55,6 @@ from storage.redis.rate_limits import RateLimits
 
 if TYPE_CHECKING:
     from api.telemetry.tracing import OpenTelemetry
-
-REST_READS_MAX = 4  # connections beside those of the hub's own readers
-OWNERS_MAX = 2  # and beside both, for invites and link sharing
-HOUSEKEEPING_MAX = 1  # which holds the lock
 
 _log = structlog.get_logger()
 
@@ -93,13 +88,9 @@ async def open_app(settings: Settings, siblings: Siblings | None = None) -> Asyn
     and all connections are closed. `siblings` are the other nodes of this server.
 
     Raises `Disconnected` if Postgres is out of reach, `NotMigrated`."""
-    database = await Database.connect(
-        settings.database_url,
-        commits_max=LANES + APART_MAX,
-        reads_max=READERS_MAX + REST_READS_MAX + OWNERS_MAX + HOUSEKEEPING_MAX,
-    )
+    database = await Database.connect(settings.database_url)
     try:
-        async with database.reading() as connection:
+        async with database.connection("feeds") as connection:
             if lacking := await pending(connection):
                 raise NotMigrated(", ".join(migration.name for migration in lacking))
         log = PostgresLog(database)
@@ -133,7 +124,7 @@ async def open_app(settings: Settings, siblings: Siblings | None = None) -> Asyn
         await closed.look()
         tokens = RefusingClosedAccounts(cached, closed)
         limited = LimitedByUser(tokens, limits)
-        snapshots = Snapshots(database, REST_READS_MAX)
+        snapshots = Snapshots(database)
         store = photo_store(settings)
         photos = Photos(database, store, now=time.time, new_id=new_id)
         profiles = Profiles(database)
@@ -172,7 +163,7 @@ async def open_app(settings: Settings, siblings: Siblings | None = None) -> Asyn
                 now_ms=now_ms,
                 new_id=new_id,
             ),
-            *invites.routes(Invites(database, OWNERS_MAX), limited, now_ms=now_ms, new_id=new_id),
+            *invites.routes(Invites(database), limited, now_ms=now_ms, new_id=new_id),
             *profile_routes.routes(
                 profiles, closing, limited, closed_too=LimitedByUser(cached, limits)
             ),

@@ -140,7 +140,7 @@ async def write_membership(
     owner: str | None = None,
 ) -> None:
     """A membership event, which the server makes by itself, as design 3.1 to 3.4 describe it."""
-    async with database.reading() as connection, connection.transaction():
+    async with database.connection("rest") as connection, connection.transaction():
         budget = await connection.fetchrow(
             """
             UPDATE budgets SET last_sequence = last_sequence + 1, owner_id = coalesce($2, owner_id)

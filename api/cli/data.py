@@ -139,9 +139,9 @@ async def _opened() -> AsyncIterator[Database]:
     """The database at DATABASE_URL. Raises `SettingsError`, `Disconnected`, `NotMigrated`."""
     url = _database_url()
     await reach(url)
-    database = await Database.connect(url, commits_max=1, reads_max=1)
+    database = await Database.connect(url)
     try:
-        async with database.reading() as connection:
+        async with database.connection("housekeeping") as connection:
             if lacking := await pending(connection):
                 raise NotMigrated(", ".join(migration.name for migration in lacking))
         yield database

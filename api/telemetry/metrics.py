@@ -276,7 +276,8 @@ METRICS: Sequence[Metric] = (
         "pool_connections",
         "gauge",
         ("pool",),
-        "Connections to Postgres that are in use, of the pools `commit` and `read`",
+        "Connections to Postgres that are in use, by what for: `commits`, `feeds`, `rest`,"
+        " `owners`, `housekeeping`",
         "How near a pool is to its end",
         _pools(lambda use: use.used),
     ),
@@ -300,7 +301,7 @@ METRICS: Sequence[Metric] = (
         "pool_timeouts",
         "counter",
         ("pool",),
-        "Who got none within 5 s, and was answered `UNAVAILABLE`",
+        "Who got none within 5 s (`feeds`: 30), and was answered `BUSY` or `UNAVAILABLE`",
         "The pool was at its end, or Postgres silent",
         _pools(lambda use: use.timeouts),
     ),

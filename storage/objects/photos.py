@@ -133,7 +133,7 @@ class Photos:
             raise HubError(Code.PHOTO_TOO_BIG)
         key = self._new_id()
         now = self._time()
-        async with self._database.reading() as connection:
+        async with self._database.connection("rest") as connection:
             begun = await connection.fetchval(
                 BEGIN,
                 user_id,
@@ -156,7 +156,7 @@ class Photos:
         """Make what was uploaded the user's photo; its address. Again changes nothing.
 
         Raises `HubError`: `PHOTO_NOT_FOUND`, `PHOTO_TOO_BIG`, `PHOTO_NOT_VALID`, `BUSY`."""
-        async with self._database.reading() as connection:
+        async with self._database.connection("rest") as connection:
             row = await connection.fetchrow(READ, user_id, key)
         if row is None:
             raise HubError(Code.PHOTO_NOT_FOUND)
@@ -165,7 +165,7 @@ class Photos:
             return str(photo)
         await self._publish(user_id, key, PhotoType(content_type), size_bytes)
         photo = self._store.address(user_id, key)
-        async with self._database.reading() as connection, connection.transaction():
+        async with self._database.connection("rest") as connection, connection.transaction():
             confirmed = await _confirm(connection, user_id, key, object, photo)
         await self.clear(user_id)
         if not confirmed:
@@ -174,7 +174,7 @@ class Photos:
 
     async def remove(self, user_id: UserId) -> None:
         """Take the user's photo away. Nothing happens where there is none."""
-        async with self._database.reading() as connection, connection.transaction():
+        async with self._database.connection("rest") as connection, connection.transaction():
             old = await connection.fetchval(LOCK_PROFILE, user_id)
             await connection.execute(TAKE_AWAY, user_id)
             if old is not None:
@@ -184,7 +184,7 @@ class Photos:
     async def clear(self, user_id: UserId) -> None:
         """Delete what this user has left; what fails is left to `run`. Raises nothing."""
         try:
-            async with self._database.reading() as connection:
+            async with self._database.connection("rest") as connection:
                 rows = await connection.fetch(READ_LEFTOVERS_OF, user_id, DELETED_MAX)
             for [object] in rows:
                 await self._delete(user_id, object)
@@ -206,7 +206,7 @@ class Photos:
         await self._store.expire()
         old = self._time() - timedelta(seconds=FORGOTTEN_S)
         while True:
-            async with self._database.reading() as connection:
+            async with self._database.connection("rest") as connection:
                 done = await connection.execute(FORGET, old, FORGOTTEN_MAX)
             if int(done.rpartition(" ")[2]) < FORGOTTEN_MAX:
                 return
@@ -215,7 +215,7 @@ class Photos:
         """See whether the store is there, and delete what no profile names."""
         await self._asked("check", self._store.check())
         while True:
-            async with self._database.reading() as connection:
+            async with self._database.connection("rest") as connection:
                 rows = await connection.fetch(READ_LEFTOVERS, DELETED_MAX)
             for user_id, object in rows:
                 await self._delete(user_id, object)
@@ -243,7 +243,7 @@ class Photos:
 
     async def _delete(self, user_id: UserId, object: str) -> None:
         await self._asked("delete", self._store.delete(object))
-        async with self._database.reading() as connection:
+        async with self._database.connection("rest") as connection:
             await connection.execute(DELETE_LEFTOVER, user_id, object)
 
     async def _asked(self, call: str, asking: Awaitable[_T]) -> _T:

@@ -15,11 +15,16 @@ Each statement deletes at most `ROWS_MAX` rows, which an index finds, so that no
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 
 from hub.errors import BadData, Disconnected, Held, HubError, LostRace, StoreDown
-from storage.postgres.database import Database
+from storage.postgres.database import Database, translated
+
+if TYPE_CHECKING:
+    from storage.postgres.database import Connection
 
 ROWS_MAX = 1_000
 RETRY_S = 60.0  # after a failure, where the interval is longer
@@ -94,24 +99,20 @@ class Housekeeping:
 
         async def all_of_it() -> None:
             nonlocal ours
-            async with self._database.reading() as connection:
+            async with self._database.connection("housekeeping") as connection:
                 ours = await connection.fetchval(LOCK, LOCK_KEY)
                 if ours:
                     try:
-                        await self._chore_by_chore()
+                        await self._chore_by_chore(connection)
                     finally:
                         await connection.execute(UNLOCK, LOCK_KEY)
 
         await self._attempt("lock", all_of_it)
         return ours
 
-    async def _chore_by_chore(self) -> None:
+    async def _chore_by_chore(self, connection: "Connection") -> None:
         for name, statement, kept_s in DELETIONS:
-
-            async def delete(statement: str = statement, kept_s: float = kept_s) -> None:
-                await self._delete(statement, kept_s)
-
-            await self._attempt(name, delete)
+            await self._attempt(name, partial(self._delete, connection, statement, kept_s))
         for name, chore in self._chores.items():
             await self._attempt(name, chore)
 
@@ -128,10 +129,10 @@ class Housekeeping:
                 self._failing.discard(name)
                 _log.warning("housekeeping works again", chore=name)
 
-    async def _delete(self, statement: str, kept_s: float) -> None:
+    async def _delete(self, connection: "Connection", statement: str, kept_s: float) -> None:
         before = datetime.fromtimestamp(self._now(), UTC) - timedelta(seconds=kept_s)
         while True:
-            async with self._database.reading() as connection:
+            with translated():
                 done = await connection.execute(statement, before, ROWS_MAX)
             if int(done.rpartition(" ")[2]) < ROWS_MAX:
                 return

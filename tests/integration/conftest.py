@@ -18,8 +18,6 @@ PATIENT_S = 60
 # What hubs wait for an answer, a lock, a turn or a heartbeat.
 WAITS: tuple[tuple[object, str], ...] = (
     (database, "COMMAND_TIMEOUT_S"),
-    (database, "ACQUIRE_TIMEOUT_S"),
-    (database, "TURN_S"),
     (committer, "TURN_S"),
     (committer, "SETTLE_S"),
     (bus, "DEAF_S"),
@@ -42,6 +40,8 @@ def patience() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for where, name in WAITS:
             patch.setattr(where, name, PATIENT_S)
+        for purpose, quota in database.QUOTAS.items():
+            patch.setitem(database.QUOTAS, purpose, quota._replace(wait_s=PATIENT_S))
         for session in (database.SESSION, database.COMMIT_SESSION):
             for name in SERVER_WAITS:
                 patch.setitem(session, name, f"{PATIENT_S}s")
@@ -54,7 +54,7 @@ async def nodes(database_url: str) -> AsyncIterator[Nodes]:
     async with AsyncExitStack() as cleanup:
 
         async def make(url: str = database_url, **how: Any) -> Node:
-            database = await Database.connect(url, commits_max=4, reads_max=2)
+            database = await Database.connect(url)
             cleanup.push_async_callback(database.close)
             node = Node(database, **how)
             cleanup.push_async_callback(node.end)

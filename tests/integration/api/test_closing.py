@@ -95,7 +95,7 @@ class World:
         assert verdict.status == "accepted"
 
     async def taking_part(self, budget_id: str) -> list[str]:
-        async with self.database.reading() as connection:
+        async with self.database.connection("rest") as connection:
             rows = await connection.fetch(
                 "SELECT user_id FROM participants WHERE budget_id = $1 AND active ORDER BY number",
                 budget_id,
@@ -103,7 +103,7 @@ class World:
         return [row[0] for row in rows]
 
     async def owner(self, budget_id: str) -> str:
-        async with self.database.reading() as connection:
+        async with self.database.connection("rest") as connection:
             owner: str = await connection.fetchval(
                 "SELECT owner_id FROM budgets WHERE id = $1", budget_id
             )
@@ -112,7 +112,7 @@ class World:
     async def everything(self) -> str:
         """All rows of all tables, as text."""
         whole = BytesIO()
-        async with self.database.reading() as connection:
+        async with self.database.connection("rest") as connection:
             tables = await connection.fetch(
                 "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public'"
             )
@@ -286,7 +286,7 @@ async def test_an_old_token_does_not_close_the_account_again(world: World) -> No
     """Whoever came back is not thrown out by a repeat that took its time."""
     old = world.signed_in("ann", ago_s=1200)
     await world.closing.close(old)
-    async with world.database.reading() as connection:
+    async with world.database.connection("rest") as connection:
         await connection.execute(
             "UPDATE closed_accounts SET closed_at = closed_at - interval '10 minutes'"
         )

@@ -552,7 +552,7 @@ async def test_a_token_from_before_the_account_was_closed_brings_no_name_back(
     await firebase.authenticate(token)
     with pytest.raises(HubError, match="USER_NOT_FOUND"):
         await profiles.read("ada")
-    async with database.reading() as connection:  # she comes back
+    async with database.connection("rest") as connection:  # she comes back
         await connection.execute("UPDATE closed_accounts SET closed_at = to_timestamp(0)")
     await firebase.authenticate(token)
     assert (await profiles.read("ada")).first_name == "Ada"

@@ -169,7 +169,7 @@ class World:
 
     async def changes(self, user_id: str = "ann") -> int:
         """How often the profile has changed."""
-        async with self.database.reading() as connection:
+        async with self.database.connection("rest") as connection:
             version = await connection.fetchval(
                 "SELECT profile_version FROM users WHERE id = $1", user_id
             )
@@ -310,9 +310,7 @@ async def one_database(postgres: EmbeddedPostgres, template: str) -> AsyncIterat
     """For all tests here: a new one for each would take most of their time."""
     admin = await asyncpg.connect(postgres.url)
     await admin.execute(f"CREATE DATABASE photos TEMPLATE {template}")
-    database = await Database.connect(
-        with_database(postgres.url, "photos"), commits_max=1, reads_max=4
-    )
+    database = await Database.connect(with_database(postgres.url, "photos"))
     yield database
     await database.close()
     await admin.execute("DROP DATABASE photos WITH (FORCE)")
@@ -321,7 +319,7 @@ async def one_database(postgres: EmbeddedPostgres, template: str) -> AsyncIterat
 
 @pytest.fixture
 async def database(one_database: Database) -> Database:
-    async with one_database.reading() as connection:
+    async with one_database.connection("rest") as connection:
         await connection.execute("DELETE FROM users")
         await connection.execute("DELETE FROM photo_uploads")
         await connection.execute("DELETE FROM photo_leftovers")
@@ -568,7 +566,7 @@ async def test_a_photo_that_came_from_elsewhere_can_be_replaced_and_taken_away(
     """With a token of the identity, say: no object of ours stands for it."""
     for user_id in ("ann", "ben"):
         await disk.profiles.write(user_id, {})
-    async with disk.database.reading() as connection:
+    async with disk.database.connection("rest") as connection:
         await connection.execute("UPDATE users SET photo = 'https://example.org/somebody.jpg'")
     key = await disk.confirmed(picture())
     assert key in str(await disk.photo())
@@ -628,9 +626,9 @@ async def test_a_change_that_is_not_committed_leaves_the_old_photo(
     async def lose_the_database(now: str) -> None:
         if now == "after" and not lost:
             lost.append(now)
-            monkeypatch.setattr(world.database, "reading", away)
+            monkeypatch.setattr(world.database, "connection", away)
 
-    def away() -> Any:
+    def away(purpose: str) -> Any:
         monkeypatch.undo()
         raise Disconnected("planted")
 
@@ -780,7 +778,7 @@ async def test_an_account_that_closes_during_a_confirm_stays_closed(world: World
     world.watched.around["publish"] = close
     refused(await world.confirm(key), Code.PHOTO_NOT_FOUND)
     assert await world.public() == set()
-    async with world.database.reading() as connection:
+    async with world.database.connection("rest") as connection:
         assert await connection.fetchval("SELECT count(*) FROM users") == 0
 
 
@@ -800,7 +798,7 @@ async def test_uploads_are_forgotten_with_what_was_copied_of_them(world: World) 
     world.clock.ahead_s = FORGOTTEN_S + 60
     await world.forget()
     assert await world.public() == {public_object("ann", used)}
-    async with world.database.reading() as connection:
+    async with world.database.connection("rest") as connection:
         assert await connection.fetchval("SELECT count(*) FROM photo_leftovers") == 0
         assert await connection.fetchval("SELECT count(*) FROM photo_uploads") == 1
     assert used in (await world.confirm(used)).json()["photo"]
@@ -809,7 +807,7 @@ async def test_uploads_are_forgotten_with_what_was_copied_of_them(world: World) 
 async def test_a_photo_in_use_is_never_deleted(world: World) -> None:
     """Whatever stands among the leftovers."""
     key = await world.confirmed(picture())
-    async with world.database.reading() as connection:
+    async with world.database.connection("rest") as connection:
         await connection.execute(
             "INSERT INTO photo_leftovers (object, user_id) VALUES ($1, 'ann')",
             public_object("ann", key),
