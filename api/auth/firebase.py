@@ -10,6 +10,7 @@ import json
 import re
 import threading
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
@@ -27,7 +28,8 @@ from google.oauth2 import service_account
 
 from api.auth.revocation import NEVER_MS, USERS_PER_CALL_MAX, Unreachable
 from hub.budget.records import UserId
-from hub.errors import BadData, Code, Disconnected, Held, HubError, LostRace
+from hub.errors import Code, HubError, StorageError
+from hub.outage import Outage
 from hub.ports import Principal
 from storage.postgres.people.profiles import Profile
 
@@ -96,9 +98,9 @@ class Firebase:
                 self._users, wanted, limiter=self._asking, abandon_on_cancel=True
             )
         except (FirebaseError, GoogleAuthError) as error:
-            self._standing.reachable = False
+            self._standing.outage.lost(type(error).__name__)
             raise Unreachable(type(error).__name__) from error
-        self._standing.reachable = True
+        self._standing.outage.back()
         return {user_id: users.get(user_id, NEVER_MS) for user_id in wanted}
 
     def _verified(self, token: str) -> Mapping[str, Any]:
@@ -133,7 +135,7 @@ class Firebase:
         try:
             async with asyncio.timeout(INTRODUCING_S):
                 await self._introduce(profile, datetime.fromtimestamp(issued_at_ms / 1000, UTC))
-        except (BadData, Disconnected, Held, LostRace, TimeoutError) as error:
+        except (StorageError, TimeoutError) as error:
             # Signing in does not need it (P10); the user's next token brings it again.
             _log.warning("profile not filled", user_id=profile.user_id, cause=type(error).__name__)
 
@@ -147,14 +149,14 @@ class Standing:
     def __init__(
         self, ask: Callable[[Collection[UserId]], Awaitable[Mapping[UserId, int]]]
     ) -> None:
-        self.reachable = True
+        self.outage = Outage("standing of users unknown", "standing of users known again")
         self._ask = ask
         self._waiting: dict[UserId, asyncio.Future[int | None]] = {}
         self._task: asyncio.Task[None] | None = None
 
     async def of(self, user_id: UserId) -> int | None:
         """Since when the user's tokens count; None where that cannot be told now."""
-        if not self.reachable:
+        if self.outage.on:
             return None
         answer = self._waiting.get(user_id)
         if answer is None:
@@ -166,7 +168,7 @@ class Standing:
             async with asyncio.timeout(STANDING_WAIT_S):
                 return await asyncio.shield(answer)
         except TimeoutError:
-            self.reachable = False
+            self.outage.lost(f"no answer within {STANDING_WAIT_S} s")
             return None
 
     async def _answer(self) -> None:
@@ -176,9 +178,8 @@ class Standing:
                 asked = {user_id: self._waiting.pop(user_id) for user_id in some}
                 answers: Mapping[UserId, int] = {}
                 try:
-                    answers = await self._ask(some)
-                except Unreachable as error:
-                    _log.warning("standing of users unknown", cause=str(error))
+                    with suppress(Unreachable):
+                        answers = await self._ask(some)
                 finally:
                     for user_id, answer in asked.items():
                         if not answer.done():

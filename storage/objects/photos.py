@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import structlog
 
 from hub.budget.records import UserId
-from hub.errors import BadData, Code, Disconnected, Held, HubError, LostRace, StoreDown
+from hub.errors import Code, HubError, StorageError, StoreDown
+from hub.outage import Outage
 from storage.objects.media_types import PHOTO_BYTES_MAX, PhotoType, sniffed
 from storage.objects.names import public_object
 from storage.objects.store import PhotoStore
@@ -120,12 +121,16 @@ class Photos:
         now: Callable[[], float],
         new_id: Callable[[], str],
     ) -> None:
-        self.up = True
         self.calls: Counter[tuple[str, str]] = Counter()  # of the store, and what became of them
         self._database = database
         self._store = store
         self._now = now
         self._new_id = new_id
+        self._outage = Outage("photo store lost", "photo store back")
+
+    @property
+    def up(self) -> bool:
+        return not self._outage.on
 
     async def begin(self, user_id: UserId, content_type: PhotoType, size_bytes: int) -> Upload:
         """A URL that takes one photo. Raises `HubError`: `PHOTO_TOO_BIG`, `RATE_LIMITED`."""
@@ -188,7 +193,7 @@ class Photos:
                 rows = await connection.fetch(READ_LEFTOVERS_OF, user_id, DELETED_MAX)
             for [object] in rows:
                 await self._delete(user_id, object)
-        except (StoreDown, Disconnected, Held, LostRace) as error:
+        except StorageError as error:
             _log.info("photo is deleted later", error=f"{type(error).__name__}: {error}")
 
     async def run(self) -> None:
@@ -196,7 +201,7 @@ class Photos:
         while True:
             try:
                 await self.sweep()
-            except (StoreDown, Disconnected, Held, LostRace, BadData) as error:
+            except StorageError as error:
                 _log.warning("photos not swept", error=f"{type(error).__name__}: {error}")
             await asyncio.sleep(SWEEP_S if self.up else RETRY_S)
 
@@ -251,14 +256,10 @@ class Photos:
             answer = await asking
         except StoreDown as down:
             self.calls[call, "failed"] += 1
-            if self.up:
-                _log.warning("photo store lost", error=str(down))
-            self.up = False
+            self._outage.lost(str(down))
             raise
         self.calls[call, "done"] += 1
-        if not self.up:
-            _log.warning("photo store back")
-        self.up = True
+        self._outage.back()
         return answer
 
     def _time(self) -> datetime:

@@ -18,9 +18,8 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-import structlog
-
-from hub.errors import BadData, Disconnected, Held, HubError, LostRace, StoreDown
+from hub.errors import HubError, StorageError
+from hub.outage import Outage
 from storage.postgres.database import Database, translated
 
 if TYPE_CHECKING:
@@ -61,8 +60,6 @@ DELETIONS = (
     ("closed accounts", DELETE_CLOSED_ACCOUNTS, CLOSED_ACCOUNTS_KEPT_S),
 )
 
-_log = structlog.get_logger()
-
 
 class Housekeeping:
     """`chores` are done too, by name. `now` gives epoch seconds, `jitter` a random number from 0 to
@@ -82,14 +79,15 @@ class Housekeeping:
         self._interval_s = interval_s
         self._now = now
         self._jitter = jitter
-        self._failing: set[str] = set()  # and told so
+        self._outages: dict[str, Outage] = {}  # by chore
 
     async def run(self) -> None:
         """Every `interval_s` seconds, until cancelled."""
         await asyncio.sleep(self._interval_s * self._jitter())
         while True:
             await self.tidy()
-            wait_s = min(self._interval_s, RETRY_S) if self._failing else self._interval_s
+            failing = any(outage.on for outage in self._outages.values())
+            wait_s = min(self._interval_s, RETRY_S) if failing else self._interval_s
             await asyncio.sleep(wait_s)
 
     async def tidy(self) -> bool:
@@ -117,17 +115,16 @@ class Housekeeping:
             await self._attempt(name, chore)
 
     async def _attempt(self, name: str, chore: Callable[[], Awaitable[None]]) -> None:
+        outage = self._outages.get(name)
+        if outage is None:
+            outage = Outage("housekeeping failed", "housekeeping works again", chore=name)
+            self._outages[name] = outage
         try:
             await chore()
-        except (BadData, Disconnected, Held, HubError, LostRace, StoreDown) as error:
-            if name not in self._failing:
-                self._failing.add(name)
-                cause = f"{type(error).__name__}: {error}"
-                _log.warning("housekeeping failed", chore=name, error=cause)
+        except (HubError, StorageError) as error:
+            outage.lost(error)
         else:
-            if name in self._failing:
-                self._failing.discard(name)
-                _log.warning("housekeeping works again", chore=name)
+            outage.back()
 
     async def _delete(self, connection: "Connection", statement: str, kept_s: float) -> None:
         before = datetime.fromtimestamp(self._now(), UTC) - timedelta(seconds=kept_s)

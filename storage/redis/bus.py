@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 
 from hub.budget.records import BudgetId, UserId
 from hub.frames import Context, Frame
+from hub.outage import Outage
 from hub.ports import BusListener, NodeId
 
 HEARTBEAT_S = 0.5
@@ -87,9 +88,11 @@ class RedisBus:
         self._sharded = shard is not None
         self._heartbeats = f"{self._prefix}nodes"
         self._log = _log
+        self._outage = Outage("bus lost", "bus back")
         if shard is not None:
             self._heartbeats = f"{self._prefix}{{{shard.bucket}}}:nodes"
             self._log = _log.bind(shard=shard.name)
+            self._outage = Outage("bus lost", "bus back", shard=shard.name)
         self._node_id = node_id
         self._jitter = jitter
         self._wanted: set[str] = set()  # channels
@@ -105,7 +108,6 @@ class RedisBus:
         # Of the events that the node will send next: their budget, first sequence, and context.
         self._contexts: dict[NodeId, tuple[BudgetId, int, Context]] = {}
         self.connected = False
-        self._lost = False  # and not back yet
         self.losses: Counter[str] = Counter()  # of the connection, by cause
         self.frames: Counter[str] = Counter()  # of events, by what became of them
 
@@ -133,10 +135,7 @@ class RedisBus:
                 if self.connected:
                     deaf = isinstance(lost.exceptions[0], TimeoutError)
                     self.losses["deaf" if deaf else "error"] += 1
-                if not self._lost:  # once for each time it is lost
-                    self._lost = True
-                    error = lost.exceptions[0]
-                    self._log.warning("bus lost", error=f"{type(error).__name__}: {error}")
+                self._outage.lost(lost.exceptions[0])
             if self.connected:
                 pause_s = BACKOFF_S[0]
             self._disconnected()
@@ -220,9 +219,7 @@ class RedisBus:
                 async with asyncio.timeout(DEAF_S):
                     await self._all_confirmed.wait()
                 self.connected = True
-                if self._lost:
-                    self._lost = False
-                    self._log.warning("bus back", channels=len(asked))
+                if self._outage.back(channels=len(asked)):
                     # Sent first: peers forget our old presence, including users who left while
                     # we were away.
                     self._send_to(self._heartbeats, _ORIGIN.pack(_BACK, self._node_id))

@@ -23,6 +23,7 @@ from redis.exceptions import RedisClusterException, RedisError, SlotNotCoveredEr
 
 from hub.budget.records import BudgetId, UserId
 from hub.frames import Frame
+from hub.outage import Outage
 from hub.ports import BusListener
 from storage.redis.bus import BUCKETS, CONNECT_S, RedisBus, Shard, bucket_of
 
@@ -66,7 +67,7 @@ class ClusterBus:
         self._links: dict[Primary, RedisBus] = {}
         self._tasks: dict[Primary, asyncio.Task[None]] = {}
         self._of_bucket: dict[int, RedisBus] = {}
-        self._lost = False  # nobody tells who has what
+        self._outage = Outage("cluster lost", "cluster back")  # nobody tells who has what
         self.losses: Counter[str] = Counter()  # as a bus counts them; of all shards
         self.frames: Counter[str] = Counter()
 
@@ -133,13 +134,9 @@ class ClusterBus:
                 await cluster.initialize()  # the first time
                 await cluster.nodes_manager.initialize()
         except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
-            if not self._lost:  # once for each time it is lost
-                self._lost = True
-                _log.warning("cluster lost", error=type(error).__name__)
+            self._outage.lost(type(error).__name__)
             return None
-        if self._lost:
-            self._lost = False
-            _log.warning("cluster back")
+        self._outage.back()
         buckets: dict[tuple[str, int], set[int]] = {}
         for bucket in range(BUCKETS):
             try:

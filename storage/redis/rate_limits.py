@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-import structlog
 from limits import RateLimitItem
 from limits.aio.storage import RedisClusterStorage, RedisStorage, Storage
 from limits.aio.strategies import FixedWindowRateLimiter
@@ -21,14 +20,14 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisClusterException, RedisError
 
+from hub.outage import Outage
+
 PATIENCE_S = 0.02  # for an answer of Redis
 AWAY_S = 1.0  # between two attempts while it does not answer: one request of them has to wait
 CONNECT_S = 2.0
 ANSWER_S = 2.0  # after which a connection counts as dead
 ASKED_MAX = 16  # questions to Redis at once, each on a connection of its own
 WINDOWS_MAX = 50_000  # counted here; above, the oldest is forgotten
-
-_log = structlog.get_logger()
 
 
 class RateLimits:
@@ -56,7 +55,9 @@ class RateLimits:
         self._shared: FixedWindowRateLimiter | None = None
         self._asked: set[asyncio.Task[float | None]] = set()
         self._ask_again_at_s = 0.0  # by the loop's clock
-        self._lost = False  # and not back yet
+        self._outage = Outage(
+            "rate limits are counted here", "rate limits are counted in Redis again"
+        )
         if redis_url is not None:
             # Without this `retry` the driver tries again and again by itself.
             how: dict[str, Any] = {
@@ -136,13 +137,9 @@ class RateLimits:
             AttributeError,
             RuntimeError,
         ) as error:
-            if not self._lost:  # once for each time it is lost
-                self._lost = True
-                _log.warning("rate limits are counted here", error=type(error).__name__)
+            self._outage.lost(type(error).__name__)
             return None
-        if self._lost:
-            self._lost = False
-            _log.warning("rate limits are counted in Redis again")
+        self._outage.back()
         return missing_s
 
     async def _missing_s(

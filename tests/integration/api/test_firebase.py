@@ -415,7 +415,7 @@ async def test_p10_nobody_waits_long_for_an_answer(monkeypatch: pytest.MonkeyPat
     assert await standing.of("ada") is None
     assert await standing.of("bob") is None  # at once
     answering.set()
-    standing.reachable = True
+    standing.outage.back()
     monkeypatch.setattr(module, "STANDING_WAIT_S", 30.0)
     assert await standing.of("bob") == 7
 
