@@ -215,12 +215,13 @@ async def test_more_are_learnt_of_than_one_answer_holds(
     assert all(other.refuses(user) for user in users)
 
 
-async def test_p8_what_is_known_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.auth.closed_accounts.KNOWN_MAX", 4)
+async def test_p8_what_is_known_is_bounded(world: World) -> None:
     users = [world.signed_in(f"user-{n}") for n in range(10)]
     for user in users:
         await world.closing.close(user)
-    assert [world.closed.refuses(user) for user in users] == [False] * 6 + [True] * 4
+    watch = ClosedAccountWatch(world.accounts, world.hub, known_max=4)
+    await watch.look()
+    assert [watch.refuses(user) for user in users] == [False] * 6 + [True] * 4
 
 
 async def test_what_a_failure_interrupts_the_second_pass_finishes(
