@@ -11,7 +11,6 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from limits import RateLimitItemPerMinute
 from redis.crc import key_slot
 from redis.exceptions import MovedError
 from structlog.testing import capture_logs
@@ -22,7 +21,7 @@ from hub.frames import Frame
 from storage.redis import bus as storage_bus, cluster_bus
 from storage.redis.bus import BUCKETS, DEAF_S, HEARTBEAT_S, bucket_of
 from storage.redis.cluster_bus import ClusterBus, address_of
-from storage.redis.rate_limits import RateLimits
+from storage.redis.rate_limits import Limit, RateLimits
 from tests.cluster import POLL_S, until
 from tests.device import new_id
 from tests.listener import Listener, linked
@@ -42,6 +41,10 @@ class Node(Listener):
     async def follow(self, budget_ids: list[BudgetId]) -> None:
         async with asyncio.timeout(DEADLINE_S):
             await asyncio.gather(*(self.bus.subscribe(each) for each in budget_ids))
+
+    def has_heard_all_shards(self) -> bool:
+        """Some other node by each of them."""
+        return all(len(link._heard_at_s) > 1 for link in self.bus._links.values())
 
     def has_heard_nobody(self, for_s: float) -> None:
         """As if so much more time had passed since it last heard any other node."""
@@ -141,6 +144,7 @@ async def test_presence_crosses_and_ends_with_its_node(cluster: RedisCluster, lo
             [(of, _, users, _)] = here.attended
             assert (of, users) == (budget_id, {"ada": 2})
             assert here.gone == []
+            await until(here.has_heard_all_shards, DEADLINE_S)
 
         def gone() -> bool:
             here.has_heard_nobody(storage_bus.SILENT_S)
@@ -172,7 +176,7 @@ async def test_rate_limits_count_together(cluster: RedisCluster, log_id: str) ->
         for member in cluster.members[:2]
     ]
     try:
-        limit = RateLimitItemPerMinute(5, 1, "user")
+        limit = Limit("user", 5)
         for user in range(9):
             within = [not await node.take(limit, f"user-{user}") for node in nodes * 4]
             assert within == [True] * 5 + [False] * 3

@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from limits import RateLimitItemPerMinute
 from redis.asyncio import Redis
 
 from loadtest.cluster import FragileRedis
 from loadtest.proxy import Proxy
 from storage.embedded.redis import EmbeddedRedis
 from storage.redis import rate_limits
-from storage.redis.rate_limits import RateLimits, Windows
+from storage.redis.rate_limits import Limit, RateLimits
 from tests.device import new_id
 
 SECRET = b"rate-limits-are-hashed-with-this"
-FIVE = RateLimitItemPerMinute(5, 1, "user")
+FIVE = Limit("user", 5)
 PATIENT_S = 30.0  # on a busy machine Redis may be slow, and these tests want its answer
 
 
@@ -91,22 +90,6 @@ async def test_alone_a_process_counts_by_itself() -> None:
     assert await taken(limits, "bob", 1) == 1
     clock.now_s += 15
     assert await taken(limits, "ada", 7) == 5
-
-
-async def test_p8_memory_is_bounded_and_the_oldest_go_first(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(rate_limits, "WINDOWS_MAX", 10)
-    clock = Clock()
-    windows = Windows(clock)
-    for number in range(25):
-        clock.now_s += 1
-        assert await windows.incr(f"key-{number}", 60) == 1
-    assert len(windows) == 10
-    assert [await windows.get(f"key-{number}") for number in range(13, 17)] == [0, 0, 1, 1]
-    clock.now_s += 60
-    await windows.incr("one more", 60)
-    assert len(windows) == 1  # what has ended makes room
 
 
 async def test_p10_redis_that_is_killed_fails_nothing_and_is_used_again(tmp_path: Path) -> None:
