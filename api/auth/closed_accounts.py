@@ -4,14 +4,11 @@
 knows it by heart and asks only for what is new. No request waits for that.
 """
 
-import asyncio
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
-import structlog
-
 from hub.budget.records import UserId
-from hub.errors import Code, Disconnected, HubError
+from hub.errors import Code, HubError
 from hub.hub import Hub
 from hub.ports import Authenticator, Principal
 from hub.recent import Recent
@@ -20,8 +17,6 @@ from storage.postgres.people.closed_accounts import ROWS_MAX, ClosedAccount, Clo
 CHECK_S = 1.0  # a closed account is gone everywhere within two, as who was removed is (P9)
 OVERLAP_S = 10.0  # how long a closing may take from its time to its commit
 KNOWN_MAX = 100_000  # some 10 MB; above, the oldest are forgotten, and count until they expire
-
-_log = structlog.get_logger()
 
 
 class ClosedAccountWatch:
@@ -33,16 +28,8 @@ class ClosedAccountWatch:
         self._closed_at_ms: Recent[UserId, int] = Recent(known_max)
         self._seen_until = datetime.fromtimestamp(0, UTC)
 
-    async def run(self) -> None:
-        while True:
-            await asyncio.sleep(CHECK_S)
-            try:
-                await self.look()
-            except Disconnected as lost:
-                _log.debug("closed accounts unknown", error=str(lost))
-
     async def look(self) -> None:
-        """Learn of what was closed since. Raises `Disconnected`."""
+        """Learn of what was closed since, every `CHECK_S`. Raises `Disconnected`."""
         last = ClosedAccount("", self._seen_until - timedelta(seconds=OVERLAP_S))
         while True:
             accounts = await self._accounts.since(last.closed_at, last.user_id)

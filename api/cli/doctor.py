@@ -18,7 +18,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from api.app import photo_store
+from api.services import photo_store
 from api.settings import Settings, SettingsError
 from hub.errors import StoreDown
 from storage.postgres.database import COMMIT_SESSION, CONNECTIONS_MAX

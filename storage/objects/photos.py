@@ -7,14 +7,13 @@ What may fail, and what follows:
                                          is forgotten (`storage.postgres.housekeeping`)
     the answer is lost                   a repeat finds the key confirmed and answers the same
     after the commit, before the         the old object stands in photo_leftovers, from the same
-    deletion                             transaction; `run` deletes it later
+    deletion                             transaction; `sweep` deletes it later
     two confirm one key at once          the upload's row is locked: one changes the profile, the
                                          other finds it done
     a slow repeat copies again what      it finds the key confirmed and not in use, and leaves the
     was replaced meanwhile               copy to be deleted
 """
 
-import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -187,7 +186,7 @@ class Photos:
         await self.clear(user_id)
 
     async def clear(self, user_id: UserId) -> None:
-        """Delete what this user has left; what fails is left to `run`. Raises nothing."""
+        """Delete what this user has left; what fails is left to `sweep`. Raises nothing."""
         try:
             async with self._database.connection("rest") as connection:
                 rows = await connection.fetch(READ_LEFTOVERS_OF, user_id, DELETED_MAX)
@@ -195,15 +194,6 @@ class Photos:
                 await self._delete(user_id, object)
         except StorageError as error:
             _log.info("photo is deleted later", error=f"{type(error).__name__}: {error}")
-
-    async def run(self) -> None:
-        """Delete what is left over, and look after the store, until cancelled."""
-        while True:
-            try:
-                await self.sweep()
-            except StorageError as error:
-                _log.warning("photos not swept", error=f"{type(error).__name__}: {error}")
-            await asyncio.sleep(SWEEP_S if self.up else RETRY_S)
 
     async def forget(self) -> None:
         """Forget uploads that nobody can confirm any more; what was copied of them is left over
@@ -217,7 +207,8 @@ class Photos:
                 return
 
     async def sweep(self) -> None:
-        """See whether the store is there, and delete what no profile names."""
+        """See whether the store is there, and delete what no profile names. Every `SWEEP_S`, and
+        after `RETRY_S` while it is away."""
         await self._asked("check", self._store.check())
         while True:
             async with self._database.connection("rest") as connection:

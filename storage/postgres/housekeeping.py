@@ -12,7 +12,6 @@
 Each statement deletes at most `ROWS_MAX` rows, which an index finds, so that nobody waits for it.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -62,33 +61,25 @@ DELETIONS = (
 
 
 class Housekeeping:
-    """`chores` are done too, by name. `now` gives epoch seconds, `jitter` a random number from 0 to
-    1: nodes that start together take turns."""
+    """`chores` are done too, by name. `now` gives epoch seconds."""
 
     def __init__(
         self,
         database: Database,
         chores: Mapping[str, Callable[[], Awaitable[None]]],
         *,
-        interval_s: float,
         now: Callable[[], float],
-        jitter: Callable[[], float],
     ) -> None:
         self._database = database
         self._chores = chores
-        self._interval_s = interval_s
         self._now = now
-        self._jitter = jitter
         self._outages: dict[str, Outage] = {}  # by chore
 
-    async def run(self) -> None:
-        """Every `interval_s` seconds, until cancelled."""
-        await asyncio.sleep(self._interval_s * self._jitter())
-        while True:
-            await self.tidy()
-            failing = any(outage.on for outage in self._outages.values())
-            wait_s = min(self._interval_s, RETRY_S) if failing else self._interval_s
-            await asyncio.sleep(wait_s)
+    async def run_once(self) -> None:
+        """`tidy`. Raises `StorageError` while something fails, which the log names already."""
+        await self.tidy()
+        if failing := [name for name, outage in self._outages.items() if outage.on]:
+            raise StorageError(", ".join(failing))
 
     async def tidy(self) -> bool:
         """Do everything once; False if another node is at it. Raises nothing: what fails is logged

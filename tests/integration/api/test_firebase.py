@@ -464,7 +464,6 @@ def revocations(accounts: FakeAccounts, hub: FakeHub) -> Revocations:
         tokens.cache,
         hub,  # type: ignore[arg-type]
         now_ms=lambda: 0,
-        within_s=60,
     )
 
 

@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from api.app import now_ms
+from api.services import now_ms
 from api.settings import Settings, SettingsError
 from api.telemetry.tracing import OpenTelemetry
 from hub.budget.events import parse_batch

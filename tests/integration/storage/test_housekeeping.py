@@ -56,7 +56,7 @@ MINUTE_MS = 60_000
 
 
 def keeper(database: Database, **chores: Any) -> Housekeeping:
-    return Housekeeping(database, chores, interval_s=600, now=time.time, jitter=lambda: 0.0)
+    return Housekeeping(database, chores, now=time.time)
 
 
 async def fill(database: Database, *, old: int, young: int) -> None:
