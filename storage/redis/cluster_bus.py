@@ -25,7 +25,8 @@ from hub.budget.records import BudgetId, UserId
 from hub.frames import Frame
 from hub.outage import Outage
 from hub.ports import BusListener
-from storage.redis.bus import BUCKETS, CONNECT_S, RedisBus, Shard, bucket_of
+from storage.redis.bus import CONNECT_S, RedisBus
+from storage.redis.channels import BUCKETS, Shard, bucket_of
 
 LOOK_S = 1.0  # between two looks at the cluster while a link is missing
 LOOK_CALM_S = 10.0  # and while none is

@@ -155,17 +155,17 @@ async def test_frames_cross_byte_for_byte(
 async def test_while_a_version_is_deployed_both_of_their_messages_are_heard(
     redis: EmbeddedRedis, log_id: str, budget_id: BudgetId, admin: Redis
 ) -> None:
-    """That of nodes which did not date events yet; and one of a later version is left alone."""
-    origin, span = struct.Struct("!B16s"), struct.Struct("!QQ?H")
+    """Those of 0.1.0, in its form; and one of a later version is left alone."""
+    origin, head = struct.Struct("!B16s"), struct.Struct("!QQQ?H")
     other = uuid4().bytes
     async with running(redis.url, log_id) as here:
         await here.follow(budget_id)
         channel = f"budget-hub:{log_id}:{budget_id}"
         await admin.publish(channel, origin.pack(200, other) + b"of the future")
-        older = origin.pack(1, other) + span.pack(1, 2, True, 3) + b"ada" + b"frame"
+        older = origin.pack(4, other) + head.pack(7, 1, 2, True, 3) + b"ada" + b"frame"
         await admin.publish(channel, older)
         await until(lambda: bool(here.frames), DEADLINE_S)
-        assert here.frames == [Frame(budget_id, 1, 2, b"frame", removes="ada", deletes=True)]
+        assert here.frames == [Frame(budget_id, 1, 2, b"frame", "ada", True, 7)]
 
 
 async def test_only_what_is_followed_arrives(redis: EmbeddedRedis, log_id: str) -> None:

@@ -19,7 +19,8 @@ from api.settings import Settings, SettingsError
 from hub.budget.records import BudgetId
 from hub.frames import Frame
 from storage.redis import bus as storage_bus, cluster_bus
-from storage.redis.bus import BUCKETS, DEAF_S, HEARTBEAT_S, bucket_of
+from storage.redis.bus import DEAF_S, HEARTBEAT_S
+from storage.redis.channels import BUCKETS, bucket_of
 from storage.redis.cluster_bus import ClusterBus, address_of
 from storage.redis.rate_limits import Limit, RateLimits
 from tests.cluster import POLL_S, until
