@@ -275,8 +275,8 @@ METRICS: Sequence[Metric] = (
         "pool_connections",
         "gauge",
         ("pool",),
-        "Connections to Postgres that are in use, by what for: `commits`, `feeds`, `rest`,"
-        " `owners`, `housekeeping`",
+        "Connections to Postgres that are in use, by what for: `commits`, `feeds`, `watch`,"
+        " `rest`, `owners`, `housekeeping`",
         "How near a pool is to its end",
         _pools(lambda use: use.used),
     ),

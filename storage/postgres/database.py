@@ -24,7 +24,7 @@ LOCK_TIMEOUT_S = 5  # longer than that, so that a frozen hub costs a wait and no
 COMMAND_TIMEOUT_S = 10  # ours, for a server that has gone silent
 CONNECT_TIMEOUT_S = 5
 
-Purpose: TypeAlias = Literal["commits", "feeds", "rest", "owners", "housekeeping"]
+Purpose: TypeAlias = Literal["commits", "feeds", "watch", "rest", "owners", "housekeeping"]
 
 
 class Quota(NamedTuple):
@@ -39,9 +39,10 @@ class Quota(NamedTuple):
 # Each purpose has connections of its own, so that none waits for the statements of another.
 QUOTAS: Mapping[Purpose, Quota] = {
     "commits": Quota(LANES + APART_MAX, late=Disconnected),
-    # What has to be fast: pages of the log, sweeps, closed accounts (P7, P9). When every device
-    # comes back at once, thousands of them wait for a page.
+    # Pages of the log. When every device comes back at once, thousands of them wait for one.
     "feeds": Quota(4, wait_s=30.0, late=Disconnected),
+    # What looks every second, and may not wait for them: sweeps, closed accounts, `/readyz`.
+    "watch": Quota(2, late=Disconnected),
     "rest": Quota(4),  # what a request asks for
     "owners": Quota(2),  # invites and link sharing, which wait for budgets that commits hold
     "housekeeping": Quota(1),  # holds the lock; `budget-hub verify` and `export` read by it

@@ -224,14 +224,14 @@ class PostgresLog:
         return Page(head, deleted, member, events)
 
     async def behind(self, positions: Mapping[BudgetId, int]) -> dict[BudgetId, int]:
-        async with self._database.connection("feeds") as connection:
+        async with self._database.connection("watch") as connection:
             rows = await connection.fetch(
                 READ_BEHIND, list(positions.keys()), list(positions.values())
             )
         return {row[0]: row[1] for row in rows}
 
     async def recent(self, seconds: float) -> dict[BudgetId, int]:
-        async with self._database.connection("feeds") as connection:
+        async with self._database.connection("watch") as connection:
             rows = await connection.fetch(READ_RECENT, seconds)
         return {row[0]: row[1] for row in rows}
 

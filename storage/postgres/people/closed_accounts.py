@@ -57,7 +57,7 @@ class ClosedAccounts:
 
     async def since(self, closed_at: datetime, user_id: UserId = "") -> Sequence[ClosedAccount]:
         """At most `ROWS_MAX` after that one, in the order of their times."""
-        async with self._database.connection("feeds") as connection:
+        async with self._database.connection("watch") as connection:
             rows = await connection.fetch(READ_SINCE, closed_at, user_id, ROWS_MAX)
         return [ClosedAccount._make(row) for row in rows]
 
