@@ -28,6 +28,7 @@ from api.settings import Settings
 from api.sync.endpoint import SyncSocket
 from api.telemetry import loop_lag, metrics
 from api.telemetry.siblings import Siblings
+from api.timeouts import APP_TIMEOUTS, AppTimeouts
 from hub.feed import sweeper
 from hub.hub import Hub
 from hub.ports import Authenticator
@@ -58,13 +59,15 @@ class App:
 
 
 @asynccontextmanager
-async def open_app(settings: Settings, siblings: Siblings | None = None) -> AsyncIterator[App]:
+async def open_app(
+    settings: Settings, siblings: Siblings | None = None, timeouts: AppTimeouts = APP_TIMEOUTS
+) -> AsyncIterator[App]:
     """Everything built and running, until the context is left: then what was submitted is finished
     and all connections are closed. `siblings` are the other nodes of this server.
 
     Raises `Disconnected` if Postgres is out of reach, `NotMigrated`."""
     async with (
-        open_services(settings) as services,
+        open_services(settings, timeouts) as services,
         open_rest(services, siblings or Siblings()) as app,
         running(services),
     ):
@@ -126,6 +129,7 @@ async def open_rest(services: Services, siblings: Siblings) -> AsyncIterator[App
         settings.auth_secret.encode(),
         now=time.time,
         cluster=settings.redis_cluster,
+        timeouts=services.timeouts,
     )
     limits = RequestLimits(
         counts,

@@ -21,6 +21,7 @@ from api.auth.revocation import Accounts
 from api.auth.token_cache import CachedTokens
 from api.auth.tokens import Tokens
 from api.settings import Settings
+from api.timeouts import APP_TIMEOUTS, AppTimeouts
 from hub.hub import Hub
 from hub.limits import Rates
 from hub.measures import LAG_S, Histogram
@@ -36,6 +37,7 @@ from storage.postgres.people.logins import Logins
 from storage.postgres.people.profiles import Profiles
 from storage.redis.bus import RedisBus
 from storage.redis.cluster_bus import ClusterBus
+from storage.timeouts import TIMEOUTS, Timeouts
 
 if TYPE_CHECKING:
     from api.telemetry.tracing import OpenTelemetry
@@ -65,6 +67,7 @@ class Services:
     `api.app.background`."""
 
     settings: Settings
+    timeouts: AppTimeouts
     database: Database
     hub: Hub
     bus: RedisBus | ClusterBus | None
@@ -79,31 +82,41 @@ class Services:
 
 
 @asynccontextmanager
-async def open_services(settings: Settings) -> AsyncIterator[Services]:
+async def open_services(
+    settings: Settings, timeouts: AppTimeouts = APP_TIMEOUTS
+) -> AsyncIterator[Services]:
     """Everything built and connected, until the context is left.
 
     Raises `Disconnected` if Postgres is out of reach, `NotMigrated`."""
-    async with open_database(settings.database_url) as database:
+    async with open_database(settings.database_url, timeouts) as database:
         log = PostgresLog(database)
         log_id = await log.log_id()
-        bus = open_bus(settings, log_id)
+        bus = open_bus(settings, log_id, timeouts)
         tracer = _tracer(settings)
         rates = Rates(settings.events_per_s_connection, settings.events_per_s_user)
         hub = Hub(log, log_id, bus, now_ms=now_ms, jitter=random.random, rates=rates, tracer=tracer)
-        identity = _identity(settings, database)
+        identity = _identity(settings, database, timeouts)
         tokens = CachedTokens(identity.authenticator, now_ms=now_ms)
         accounts = ClosedAccounts(database)
         closed = ClosedAccountWatch(accounts, hub)
         await closed.look()
         profiles = Profiles(database)
-        async with aclosing(photo_store(settings)) as store:
+        async with aclosing(photo_store(settings, timeouts)) as store:
             photos = Photos(database, store, now=time.time, new_id=new_id)
             closing = AccountClosing(
-                hub, accounts, closed, profiles, photos, now_ms=now_ms, new_id=new_id
+                hub,
+                accounts,
+                closed,
+                profiles,
+                photos,
+                now_ms=now_ms,
+                new_id=new_id,
+                timeouts=timeouts,
             )
             try:
                 yield Services(
                     settings=settings,
+                    timeouts=timeouts,
                     database=database,
                     hub=hub,
                     bus=bus,
@@ -122,9 +135,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
 
 
 @asynccontextmanager
-async def open_database(url: str) -> AsyncIterator[Database]:
+async def open_database(url: str, timeouts: Timeouts = TIMEOUTS) -> AsyncIterator[Database]:
     """Raises `Disconnected` if Postgres is out of reach, `NotMigrated`."""
-    database = await Database.connect(url)
+    database = await Database.connect(url, timeouts=timeouts)
     try:
         async with database.connection("feeds") as connection:
             if lacking := await pending(connection):
@@ -142,7 +155,7 @@ def _tracer(settings: Settings) -> "OpenTelemetry | None":
     return tracing.open_tracer(settings.otel_exporter_otlp_endpoint)
 
 
-def _identity(settings: Settings, database: Database) -> Identity:
+def _identity(settings: Settings, database: Database, timeouts: AppTimeouts) -> Identity:
     if settings.auth_mode == "firebase":
         from api.auth import firebase  # here: it takes a second and 50 MB to import
 
@@ -155,23 +168,32 @@ def _identity(settings: Settings, database: Database) -> Identity:
             emulated=emulated,
             keys=firebase.google_keys(now=time.time),
         )
-        identity = firebase.Firebase(client, Profiles(database).introduce, now=time.time)
+        introduce = Profiles(database).introduce
+        identity = firebase.Firebase(client, introduce, now=time.time, timeouts=timeouts)
         return Identity(identity, accounts=identity)
     secrets = settings.auth_secrets()
     local = LocalIdentity(secrets, Logins(database), now=time.time, new_id=new_id)
     return Identity(Tokens(secrets, now=time.time), local=local)
 
 
-def open_bus(settings: Settings, log_id: str) -> RedisBus | ClusterBus | None:
+def open_bus(settings: Settings, log_id: str, timeouts: Timeouts) -> RedisBus | ClusterBus | None:
     """None for a single node."""
     if settings.redis_url is None:
         return None
     if settings.redis_cluster:
-        return ClusterBus(settings.redis_url, log_id, new_node_id=new_node_id, jitter=random.random)
-    return RedisBus(settings.redis_url, log_id, new_node_id(), jitter=random.random)
+        return ClusterBus(
+            settings.redis_url,
+            log_id,
+            new_node_id=new_node_id,
+            jitter=random.random,
+            timeouts=timeouts,
+        )
+    return RedisBus(
+        settings.redis_url, log_id, new_node_id(), jitter=random.random, timeouts=timeouts
+    )
 
 
-def photo_store(settings: Settings) -> PhotoStore:
+def photo_store(settings: Settings, timeouts: Timeouts = TIMEOUTS) -> PhotoStore:
     """S3 where there is a bucket, else a folder."""
     if settings.s3_bucket is None:
         return DiskPhotos(
@@ -191,6 +213,7 @@ def photo_store(settings: Settings) -> PhotoStore:
         settings.s3_region,
         endpoint_url=settings.s3_endpoint_url,
         cdn_base_url=settings.cdn_base_url,
+        timeouts=timeouts,
     )
 
 

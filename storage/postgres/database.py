@@ -9,6 +9,7 @@ import asyncpg
 
 from hub.committer import APART_MAX, LANES
 from hub.errors import BadData, Disconnected, Held, LostRace, StorageError
+from storage.timeouts import TIMEOUTS, Timeouts
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 IDLE_IN_TRANSACTION_S = 3
 STATEMENT_TIMEOUT_S = 30
 LOCK_TIMEOUT_S = 5  # longer than that, so that a frozen hub costs a wait and not an error
-COMMAND_TIMEOUT_S = 10  # ours, for a server that has gone silent
-CONNECT_TIMEOUT_S = 5
 
 Purpose: TypeAlias = Literal["commits", "feeds", "watch", "rest", "owners", "housekeeping"]
 
@@ -124,12 +123,17 @@ class Database:
         self._pools = pools
 
     @classmethod
-    async def connect(cls, url: str, quotas: Mapping[Purpose, Quota] = QUOTAS) -> "Database":
+    async def connect(
+        cls,
+        url: str,
+        quotas: Mapping[Purpose, Quota] = QUOTAS,
+        timeouts: Timeouts = TIMEOUTS,
+    ) -> "Database":
         """Open the pools; connections themselves are made when first needed.
 
         Raises `Disconnected` if the server cannot be reached."""
         with translated():
-            return cls({purpose: await _pool(url, purpose, quotas[purpose]) for purpose in quotas})
+            return cls({each: await _pool(url, each, quotas[each], timeouts) for each in quotas})
 
     async def close(self) -> None:
         for counted in self._pools.values():
@@ -162,7 +166,7 @@ class Database:
         return {purpose: counted.use() for purpose, counted in self._pools.items()}
 
 
-async def _pool(url: str, purpose: Purpose, quota: Quota) -> _Counted:
+async def _pool(url: str, purpose: Purpose, quota: Quota, timeouts: Timeouts) -> _Counted:
     commits = purpose == "commits"
     # Nothing here changes a session's state, so the reset between two users of a connection, a
     # round trip each, is left out.
@@ -171,8 +175,8 @@ async def _pool(url: str, purpose: Purpose, quota: Quota) -> _Counted:
         min_size=int(commits),  # whose first one shows that the server is there
         max_size=quota.connections,
         max_inactive_connection_lifetime=0,
-        command_timeout=COMMAND_TIMEOUT_S,
-        timeout=CONNECT_TIMEOUT_S,
+        command_timeout=timeouts.command_s,
+        timeout=timeouts.connect_s,
         server_settings=COMMIT_SESSION if commits else SESSION,
         reset=_keep,
     )

@@ -1,8 +1,8 @@
 """The bus: Redis pub/sub between nodes. It carries frames and is never the truth.
 
 Each subscribed budget has a channel; one more carries the heartbeats of all nodes. A node that
-does not hear its own for `DEAF_S` seconds is deaf, whatever its sockets say: the connection is
-rebuilt and every channel subscribed again. A node that the others do not hear for `SILENT_S`
+does not hear its own for `deaf_s` seconds is deaf, whatever its sockets say: the connection is
+rebuilt and every channel subscribed again. A node that the others do not hear for `silent_s`
 seconds is gone for them. While Redis is away publishing drops frames and subscribing returns at
 once; the sweeper delivers from the log until the bus is back (P7, P10).
 """
@@ -26,12 +26,8 @@ from hub.frames import Context, Frame
 from hub.outage import Outage
 from hub.ports import BusListener, NodeId
 from storage.redis.channels import Channels, Shard, ShardChannels
+from storage.timeouts import TIMEOUTS, Timeouts
 
-HEARTBEAT_S = 0.5
-DEAF_S = 2.0  # noticed half a second later at most
-SILENT_S = 10.0
-STALLED_S = 3.0  # for frames to be taken
-CONNECT_S = 2.0
 BACKOFF_S = (0.1, 2.0)  # first and longest pause between two attempts to connect
 OUTGOING_BYTES_MAX = 32 * 1024 * 1024
 PIPELINE_FRAMES_MAX = 500
@@ -65,7 +61,9 @@ class RedisBus:
         *,
         jitter: Callable[[], float],
         shard: Shard | None = None,
+        timeouts: Timeouts = TIMEOUTS,
     ) -> None:
+        self._timeouts = timeouts
         self._url = url
         prefix = f"budget-hub:{log_id}:"
         self._channels = Channels(prefix) if shard is None else ShardChannels(prefix, shard)
@@ -176,7 +174,7 @@ class RedisBus:
         redis = Redis.from_url(
             self._url,
             retry=Retry(NoBackoff(), 0, supported_errors=()),
-            socket_connect_timeout=CONNECT_S,
+            socket_connect_timeout=self._timeouts.redis_connect_s,
             socket_timeout=None,
         )
         pubsub = redis.pubsub()
@@ -184,12 +182,13 @@ class RedisBus:
             asked = {self._channels.heartbeats, *self._wanted}
             self._confirmations_due = len(asked)
             self._all_confirmed.clear()
-            async with asyncio.timeout(CONNECT_S):  # the handshake too, which the driver lets hang
+            # The handshake too, which the driver lets hang.
+            async with asyncio.timeout(self._timeouts.redis_connect_s):
                 await self._channels.subscribe(pubsub, asked)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._read(pubsub, listener))
                 tasks.create_task(self._keep_alive(redis, listener))
-                async with asyncio.timeout(DEAF_S):
+                async with asyncio.timeout(self._timeouts.deaf_s):
                     await self._all_confirmed.wait()
                 self.connected = True
                 if self._outage.back(channels=len(asked)):
@@ -262,21 +261,21 @@ class RedisBus:
         # Nobody could be heard while there was no connection.
         self._heard_at_s = dict.fromkeys({*self._heard_at_s, self._node_id}, now_s)
         while True:
-            async with asyncio.timeout(DEAF_S):
+            async with asyncio.timeout(self._timeouts.deaf_s):
                 beat = _ORIGIN.pack(_HEARTBEAT, self._node_id)
                 with _driver():
                     await self._channels.publish(redis, self._channels.heartbeats, beat)
-            due_s = asyncio.get_running_loop().time() + HEARTBEAT_S
-            await asyncio.sleep(HEARTBEAT_S)
+            due_s = asyncio.get_running_loop().time() + self._timeouts.heartbeat_s
+            await asyncio.sleep(self._timeouts.heartbeat_s)
             now_s = asyncio.get_running_loop().time()
-            if (late_s := now_s - due_s) > HEARTBEAT_S:
+            if (late_s := now_s - due_s) > self._timeouts.heartbeat_s:
                 # This process stood still: what others said meanwhile it has yet to read.
                 for node_id in self._heard_at_s:
                     self._heard_at_s[node_id] += late_s
-            if now_s - self._heard_at_s[self._node_id] > DEAF_S:
-                raise TimeoutError(f"nothing heard for {DEAF_S} s")
+            if now_s - self._heard_at_s[self._node_id] > self._timeouts.deaf_s:
+                raise TimeoutError(f"nothing heard for {self._timeouts.deaf_s} s")
             for node_id, heard_at_s in list(self._heard_at_s.items()):
-                if now_s - heard_at_s > SILENT_S:
+                if now_s - heard_at_s > self._timeouts.silent_s:
                     del self._heard_at_s[node_id]
                     self._contexts.pop(node_id, None)
                     _log.info("node gone", node_id=node_id.hex())
@@ -307,7 +306,7 @@ class RedisBus:
                     channel, payload = self._outgoing.popleft()
                     self._outgoing_bytes -= len(payload)
                     self._channels.publish(pipeline, channel, payload)
-                async with asyncio.timeout(STALLED_S):
+                async with asyncio.timeout(self._timeouts.stalled_s):
                     with _driver():
                         await pipeline.execute()
 

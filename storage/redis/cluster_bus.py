@@ -25,13 +25,9 @@ from hub.budget.records import BudgetId, UserId
 from hub.frames import Frame
 from hub.outage import Outage
 from hub.ports import BusListener
-from storage.redis.bus import CONNECT_S, RedisBus
+from storage.redis.bus import RedisBus
 from storage.redis.channels import BUCKETS, Shard, bucket_of
-
-LOOK_S = 1.0  # between two looks at the cluster while a link is missing
-LOOK_CALM_S = 10.0  # and while none is
-ANSWER_S = 2.0  # of one of its nodes
-LOOKING_S = 10.0  # for one look; it asks one node after the other
+from storage.timeouts import TIMEOUTS, Timeouts
 
 _log = structlog.get_logger()
 
@@ -59,7 +55,9 @@ class ClusterBus:
         *,
         new_node_id: Callable[[], bytes],
         jitter: Callable[[], float],
+        timeouts: Timeouts = TIMEOUTS,
     ) -> None:
+        self._timeouts = timeouts
         self._url = url
         self._log_id = log_id
         self._new_node_id = new_node_id
@@ -87,20 +85,21 @@ class ClusterBus:
             self._url,
             require_full_coverage=False,
             retry=Retry(NoBackoff(), 0, supported_errors=()),
-            socket_connect_timeout=CONNECT_S,
-            socket_timeout=ANSWER_S,
+            socket_connect_timeout=self._timeouts.redis_connect_s,
+            socket_timeout=self._timeouts.redis_answer_s,
         )
         try:
             # A link that dies of a defect takes all of them along, and the process.
             async with asyncio.TaskGroup() as tasks:
-                looked_at_s = -LOOK_CALM_S
+                calm_s = self._timeouts.look_calm_s
+                looked_at_s = -calm_s
                 while True:
-                    if not self.connected or loop.time() - looked_at_s >= LOOK_CALM_S:
+                    if not self.connected or loop.time() - looked_at_s >= calm_s:
                         looked_at_s = loop.time()
                         primaries = await self._look(cluster)
                         if primaries is not None and primaries != self._links.keys():
                             await self._relink(primaries, listener, tasks)
-                    await asyncio.sleep(LOOK_S * (0.5 + self._jitter()))
+                    await asyncio.sleep(self._timeouts.look_s * (0.5 + self._jitter()))
         finally:
             await cluster.aclose()
 
@@ -131,7 +130,7 @@ class ClusterBus:
     async def _look(self, cluster: RedisCluster) -> set[Primary] | None:
         """Who has what, as the cluster says; None if nobody says it."""
         try:
-            async with asyncio.timeout(LOOKING_S):
+            async with asyncio.timeout(self._timeouts.looking_s):
                 await cluster.initialize()  # the first time
                 await cluster.nodes_manager.initialize()
         except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
@@ -167,6 +166,7 @@ class ClusterBus:
                 self._new_node_id(),
                 jitter=self._jitter,
                 shard=shard,
+                timeouts=self._timeouts,
             )
             link.losses, link.frames = self.losses, self.frames
             self._links[primary] = link

@@ -17,11 +17,8 @@ from redis.exceptions import RedisClusterException, RedisError
 
 from hub.outage import Outage
 from hub.recent import Recent
+from storage.timeouts import TIMEOUTS, Timeouts
 
-PATIENCE_S = 0.02  # for an answer of Redis
-AWAY_S = 1.0  # between two attempts while it does not answer: one request of them has to wait
-CONNECT_S = 2.0
-ANSWER_S = 2.0  # after which a connection counts as dead
 ASKED_MAX = 16  # questions to Redis at once, each on a connection of its own
 WINDOWS_MAX = 50_000  # counted here; above, the oldest is forgotten
 
@@ -49,14 +46,14 @@ class RateLimits:
         *,
         now: Callable[[], float],
         cluster: bool = False,
-        patience_s: float = PATIENCE_S,
+        timeouts: Timeouts = TIMEOUTS,
     ) -> None:
         self._prefix = f"budget-hub:{log_id}:rate"
         self._secret = secret[: blake2b.MAX_KEY_SIZE]
         self._now = now
-        self._patience_s = patience_s
+        self._timeouts = timeouts
         self._here = Windows(WINDOWS_MAX)
-        self._redis = None if redis_url is None else _client(redis_url, cluster)
+        self._redis = None if redis_url is None else _client(redis_url, cluster, timeouts)
         self._asked: set[asyncio.Task[float | None]] = set()
         self._ask_again_at_s = 0.0  # by the loop's clock
         self._outage = Outage(
@@ -91,15 +88,15 @@ class RateLimits:
         ):
             return None
         if self._ask_again_at_s:  # while it is away, one at a time
-            self._ask_again_at_s = loop.time() + AWAY_S
+            self._ask_again_at_s = loop.time() + self._timeouts.away_s
         # A task of its own, which is left alone when it takes too long: a connection that is slow
         # to come up is there for the next request.
         asked = loop.create_task(self._answer(self._redis, limit, key))
         self._asked.add(asked)
         asked.add_done_callback(self._asked.discard)
-        await asyncio.wait([asked], timeout=self._patience_s)
+        await asyncio.wait([asked], timeout=self._timeouts.patience_s)
         missing_s = asked.result() if asked.done() else None
-        self._ask_again_at_s = loop.time() + AWAY_S if missing_s is None else 0.0
+        self._ask_again_at_s = loop.time() + self._timeouts.away_s if missing_s is None else 0.0
         return missing_s
 
     async def _answer(self, redis: Redis | RedisCluster, limit: Limit, key: str) -> float | None:
@@ -152,13 +149,13 @@ class Windows:
         return 0.0 if window.count <= limit.most else window.ends_at_s - now_s
 
 
-def _client(url: str, cluster: bool) -> Redis | RedisCluster:
+def _client(url: str, cluster: bool, timeouts: Timeouts) -> Redis | RedisCluster:
     how: dict[str, Any] = {
         "max_connections": ASKED_MAX,
         # Without this the driver tries again and again by itself.
         "retry": Retry(NoBackoff(), 0, supported_errors=()),
-        "socket_connect_timeout": CONNECT_S,
-        "socket_timeout": ANSWER_S,
+        "socket_connect_timeout": timeouts.redis_connect_s,
+        "socket_timeout": timeouts.redis_answer_s,
     }
     if cluster:  # counts of the other shards go on while one is away
         return RedisCluster.from_url(url, require_full_coverage=False, **how)

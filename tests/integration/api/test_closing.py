@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -25,6 +26,7 @@ from storage.postgres.people.closed_accounts import ClosedAccounts
 from storage.postgres.people.logins import Logins
 from storage.postgres.people.profiles import Profiles
 from tests.device import budget_create, category_add, new_id
+from tests.patience import PATIENT
 
 SECRET = b"s" * 32
 LATE_S = 300.0  # longer than a test can take
@@ -64,6 +66,7 @@ class World:
             Photos(database, store, now=self.clock, new_id=new_id),
             now_ms=self.now_ms,
             new_id=new_id,
+            timeouts=replace(PATIENT, late_s=LATE_S),
         )
 
     def now_ms(self) -> int:
@@ -137,10 +140,7 @@ class Late:
 
 
 @pytest.fixture
-async def world(
-    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[World]:
-    monkeypatch.setattr("api.auth.closing.LATE_S", LATE_S)
+async def world(database: Database, tmp_path: Path) -> AsyncIterator[World]:
     world = World(database, tmp_path / "photos")
     yield world
     await world.hub.close()

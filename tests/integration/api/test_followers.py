@@ -27,6 +27,7 @@ from hub.ports import EventLog, Page, Principal
 from storage.postgres.database import QUOTAS
 from tests.cluster import AUTH_SECRET, token, until
 from tests.device import Json, budget_create, expense_add, new_id
+from tests.patience import PATIENT
 
 TIMEOUT_S = 30.0
 
@@ -36,7 +37,8 @@ async def app(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     for purpose in ("rest", "owners"):
         monkeypatch.setitem(QUOTAS, purpose, QUOTAS[purpose]._replace(wait_s=0.5))
     monkeypatch.setattr(sweeper, "INTERVAL_S", 3600.0)  # it would find what the followers missed
-    async with open_app(Settings(database_url=database_url, auth_secret=AUTH_SECRET)) as app:
+    settings = Settings(database_url=database_url, auth_secret=AUTH_SECRET)
+    async with open_app(settings, timeouts=PATIENT) as app:
         yield app
 
 

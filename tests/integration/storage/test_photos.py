@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,10 @@ from storage.objects.s3 import S3Photos
 from storage.objects.store import PhotoStore
 from storage.postgres.database import Database
 from storage.postgres.people.profiles import Profiles
+from storage.timeouts import Timeouts
 from tests.conftest import with_database
 from tests.device import new_id
+from tests.patience import PATIENT
 from tests.pictures import HEADS, TEXT, picture
 from tests.s3 import ACCESS_KEY_ID, POLICY, REGION, SECRET_ACCESS_KEY, S3Front, s3_service
 
@@ -244,8 +247,15 @@ class OnS3(World):
         self.front, self.proxy, self.bucket = front, proxy, bucket
         self.open(self.photos_of(session))
 
-    def photos_of(self, session: boto3.Session) -> S3Photos:
-        return S3Photos(session, self.bucket, REGION, endpoint_url=self.proxy.url, cdn_base_url=CDN)
+    def photos_of(self, session: boto3.Session, timeouts: Timeouts = PATIENT) -> S3Photos:
+        return S3Photos(
+            session,
+            self.bucket,
+            REGION,
+            endpoint_url=self.proxy.url,
+            cdn_base_url=CDN,
+            timeouts=timeouts,
+        )
 
     async def objects(self) -> set[str]:
         return await self.front.objects(self.bucket)
@@ -310,7 +320,7 @@ async def one_database(postgres: EmbeddedPostgres, template: str) -> AsyncIterat
     """For all tests here: a new one for each would take most of their time."""
     admin = await asyncpg.connect(postgres.url)
     await admin.execute(f"CREATE DATABASE photos TEMPLATE {template}")
-    database = await Database.connect(with_database(postgres.url, "photos"))
+    database = await Database.connect(with_database(postgres.url, "photos"), timeouts=PATIENT)
     yield database
     await database.close()
     await admin.execute("DROP DATABASE photos WITH (FORCE)")
@@ -915,11 +925,8 @@ async def test_s3_photos_are_read_through_the_cdn(s3: OnS3) -> None:
     assert headers["Cache-Control"] == "public, max-age=31536000, immutable"
 
 
-async def test_s3_silent_is_down_within_its_timeouts(
-    s3: OnS3, session: boto3.Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("storage.objects.s3.ANSWER_S", 0.2)
-    impatient = s3.photos_of(session)
+async def test_s3_silent_is_down_within_its_timeouts(s3: OnS3, session: boto3.Session) -> None:
+    impatient = s3.photos_of(session, replace(PATIENT, s3_answer_s=0.2))
     s3.proxy.black_hole()
     async with asyncio.timeout(30):
         with pytest.raises(StoreDown, match="ReadTimeout"):
@@ -933,11 +940,11 @@ async def test_s3_silent_is_down_within_its_timeouts(
 
 
 async def test_s3_calls_are_bounded_and_do_not_wait_for_ever(
-    s3: OnS3, monkeypatch: pytest.MonkeyPatch
+    s3: OnS3, session: boto3.Session
 ) -> None:
-    monkeypatch.setattr("storage.objects.s3.WAIT_S", 0.05)
+    store = s3.photos_of(session, replace(PATIENT, turn_s=0.05))
     s3.front.hold(lambda asked: asked.method == "HEAD")
-    checks = [asyncio.create_task(s3.store.check()) for _ in range(12)]
+    checks = [asyncio.create_task(store.check()) for _ in range(12)]
     try:
         done, held = await asyncio.wait(checks, return_when=asyncio.FIRST_COMPLETED)
         while len(done) < 4:
@@ -948,6 +955,7 @@ async def test_s3_calls_are_bounded_and_do_not_wait_for_ever(
     finally:
         s3.front.release()
     await asyncio.gather(*held)
+    await store.aclose()
 
 
 async def test_s3_refuses_who_has_not_the_secret(s3: OnS3) -> None:

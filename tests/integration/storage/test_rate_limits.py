@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from storage.embedded.redis import EmbeddedRedis
 from storage.redis import rate_limits
 from storage.redis.rate_limits import Limit, RateLimits
 from tests.device import new_id
+from tests.patience import PATIENT
 
 SECRET = b"rate-limits-are-hashed-with-this"
 FIVE = Limit("user", 5)
-PATIENT_S = 30.0  # on a busy machine Redis may be slow, and these tests want its answer
+# On a busy machine Redis may be slow, and these tests want its answer.
+ASKING = replace(PATIENT, patience_s=30.0)
 
 
 class Clock:
@@ -40,7 +43,7 @@ async def pair(redis: EmbeddedRedis) -> AsyncIterator[tuple[RateLimits, RateLimi
     """Two nodes of one database."""
     log_id = new_id()
     here, there = (
-        RateLimits(redis.url, log_id, SECRET, now=time.time, patience_s=PATIENT_S) for _ in range(2)
+        RateLimits(redis.url, log_id, SECRET, now=time.time, timeouts=ASKING) for _ in range(2)
     )
     yield here, there
     await here.close()
@@ -94,14 +97,14 @@ async def test_alone_a_process_counts_by_itself() -> None:
 
 async def test_p10_redis_that_is_killed_fails_nothing_and_is_used_again(tmp_path: Path) -> None:
     redis = FragileRedis(tmp_path)
-    limits = RateLimits(redis.url, "log", SECRET, now=time.time, patience_s=PATIENT_S)
+    limits = RateLimits(redis.url, "log", SECRET, now=time.time, timeouts=ASKING)
     try:
         assert await taken(limits, "ada", 5) == 5
         redis.kill()
         assert await taken(limits, "ada", 7) == 5  # counted here, from the beginning
         assert await taken(limits, "ada", 1) == 0
         await redis.restart()
-        other = RateLimits(redis.url, "log", SECRET, now=time.time, patience_s=PATIENT_S)
+        other = RateLimits(redis.url, "log", SECRET, now=time.time, timeouts=ASKING)
         async with asyncio.timeout(30):  # it is empty: what is counted there is new
             while await limits.take(FIVE, "ada"):  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0.05)
@@ -124,7 +127,8 @@ async def test_p10_redis_that_is_silent_slows_hardly_anything(
         return await answer(limits, *question)
 
     async with Proxy(redis.url) as proxy:
-        limits = RateLimits(proxy.url, new_id(), SECRET, now=time.time, patience_s=0.2)
+        timeouts = replace(PATIENT, patience_s=0.2)
+        limits = RateLimits(proxy.url, new_id(), SECRET, now=time.time, timeouts=timeouts)
         try:
             await taken(limits, "ada", 1)
             proxy.black_hole()
@@ -134,7 +138,7 @@ async def test_p10_redis_that_is_silent_slows_hardly_anything(
                 await limits.take(FIVE, "ada")
                 if number >= 500 and asked:
                     break
-            assert asked <= 1 + (time.monotonic() - began_s) / rate_limits.AWAY_S
+            assert asked <= 1 + (time.monotonic() - began_s) / PATIENT.away_s
             assert limits._asked  # nobody waited for the answer
             assert await taken(limits, "ada", 6) == 0
         finally:
