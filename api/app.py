@@ -1,27 +1,20 @@
-"""The composition root: builds everything, in order, and takes it down again."""
+"""The process that serves: REST, sockets, and what goes on behind them."""
 
 import asyncio
 import random
 import time
-import uuid
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
 
-import structlog
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.auth import routes as auth_routes
-from api.auth.closed_accounts import ClosedAccountWatch, RefusingClosedAccounts
-from api.auth.closing import AccountClosing
-from api.auth.local import LocalIdentity
-from api.auth.revocation import Accounts, Revocations
-from api.auth.token_cache import CachedTokens
-from api.auth.tokens import Tokens
+from api.auth.closed_accounts import CHECK_S, RefusingClosedAccounts
+from api.auth.revocation import Revocations
 from api.documents import routes as documents
 from api.http.edge import Edge, cors
 from api.http.errors import ERROR_HANDLERS
@@ -30,45 +23,23 @@ from api.rest import errors, health
 from api.rest.core import budgets, events, invites, members
 from api.rest.files import disk_store
 from api.rest.people import photos as photo_routes, profiles as profile_routes
+from api.services import Services, new_id, now_ms, open_services
 from api.settings import Settings
 from api.sync.endpoint import SyncSocket
 from api.telemetry import loop_lag, metrics
 from api.telemetry.siblings import Siblings
-from hub.committer import APART_MAX, LANES
-from hub.hub import READERS_MAX, Hub
-from hub.limits import Rates
+from api.timeouts import APP_TIMEOUTS, AppTimeouts
+from hub.feed import sweeper
+from hub.hub import Hub
 from hub.ports import Authenticator
-from storage.objects.disk import PUBLIC_PATH, DiskPhotos
-from storage.objects.photos import Photos
-from storage.objects.store import PhotoStore
-from storage.postgres.core.event_log import PostgresLog
+from hub.service import Service
+from storage.objects import photos
+from storage.objects.disk import DiskPhotos
+from storage.postgres import housekeeping
 from storage.postgres.core.invites import Invites
 from storage.postgres.core.snapshots import Snapshots
-from storage.postgres.database import Database
 from storage.postgres.housekeeping import Housekeeping
-from storage.postgres.migrate import pending
-from storage.postgres.people.closed_accounts import ClosedAccounts
-from storage.postgres.people.logins import Logins
-from storage.postgres.people.profiles import Profiles
-from storage.redis.bus import RedisBus
-from storage.redis.cluster_bus import ClusterBus
 from storage.redis.rate_limits import RateLimits
-
-if TYPE_CHECKING:
-    from api.telemetry.tracing import OpenTelemetry
-
-REST_READS_MAX = 4  # connections beside those of the hub's own readers
-OWNERS_MAX = 2  # and beside both, for invites and link sharing
-HOUSEKEEPING_MAX = 1  # which holds the lock
-
-_log = structlog.get_logger()
-
-
-class NotMigrated(Exception):
-    """The database lacks migrations of this version of the code."""
-
-    def __str__(self) -> str:
-        return f"run `budget-hub migrate` first; missing: {super().__str__()}"
 
 
 class App:
@@ -88,219 +59,153 @@ class App:
 
 
 @asynccontextmanager
-async def open_app(settings: Settings, siblings: Siblings | None = None) -> AsyncIterator[App]:
+async def open_app(
+    settings: Settings, siblings: Siblings | None = None, timeouts: AppTimeouts = APP_TIMEOUTS
+) -> AsyncIterator[App]:
     """Everything built and running, until the context is left: then what was submitted is finished
     and all connections are closed. `siblings` are the other nodes of this server.
 
     Raises `Disconnected` if Postgres is out of reach, `NotMigrated`."""
-    database = await Database.connect(
-        settings.database_url,
-        commits_max=LANES + APART_MAX,
-        reads_max=READERS_MAX + REST_READS_MAX + OWNERS_MAX + HOUSEKEEPING_MAX,
+    async with (
+        open_services(settings, timeouts) as services,
+        open_rest(services, siblings or Siblings()) as app,
+        running(services),
+    ):
+        yield app
+
+
+@asynccontextmanager
+async def running(services: Services) -> AsyncIterator[None]:
+    """The background at work, until the context is left and what was submitted is finished."""
+    work: list[Coroutine[Any, Any, None]] = [each.run() for each in background(services)]
+    work.append(loop_lag.watch(services.lag_s))  # a loop of its own: its pause is what it measures
+    if services.bus is not None:
+        work.append(services.bus.run(services.hub))  # a connection, and no schedule
+    # A sweeper or bus that died of a defect must take the process with it: without them the
+    # hub would go on and quietly break P7. The task group does that.
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(each) for each in work]
+        try:
+            yield
+        finally:
+            await services.hub.close()
+            for task in tasks:
+                task.cancel()
+
+
+def background(services: Services) -> list[Service]:
+    """What is done again and again."""
+    settings = services.settings
+    chores = {"photo uploads": services.photos.forget, "closing accounts": services.closing.finish}
+    keeper = Housekeeping(services.database, chores, now=time.time)
+    found = [
+        Service("sweeper", sweeper.INTERVAL_S, services.hub.sweeper.run_once),
+        Service(
+            "photos", photos.SWEEP_S, services.photos.sweep, first_s=0.0, retry_s=photos.RETRY_S
+        ),
+        Service("closed accounts", CHECK_S, services.closed.look),
+        Service(
+            "housekeeping",
+            settings.housekeeping_interval_s,
+            keeper.run_once,
+            first_s=settings.housekeeping_interval_s * random.random(),  # nodes take turns
+            retry_s=housekeeping.RETRY_S,
+        ),
+    ]
+    if (accounts := services.identity.accounts) is not None:
+        revocations = Revocations(accounts, services.tokens.cache, services.hub, now_ms=now_ms)
+        found.append(Service("revocations", settings.revocation_check_s / 2, revocations.check))
+    return found
+
+
+@asynccontextmanager
+async def open_rest(services: Services, siblings: Siblings) -> AsyncIterator[App]:
+    """REST and sockets over the services."""
+    settings, hub = services.settings, services.hub
+    keys = ApiKeys(settings.api_key_list())
+    counts = RateLimits(
+        settings.redis_url,
+        hub.log_id,
+        settings.auth_secret.encode(),
+        now=time.time,
+        cluster=settings.redis_cluster,
+        timeouts=services.timeouts,
     )
+    limits = RequestLimits(
+        counts,
+        PerMinute(
+            user=settings.requests_per_min_user,
+            address=settings.requests_per_min_address,
+            login_address=settings.logins_per_min_address,
+            login_email=settings.logins_per_min_email,
+        ),
+        trusted_proxies=settings.trusted_proxies,
+    )
+    # The edge is around what it counts for, and so are its numbers' page and the documents.
+    rest = Starlette(
+        middleware=[Middleware(Guard, keys, limits)], exception_handlers=ERROR_HANDLERS
+    )
+    # A path is one of ours or is none. Starlette would send the client, and its token, to
+    # wherever `Host` says, and over plain HTTP behind a proxy.
+    rest.router.redirect_slashes = False
+    edge = Edge(cors(rest, settings.origin_list()))
+    sources = _sources(services, edge)
+    tokens = RefusingClosedAccounts(services.tokens, services.closed)
+    routes = [
+        *health.routes(services.database, services.bus, services.photos),
+        *metrics.routes(sources, siblings),
+        *errors.routes(),
+        *_routes(services, tokens, limits),
+    ]
+    rest.router.routes += [*routes, *documents.routes(routes)]
+    origins = settings.origin_list()
+    socket = SyncSocket(hub, tokens, keys=keys, origins=origins, now_ms=now_ms, new_id=new_id)
+    await siblings.open(lambda: metrics.told_as_json(sources))
     try:
-        async with database.reading() as connection:
-            if lacking := await pending(connection):
-                raise NotMigrated(", ".join(migration.name for migration in lacking))
-        log = PostgresLog(database)
-        log_id = await log.log_id()
-        bus = open_bus(settings, log_id)
-        rates = Rates(settings.events_per_s_connection, settings.events_per_s_user)
-        tracer = _tracer(settings)
-        hub = Hub(log, log_id, bus, now_ms=now_ms, jitter=random.random, rates=rates, tracer=tracer)
-        keys = ApiKeys(settings.api_key_list())
-        counts = RateLimits(
-            settings.redis_url,
-            log_id,
-            settings.auth_secret.encode(),
-            now=time.time,
-            cluster=settings.redis_cluster,
-        )
-        limits = RequestLimits(
-            counts,
-            PerMinute(
-                user=settings.requests_per_min_user,
-                address=settings.requests_per_min_address,
-                login_address=settings.logins_per_min_address,
-                login_email=settings.logins_per_min_email,
-            ),
-            trusted_proxies=settings.trusted_proxies,
-        )
-        identity = _identity(settings, database, limits)
-        cached = CachedTokens(identity.authenticator, now_ms=now_ms)
-        closed_accounts = ClosedAccounts(database)
-        closed = ClosedAccountWatch(closed_accounts, hub)
-        await closed.look()
-        tokens = RefusingClosedAccounts(cached, closed)
-        limited = LimitedByUser(tokens, limits)
-        snapshots = Snapshots(database, REST_READS_MAX)
-        store = photo_store(settings)
-        photos = Photos(database, store, now=time.time, new_id=new_id)
-        profiles = Profiles(database)
-        closing = AccountClosing(
-            hub, closed_accounts, closed, profiles, photos, now_ms=now_ms, new_id=new_id
-        )
-        housekeeping = Housekeeping(
-            database,
-            {"photo uploads": photos.forget, "closing accounts": closing.finish},
-            interval_s=settings.housekeeping_interval_s,
-            now=time.time,
-            jitter=random.random,
-        )
-        # The edge is around what it counts for, and so are its numbers' page and the documents.
-        rest = Starlette(
-            middleware=[Middleware(Guard, keys, limits)],
-            exception_handlers=ERROR_HANDLERS,
-        )
-        edge = Edge(cors(rest, settings.origin_list()))
-        sources = metrics.Sources(
-            hub, database, bus, photos, cached, edge, settings.web_concurrency
-        )
-        siblings = siblings or Siblings()
-        routes = [
-            *health.routes(database, bus, photos),
-            *metrics.routes(sources, siblings),
-            *errors.routes(),
-            *identity.routes,
-            *events.routes(hub, limited, now_ms=now_ms),
-            *budgets.routes(hub, snapshots, limited),
-            *members.routes(
-                hub,
-                snapshots,
-                limited,
-                participants_max=settings.max_participants,
-                now_ms=now_ms,
-                new_id=new_id,
-            ),
-            *invites.routes(Invites(database, OWNERS_MAX), limited, now_ms=now_ms, new_id=new_id),
-            *profile_routes.routes(
-                profiles, closing, limited, closed_too=LimitedByUser(cached, limits)
-            ),
-            *photo_routes.routes(photos, limited, behind_proxy=settings.trusted_proxies > 0),
-            *(disk_store.routes(store) if isinstance(store, DiskPhotos) else []),
-        ]
-        rest.router.routes += [*routes, *documents.routes(routes)]
-        # A path is one of ours or is none. Starlette would send the client, and its token, to
-        # wherever `Host` says, and over plain HTTP behind a proxy.
-        rest.router.redirect_slashes = False
-        socket = SyncSocket(
+        yield App(hub, socket, edge, rest.routes)
+    finally:
+        await siblings.close()
+        await counts.close()
+
+
+def _sources(services: Services, edge: Edge) -> metrics.Sources:
+    return metrics.Sources(
+        hub=services.hub,
+        database=services.database,
+        bus=services.bus,
+        photos=services.photos,
+        tokens=services.tokens,
+        edge=edge,
+        workers=services.settings.web_concurrency,
+        lag_s=services.lag_s,
+    )
+
+
+def _routes(services: Services, tokens: Authenticator, limits: RequestLimits) -> list[Route]:
+    """What users ask for."""
+    settings, hub, store = services.settings, services.hub, services.store
+    limited = LimitedByUser(tokens, limits)
+    snapshots = Snapshots(services.database)
+    local = services.identity.local
+    return [
+        *(auth_routes.routes(local, limits) if local is not None else []),
+        *events.routes(hub, limited, now_ms=now_ms),
+        *budgets.routes(hub, snapshots, limited),
+        *members.routes(
             hub,
-            tokens,
-            keys=keys,
-            origins=settings.origin_list(),
+            snapshots,
+            limited,
+            participants_max=settings.max_participants,
             now_ms=now_ms,
             new_id=new_id,
-        )
-        # A sweeper or bus that died of a defect must take the process with it: without them the
-        # hub would go on and quietly break P7. The task group does that.
-        async with aclosing(store), asyncio.TaskGroup() as background:
-            tasks = [background.create_task(hub.sweeper.run())]
-            tasks.append(background.create_task(photos.run()))
-            tasks.append(background.create_task(closed.run()))
-            tasks.append(background.create_task(housekeeping.run()))
-            tasks.append(background.create_task(loop_lag.watch(sources.lag_s)))
-            if bus is not None:
-                tasks.append(background.create_task(bus.run(hub)))
-            if identity.accounts is not None:
-                revocations = Revocations(
-                    identity.accounts,
-                    cached.cache,
-                    hub,
-                    now_ms=now_ms,
-                    within_s=settings.revocation_check_s,
-                )
-                tasks.append(background.create_task(revocations.run()))
-            try:
-                await siblings.open(lambda: metrics.told_as_json(sources))
-                yield App(hub, socket, edge, rest.routes)
-            finally:
-                await siblings.close()
-                await hub.close()
-                if tracer is not None:
-                    await tracer.close()
-                await cached.close()
-                await counts.close()
-                for task in tasks:
-                    task.cancel()
-    finally:
-        await database.close()
-
-
-def _tracer(settings: Settings) -> "OpenTelemetry | None":
-    if settings.otel_exporter_otlp_endpoint is None:
-        return None
-    from api.telemetry import tracing  # here: it is an extra
-
-    return tracing.open_tracer(settings.otel_exporter_otlp_endpoint)
-
-
-class _Identity(NamedTuple):
-    """Who signs users in. `accounts` is None where a token counts until it expires."""
-
-    authenticator: Authenticator
-    accounts: Accounts | None
-    routes: Sequence[Route]
-
-
-def _identity(settings: Settings, database: Database, limits: RequestLimits) -> _Identity:
-    if settings.auth_mode == "firebase":
-        from api.auth import firebase  # here: it takes a second and 50 MB to import
-
-        emulated = settings.firebase_auth_emulator_host is not None
-        if emulated:
-            _log.warning("tokens of Firebase's emulator count: anybody can be anybody")
-        client = firebase.open_client(
-            settings.firebase_project(),
-            settings.firebase_service_account(),
-            emulated=emulated,
-            keys=firebase.google_keys(now=time.time),
-        )
-        identity = firebase.Firebase(client, Profiles(database).introduce, now=time.time)
-        return _Identity(identity, identity, [])
-    secrets = settings.auth_secrets()
-    local = LocalIdentity(secrets, Logins(database), now=time.time, new_id=new_id)
-    return _Identity(Tokens(secrets, now=time.time), None, auth_routes.routes(local, limits))
-
-
-def open_bus(settings: Settings, log_id: str) -> RedisBus | ClusterBus | None:
-    """None for a single node."""
-    if settings.redis_url is None:
-        return None
-    if settings.redis_cluster:
-        return ClusterBus(settings.redis_url, log_id, new_node_id=new_node_id, jitter=random.random)
-    return RedisBus(settings.redis_url, log_id, new_node_id(), jitter=random.random)
-
-
-def photo_store(settings: Settings) -> PhotoStore:
-    """S3 where there is a bucket, else a folder."""
-    if settings.s3_bucket is None:
-        return DiskPhotos(
-            Path(settings.photo_dir),
-            settings.auth_secrets(),
-            base_url=settings.cdn_base_url or PUBLIC_PATH,
-            now=time.time,
-        )
-    import boto3  # takes a while, and 30 MB
-
-    from storage.objects.s3 import S3Photos
-
-    assert settings.s3_region is not None and settings.cdn_base_url is not None
-    return S3Photos(
-        boto3.Session(),  # credentials as boto3 finds them: the environment, the machine's role
-        settings.s3_bucket,
-        settings.s3_region,
-        endpoint_url=settings.s3_endpoint_url,
-        cdn_base_url=settings.cdn_base_url,
-    )
-
-
-def now_ms() -> int:
-    return int(time.time() * 1000)
-
-
-def new_node_id() -> bytes:
-    return uuid.uuid4().bytes
-
-
-def new_id() -> str:
-    return str(uuid.uuid4())
+        ),
+        *invites.routes(Invites(services.database), limited, now_ms=now_ms, new_id=new_id),
+        *profile_routes.routes(
+            services.profiles,
+            services.closing,
+            limited,
+            closed_too=LimitedByUser(services.tokens, limits),
+        ),
+        *photo_routes.routes(services.photos, limited, behind_proxy=settings.trusted_proxies > 0),
+        *(disk_store.routes(store) if isinstance(store, DiskPhotos) else []),
+    ]

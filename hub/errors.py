@@ -129,7 +129,7 @@ class HubError(Exception):
 
 
 class StorageError(Exception):
-    """What storage tells the hub: the five below. Vendor errors end in storage/ (design 7)."""
+    """What storage tells, mostly as one of the five below. Vendor errors end there (design 7)."""
 
 
 class LostRace(StorageError):

@@ -1,10 +1,10 @@
 """Rate limits: a token bucket, and the buckets of connections and users. Time is an argument."""
 
-from collections import OrderedDict
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from hub.budget.records import UserId
+from hub.recent import Recent
 
 BURST_S = 10  # of the rate may be taken at once
 USERS_MAX = 10_000
@@ -54,7 +54,7 @@ class Rates:
         # A bucket lives as long as a session has it, and after that as long as it is one of the
         # `USERS_MAX` last asked for: coming back is no way to a full one.
         self._buckets: WeakValueDictionary[UserId, Bucket] = WeakValueDictionary()
-        self._recent: OrderedDict[UserId, Bucket] = OrderedDict()
+        self._recent: Recent[UserId, Bucket] = Recent(USERS_MAX)
 
     def of_connection(self, now_s: float) -> Bucket:
         return Bucket(self._connection, now_s)
@@ -65,7 +65,4 @@ class Rates:
         if bucket is None:
             bucket = self._buckets[user_id] = Bucket(self._user, now_s)
         self._recent[user_id] = bucket
-        self._recent.move_to_end(user_id)
-        if len(self._recent) > USERS_MAX:
-            self._recent.popitem(last=False)
         return bucket

@@ -69,7 +69,7 @@ async def database_url(postgres: EmbeddedPostgres, template: str) -> AsyncIterat
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    database = await Database.connect(database_url, commits_max=4, reads_max=4)
+    database = await Database.connect(database_url)
     yield database
     await database.close()
 

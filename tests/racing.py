@@ -61,7 +61,7 @@ class Node:
 
     def __init__(self, database: Database, log: "Halting | None" = None, **how: Any) -> None:
         self.log = log or Halting(database)
-        self.snapshots = Snapshots(database, 1)
+        self.snapshots = Snapshots(database)
         self.delivered: list[tuple[BudgetId, int]] = []
         self.committer = Committer(
             self.log, self.deliver, now_ms=lambda: NOW_MS, jitter=lambda: 0.5, **how

@@ -4,45 +4,32 @@
 knows it by heart and asks only for what is new. No request waits for that.
 """
 
-import asyncio
-from collections import OrderedDict
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
-import structlog
-
 from hub.budget.records import UserId
-from hub.errors import Code, Disconnected, HubError
+from hub.errors import Code, HubError
 from hub.hub import Hub
 from hub.ports import Authenticator, Principal
+from hub.recent import Recent
 from storage.postgres.people.closed_accounts import ROWS_MAX, ClosedAccount, ClosedAccounts
 
 CHECK_S = 1.0  # a closed account is gone everywhere within two, as who was removed is (P9)
 OVERLAP_S = 10.0  # how long a closing may take from its time to its commit
 KNOWN_MAX = 100_000  # some 10 MB; above, the oldest are forgotten, and count until they expire
 
-_log = structlog.get_logger()
-
 
 class ClosedAccountWatch:
     """Which tokens do not count because of their age."""
 
-    def __init__(self, accounts: ClosedAccounts, hub: Hub) -> None:
+    def __init__(self, accounts: ClosedAccounts, hub: Hub, *, known_max: int = KNOWN_MAX) -> None:
         self._accounts = accounts
         self._hub = hub
-        self._closed_at_ms: OrderedDict[UserId, int] = OrderedDict()
+        self._closed_at_ms: Recent[UserId, int] = Recent(known_max)
         self._seen_until = datetime.fromtimestamp(0, UTC)
 
-    async def run(self) -> None:
-        while True:
-            await asyncio.sleep(CHECK_S)
-            try:
-                await self.look()
-            except Disconnected as lost:
-                _log.debug("closed accounts unknown", error=str(lost))
-
     async def look(self) -> None:
-        """Learn of what was closed since. Raises `Disconnected`."""
+        """Learn of what was closed since, every `CHECK_S`. Raises `Disconnected`."""
         last = ClosedAccount("", self._seen_until - timedelta(seconds=OVERLAP_S))
         while True:
             accounts = await self._accounts.since(last.closed_at, last.user_id)
@@ -58,10 +45,7 @@ class ClosedAccountWatch:
             closed_at_ms[user_id] = int(closed_at.timestamp() * 1000)
             if self._closed_at_ms.get(user_id, 0) < closed_at_ms[user_id]:
                 self._closed_at_ms[user_id] = closed_at_ms[user_id]
-                self._closed_at_ms.move_to_end(user_id)
             self._seen_until = max(self._seen_until, closed_at)
-        while len(self._closed_at_ms) > KNOWN_MAX:
-            self._closed_at_ms.popitem(last=False)
         # Also of those that are known: a session may have been on its way in when they became so.
         if closed_at_ms:
             self._hub.sign_out(closed_at_ms)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from api.auth.closed_accounts import ClosedAccountWatch
+from api.timeouts import APP_TIMEOUTS, AppTimeouts
 from hub.budget.events import Leaving
 from hub.errors import Code, HubError
 from hub.hub import Hub
@@ -23,7 +24,6 @@ from storage.objects.photos import Photos
 from storage.postgres.people.closed_accounts import ClosedAccount, ClosedAccounts
 from storage.postgres.people.profiles import Profiles
 
-LATE_S = 10.0  # after its closing an account may still have done something; later it is a new one
 GONE = {Code.ALREADY_LEFT, Code.NOT_PARTICIPANT, Code.BUDGET_NOT_EXISTS}
 
 
@@ -38,7 +38,9 @@ class AccountClosing:
         *,
         now_ms: Callable[[], int],
         new_id: Callable[[], str],
+        timeouts: AppTimeouts = APP_TIMEOUTS,
     ) -> None:
+        self._late = timedelta(seconds=timeouts.late_s)
         self._hub = hub
         self._accounts = accounts
         self._closed = closed
@@ -60,7 +62,7 @@ class AccountClosing:
         one that has to be tried again, when all the others are done."""
         now = datetime.fromtimestamp(self._now_ms() / 1000, UTC)
         failed: HubError | None = None
-        for account in await self._accounts.uncleared(now - timedelta(seconds=2 * LATE_S)):
+        for account in await self._accounts.uncleared(now - 2 * self._late):
             try:
                 await self._clear(account)
                 await self._accounts.cleared(account)
@@ -71,7 +73,7 @@ class AccountClosing:
 
     async def _clear(self, account: ClosedAccount, correlation: Correlation | None = None) -> None:
         user_id = account.user_id
-        until = account.closed_at + timedelta(seconds=LATE_S)
+        until = account.closed_at + self._late
         # Delete the login first, so that the user cannot sign in again meanwhile.
         await self._profiles.delete(user_id, made_until=until)
         for budget_id in await self._profiles.budgets(user_id, joined_until=until):

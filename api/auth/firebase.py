@@ -10,6 +10,7 @@ import json
 import re
 import threading
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
@@ -26,8 +27,10 @@ from google.auth.transport import Response
 from google.oauth2 import service_account
 
 from api.auth.revocation import NEVER_MS, USERS_PER_CALL_MAX, Unreachable
+from api.timeouts import APP_TIMEOUTS, AppTimeouts
 from hub.budget.records import UserId
-from hub.errors import BadData, Code, Disconnected, Held, HubError, LostRace
+from hub.errors import Code, HubError, StorageError
+from hub.outage import Outage
 from hub.ports import Principal
 from storage.postgres.people.profiles import Profile
 
@@ -35,8 +38,6 @@ SKEW_S = 60  # how far Google's clock and ours may be apart; the most that the l
 # Threads. They are busy with Python, so two are no faster than one, and hold up the loop far more.
 VERIFYING_AT_ONCE = 1
 HTTP_TIMEOUT_S = 5.0  # of one attempt to reach Google
-STANDING_WAIT_S = 2.0  # how long a new token waits for word about its user
-INTRODUCING_S = 2.0  # how long it waits for the profile to be written
 KEYS_RETRY_S = 5.0  # after Google did not answer
 KEYS_STALE_S = 3600.0  # how long after their end known keys count while Google does not answer
 KEYS_AGE_S_MIN, KEYS_AGE_S_MAX = 60.0, 24 * 3600.0  # how long they are kept, whatever Google says
@@ -64,13 +65,15 @@ class Firebase:
         introduce: Callable[[Profile, datetime], Awaitable[None]],
         *,
         now: Callable[[], float],
+        timeouts: AppTimeouts = APP_TIMEOUTS,
     ) -> None:
         self._client = client
+        self._introducing_s = timeouts.introducing_s
         self._introduce = introduce
         self._now = now
         self._verifying = CapacityLimiter(VERIFYING_AT_ONCE)
         self._asking = CapacityLimiter(1)
-        self._standing = Standing(self.valid_since_ms)
+        self._standing = Standing(self.valid_since_ms, timeouts.standing_s)
 
     async def authenticate(self, token: str) -> Principal:
         """The token's user. Raises `HubError`: `NOT_LOGGED_IN`, `UNAVAILABLE` while Google's keys
@@ -96,9 +99,9 @@ class Firebase:
                 self._users, wanted, limiter=self._asking, abandon_on_cancel=True
             )
         except (FirebaseError, GoogleAuthError) as error:
-            self._standing.reachable = False
+            self._standing.outage.lost(type(error).__name__)
             raise Unreachable(type(error).__name__) from error
-        self._standing.reachable = True
+        self._standing.outage.back()
         return {user_id: users.get(user_id, NEVER_MS) for user_id in wanted}
 
     def _verified(self, token: str) -> Mapping[str, Any]:
@@ -131,9 +134,9 @@ class Firebase:
         if profile is None:
             return
         try:
-            async with asyncio.timeout(INTRODUCING_S):
+            async with asyncio.timeout(self._introducing_s):
                 await self._introduce(profile, datetime.fromtimestamp(issued_at_ms / 1000, UTC))
-        except (BadData, Disconnected, Held, LostRace, TimeoutError) as error:
+        except (StorageError, TimeoutError) as error:
             # Signing in does not need it (P10); the user's next token brings it again.
             _log.warning("profile not filled", user_id=profile.user_id, cause=type(error).__name__)
 
@@ -145,16 +148,17 @@ class Standing:
     `Revocations`; its success makes this one ask again."""
 
     def __init__(
-        self, ask: Callable[[Collection[UserId]], Awaitable[Mapping[UserId, int]]]
+        self, ask: Callable[[Collection[UserId]], Awaitable[Mapping[UserId, int]]], wait_s: float
     ) -> None:
-        self.reachable = True
+        self.outage = Outage("standing of users unknown", "standing of users known again")
         self._ask = ask
+        self._wait_s = wait_s
         self._waiting: dict[UserId, asyncio.Future[int | None]] = {}
         self._task: asyncio.Task[None] | None = None
 
     async def of(self, user_id: UserId) -> int | None:
         """Since when the user's tokens count; None where that cannot be told now."""
-        if not self.reachable:
+        if self.outage.on:
             return None
         answer = self._waiting.get(user_id)
         if answer is None:
@@ -163,10 +167,10 @@ class Standing:
         if self._task is None:
             self._task = asyncio.create_task(self._answer())
         try:
-            async with asyncio.timeout(STANDING_WAIT_S):
+            async with asyncio.timeout(self._wait_s):
                 return await asyncio.shield(answer)
         except TimeoutError:
-            self.reachable = False
+            self.outage.lost(f"no answer within {self._wait_s} s")
             return None
 
     async def _answer(self) -> None:
@@ -176,9 +180,8 @@ class Standing:
                 asked = {user_id: self._waiting.pop(user_id) for user_id in some}
                 answers: Mapping[UserId, int] = {}
                 try:
-                    answers = await self._ask(some)
-                except Unreachable as error:
-                    _log.warning("standing of users unknown", cause=str(error))
+                    with suppress(Unreachable):
+                        answers = await self._ask(some)
                 finally:
                     for user_id, answer in asked.items():
                         if not answer.done():

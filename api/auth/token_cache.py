@@ -5,7 +5,7 @@ with tokens that were good a second ago. What is refused is not remembered: it m
 """
 
 import asyncio
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import NewType
@@ -14,6 +14,7 @@ from api.auth.tokens import TOKEN_LENGTH_MAX
 from hub.budget.records import UserId
 from hub.errors import Code, HubError
 from hub.ports import Authenticator, Principal
+from hub.recent import Recent
 
 TOKENS_MAX = 20_000  # remembered: some 8 MB
 VERIFYING_MAX = 5_000  # tokens that are being verified, or wait for it; then callers are put off
@@ -31,28 +32,21 @@ class TokenCache:
     are forgotten. Times are epoch milliseconds."""
 
     def __init__(self, size_max: int) -> None:
-        self._size_max = size_max
-        self._principals: OrderedDict[TokenHash, Principal] = OrderedDict()
+        self._principals: Recent[TokenHash, Principal] = Recent(size_max)
 
     def __len__(self) -> int:
         return len(self._principals)
 
     def get(self, key: TokenHash, now_ms: int) -> Principal | None:
         """Whose token it is, if it counts still."""
-        principal = self._principals.get(key)
-        if principal is None:
-            return None
-        if now_ms >= principal.expires_at_ms:
+        principal = self._principals.use(key)
+        if principal is not None and now_ms >= principal.expires_at_ms:
             del self._principals[key]
             return None
-        self._principals.move_to_end(key)
         return principal
 
     def put(self, key: TokenHash, principal: Principal) -> None:
         self._principals[key] = principal
-        self._principals.move_to_end(key)
-        if len(self._principals) > self._size_max:
-            self._principals.popitem(last=False)
 
     def users(self, now_ms: int) -> set[UserId]:
         """Everybody with a token that counts. Forgets those that expired."""

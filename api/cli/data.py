@@ -13,15 +13,15 @@ import asyncpg
 import typer
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from api.app import NotMigrated
 from api.cli.terminal import err, one_line_errors, out
+from api.services import open_database
 from api.settings import SettingsError
 from hub.errors import BadData, Disconnected
 from storage.care.transfer import Header, export_budget, import_budget
 from storage.care.verify import Progress as Verified, verify as verify_budgets
 from storage.postgres.database import Database, translated
 from storage.postgres.log_identity import renew_log_id
-from storage.postgres.migrate import migrate as apply_migrations, pending
+from storage.postgres.migrate import migrate as apply_migrations
 
 DATABASE_WAIT_S = 30  # how long `serve` and `migrate` wait for Postgres to come up
 
@@ -151,14 +151,8 @@ async def _opened() -> AsyncIterator[Database]:
     """The database at DATABASE_URL. Raises `SettingsError`, `Disconnected`, `NotMigrated`."""
     url = _database_url()
     await reach(url)
-    database = await Database.connect(url, commits_max=1, reads_max=1)
-    try:
-        async with database.reading() as connection:
-            if lacking := await pending(connection):
-                raise NotMigrated(", ".join(migration.name for migration in lacking))
+    async with open_database(url) as database:
         yield database
-    finally:
-        await database.close()
 
 
 def _database_url() -> str:

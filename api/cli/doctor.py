@@ -18,10 +18,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from api.app import photo_store
+from api.services import photo_store
 from api.settings import Settings, SettingsError
 from hub.errors import StoreDown
-from storage.postgres.database import COMMIT_SESSION
+from storage.postgres.database import COMMIT_SESSION, CONNECTIONS_MAX
 from storage.postgres.migrate import migrations, pending
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 POSTGRES_VERSION_MIN = 15
 REDIS_VERSION_MIN = (6, 2)
-CONNECTIONS_PER_WORKER = 16
 CLOCK_S = 1.0  # beyond it, times on the dashboard and the validity of tokens are off
 ANSWER_S = 5.0
 
@@ -216,7 +215,7 @@ async def _of_server(
         yield ok(about, f"clocks are {abs(seconds) * 1000:.0f} ms apart")
 
     most = int(await ask("SHOW max_connections"))
-    needed = CONNECTIONS_PER_WORKER * settings.web_concurrency
+    needed = CONNECTIONS_MAX * settings.web_concurrency
     if most < needed:
         yield wrong(
             about,

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
-from api.app import NotMigrated
 from api.process.server import PortTaken
 from api.process.supervisor import NodeFailed
+from api.services import NotMigrated
 from api.settings import SettingsError
 from hub.errors import Disconnected
 from storage.care.transfer import Refused

@@ -8,7 +8,6 @@ import hmac
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from limits import RateLimitItem, RateLimitItemPerMinute
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -16,7 +15,7 @@ from api.http.addresses import sender
 from api.http.errors import on_hub_error
 from hub.errors import Code, HubError
 from hub.ports import Authenticator, Principal
-from storage.redis.rate_limits import RateLimits
+from storage.redis.rate_limits import Limit, RateLimits
 
 EXEMPT = frozenset({"/healthz", "/readyz", "/metrics"})  # for probes, which know no key
 # Upload URLs are signed, photos public: as with S3, the address is all that a client needs.
@@ -73,7 +72,7 @@ class RequestLimits:
         await self._take(self._login_address, sender(scope, self._trusted_proxies))
         await self._take(self._login_email, email.strip().lower())
 
-    async def _take(self, limit: RateLimitItem | None, whom: str) -> None:
+    async def _take(self, limit: Limit | None, whom: str) -> None:
         if limit is not None and (missing_s := await self._rates.take(limit, whom)):
             raise HubError(Code.RATE_LIMITED, retry_after_s=missing_s)
 
@@ -113,5 +112,5 @@ class Guard:
         await self._app(scope, receive, send)
 
 
-def _limit(per_min: int, name: str) -> RateLimitItem | None:
-    return RateLimitItemPerMinute(per_min, 1, name) if per_min else None
+def _limit(per_min: int, name: str) -> Limit | None:
+    return Limit(name, per_min) if per_min else None

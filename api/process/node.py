@@ -7,8 +7,8 @@ from pathlib import Path
 
 import structlog
 
-from api.app import NotMigrated
 from api.process.server import run_loop, serve
+from api.services import NotMigrated
 from api.settings import Settings
 from api.telemetry.logs import configure
 from api.telemetry.siblings import Siblings

@@ -17,7 +17,7 @@ def routes(database: Database, bus: Bus | None, photos: Photos) -> list[Route]:
 
     async def ready(request: Request) -> Response:
         try:
-            async with database.reading() as connection:
+            async with database.connection("watch") as connection:
                 await connection.fetchval("SELECT 1")
         except Disconnected:
             return respond({"status": "unavailable", "postgres": False}, 503)

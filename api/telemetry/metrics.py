@@ -7,7 +7,7 @@ shows as itself, and one that is replaced begins anew, which Prometheus knows ho
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -29,7 +29,7 @@ from api.auth.token_cache import CachedTokens
 from api.http.edge import Edge
 from api.telemetry.siblings import Siblings
 from hub.hub import Census, Hub
-from hub.measures import LAG_S, Histogram
+from hub.measures import Histogram
 from storage.objects.photos import Photos
 from storage.postgres.database import Database
 from storage.redis.bus import RedisBus
@@ -56,21 +56,15 @@ class Sources:
     tokens: CachedTokens
     edge: Edge
     workers: int
-    lag_s: Histogram = field(default_factory=lambda: Histogram(LAG_S))
+    lag_s: Histogram
 
 
-@dataclass(frozen=True, kw_only=True)
-class Moment(Sources):
+class Moment(NamedTuple):
     """What costs something to find out, found out once for all metrics."""
 
+    sources: Sources
     census: Census
     process: Mapping[str, float]
-
-    @classmethod
-    def of(cls, sources: Sources) -> "Moment":
-        process = {family.name: family.samples[0].value for family in _PROCESS.collect()}
-        same = {each.name: getattr(sources, each.name) for each in fields(sources)}
-        return cls(**same, census=sources.hub.census(), process=process)
 
 
 class Metric(NamedTuple):
@@ -105,7 +99,7 @@ def _by_two(counts: Mapping[tuple[str, str], float], *always: tuple[str, str]) -
 
 
 def _pools(take: Callable[[Any], float]) -> Callable[[Moment], Values]:
-    return lambda of: {(name,): take(use) for name, use in of.database.pools().items()}
+    return lambda of: {(name,): take(use) for name, use in of.sources.database.pools().items()}
 
 
 def _process(name: str) -> Callable[[Moment], Values]:
@@ -126,7 +120,7 @@ METRICS: Sequence[Metric] = (
         " each follower that was live",
         "How fast devices get their events, on whatever node they are; P7 allows 2 s. Its count is"
         " how many events went out. Without the bus it is about a second",
-        lambda of: _one(of.hub.measures.delivery_s),
+        lambda of: _one(of.sources.hub.measures.delivery_s),
     ),
     Metric(
         "fed_events",
@@ -135,7 +129,7 @@ METRICS: Sequence[Metric] = (
         "Events that feeds of this worker got from its own `commit`, from the `bus`, or late from"
         " the `log`",
         "What the sweeper and gaps had to fetch; `log` is next to nothing while the bus works",
-        lambda of: _by(of.hub.measures.fed, "commit", "bus", "log"),
+        lambda of: _by(of.sources.hub.measures.fed, "commit", "bus", "log"),
     ),
     Metric(
         "gaps_filled",
@@ -143,7 +137,7 @@ METRICS: Sequence[Metric] = (
         (),
         "Times that a feed read what it had missed from the log",
         "Lost or overtaken messages; a few at each reconnection of the bus are normal",
-        lambda of: _one(of.hub.measures.gaps_filled),
+        lambda of: _one(of.sources.hub.measures.gaps_filled),
     ),
     Metric(
         "sweeps",
@@ -152,7 +146,7 @@ METRICS: Sequence[Metric] = (
         "Comparisons of the feeds with the log: `clean`, `found` one behind, or `failed` because"
         " Postgres was out of reach",
         "Whether the safety net under the bus works, and whether anything falls into it",
-        lambda of: _by(of.hub.measures.sweeps, "clean", "found", "failed"),
+        lambda of: _by(of.sources.hub.measures.sweeps, "clean", "found", "failed"),
     ),
     Metric(
         "swept_behind_feeds",
@@ -160,7 +154,7 @@ METRICS: Sequence[Metric] = (
         (),
         "Feeds that a sweep found behind their log",
         "How much of it",
-        lambda of: _one(of.hub.measures.swept_behind),
+        lambda of: _one(of.sources.hub.measures.swept_behind),
     ),
     # Who is here.
     Metric(
@@ -199,7 +193,7 @@ METRICS: Sequence[Metric] = (
         "Submitted events by type and verdict: `accepted`, `duplicate`, `conflict`, `rejected`;"
         " `invalid` is the type of what was not of the documented shape",
         "What people do; many duplicates: clients lose answers; many conflicts: stale clients",
-        lambda of: _by_two(of.hub.measures.verdicts),
+        lambda of: _by_two(of.sources.hub.measures.verdicts),
     ),
     Metric(
         "rejected_events",
@@ -208,7 +202,9 @@ METRICS: Sequence[Metric] = (
         "Rejected events by the code of the error",
         "`UNAVAILABLE` and `BUSY`: the hub could not take them, clients send them again;"
         " `INTERNAL_SERVER_ERROR`: a defect; others: what clients do wrong",
-        lambda of: _by(of.hub.measures.rejections, "UNAVAILABLE", "BUSY", "INTERNAL_SERVER_ERROR"),
+        lambda of: _by(
+            of.sources.hub.measures.rejections, "UNAVAILABLE", "BUSY", "INTERNAL_SERVER_ERROR"
+        ),
     ),
     Metric(
         "waiting_events",
@@ -224,7 +220,7 @@ METRICS: Sequence[Metric] = (
         (),
         "Events decided in one transaction that wrote",
         "How well group commit works: it grows with the load",
-        lambda of: _one(of.hub.measures.batch_events),
+        lambda of: _one(of.sources.hub.measures.batch_events),
     ),
     Metric(
         "commit_seconds",
@@ -232,7 +228,7 @@ METRICS: Sequence[Metric] = (
         (),
         "From the lock to the end of COMMIT, of transactions that wrote",
         "How fast Postgres is, its disk and its synchronous replica included",
-        lambda of: _one(of.hub.measures.commit_s),
+        lambda of: _one(of.sources.hub.measures.commit_s),
     ),
     Metric(
         "commit_failures",
@@ -243,7 +239,8 @@ METRICS: Sequence[Metric] = (
         "`disconnected`: Postgres is away, or its disk is full; `bad data` and `defect`: look into"
         " the log; the others are normal while several nodes write to one budget",
         lambda of: _by(
-            of.hub.measures.commit_failures, "disconnected", "race", "held", "bad data", "defect"
+            of.sources.hub.measures.commit_failures,
+            *("disconnected", "race", "held", "bad data", "defect"),
         ),
     ),
     # What it needs.
@@ -253,7 +250,7 @@ METRICS: Sequence[Metric] = (
         (),
         "1 while this worker hears itself through Redis, else 0; absent without `REDIS_URL`",
         "0: this node is deaf; it delivers from the log, up to two seconds later",
-        lambda of: {} if of.bus is None else _one(float(of.bus.connected)),
+        lambda of: {} if of.sources.bus is None else _one(float(of.sources.bus.connected)),
     ),
     Metric(
         "bus_losses",
@@ -261,7 +258,7 @@ METRICS: Sequence[Metric] = (
         ("cause",),
         "Connections to Redis that were lost: by an `error`, or `deaf`, which is silence",
         "A bus that comes and goes",
-        lambda of: {} if of.bus is None else _by(of.bus.losses, "error", "deaf"),
+        lambda of: {} if of.sources.bus is None else _by(of.sources.bus.losses, "error", "deaf"),
     ),
     Metric(
         "bus_frames",
@@ -270,13 +267,16 @@ METRICS: Sequence[Metric] = (
         "Frames of events `published`, `received` from other nodes, or `dropped` because the bus"
         " was away or too slow",
         "Traffic between nodes; what is dropped the others find in the log",
-        lambda of: {} if of.bus is None else _by(of.bus.frames, "published", "received", "dropped"),
+        lambda of: (
+            _by(of.sources.bus.frames, "published", "received", "dropped") if of.sources.bus else {}
+        ),
     ),
     Metric(
         "pool_connections",
         "gauge",
         ("pool",),
-        "Connections to Postgres that are in use, of the pools `commit` and `read`",
+        "Connections to Postgres that are in use, by what for: `commits`, `feeds`, `watch`,"
+        " `rest`, `owners`, `housekeeping`",
         "How near a pool is to its end",
         _pools(lambda use: use.used),
     ),
@@ -300,7 +300,7 @@ METRICS: Sequence[Metric] = (
         "pool_timeouts",
         "counter",
         ("pool",),
-        "Who got none within 5 s, and was answered `UNAVAILABLE`",
+        "Who got none within 5 s (`feeds`: 30), and was answered `BUSY` or `UNAVAILABLE`",
         "The pool was at its end, or Postgres silent",
         _pools(lambda use: use.timeouts),
     ),
@@ -310,7 +310,7 @@ METRICS: Sequence[Metric] = (
         ("call", "outcome"),
         "Calls of the photo store: `look`, `publish`, `delete`, `check`; `done` or `failed`",
         "Whether S3, or the disk, works",
-        lambda of: _by_two(of.photos.calls, ("check", "done"), ("check", "failed")),
+        lambda of: _by_two(of.sources.photos.calls, ("check", "done"), ("check", "failed")),
     ),
     Metric(
         "photo_store_up",
@@ -318,7 +318,7 @@ METRICS: Sequence[Metric] = (
         (),
         "Whether the photo store answered when last asked",
         "0: `/readyz` says `degraded`, and photos are answered `PHOTOS_UNAVAILABLE`",
-        lambda of: _one(float(of.photos.up)),
+        lambda of: _one(float(of.sources.photos.up)),
     ),
     # Who is let in.
     Metric(
@@ -329,7 +329,7 @@ METRICS: Sequence[Metric] = (
         " nobody could tell",
         "The hit rate of the cache; `refused`: a wrong secret, project or clock, or an attack;"
         " `unknown`: the issuer's keys are out of reach",
-        lambda of: _by(of.tokens.outcomes, "remembered", "verified", "refused", "unknown"),
+        lambda of: _by(of.sources.tokens.outcomes, "remembered", "verified", "refused", "unknown"),
     ),
     Metric(
         "refusals",
@@ -346,7 +346,7 @@ METRICS: Sequence[Metric] = (
         (),
         "How many worker processes this server should have; each of them tells it",
         "Fewer that tell it than it says: one hangs",
-        lambda of: _one(of.workers),
+        lambda of: _one(of.sources.workers),
     ),
     Metric(
         "loop_lag_seconds",
@@ -355,7 +355,7 @@ METRICS: Sequence[Metric] = (
         "How late the event loop was, measured four times a second",
         "Above some tens of milliseconds: the worker has more than its core can do, or something"
         " blocks it",
-        lambda of: _one(of.lag_s),
+        lambda of: _one(of.sources.lag_s),
     ),
     Metric(
         "process_cpu_seconds",
@@ -397,7 +397,8 @@ def routes(sources: Sources, siblings: Siblings) -> list[Route]:
 
 def reading(sources: Sources) -> Reading:
     """Everything this worker has to tell."""
-    moment = Moment.of(sources)
+    process = {family.name: family.samples[0].value for family in _PROCESS.collect()}
+    moment = Moment(sources, sources.hub.census(), process)
     return {
         metric.name: [(list(labels), _plain(value)) for labels, value in values.items()]
         for metric in METRICS
@@ -461,7 +462,7 @@ def _subscriptions(of: Moment) -> Values:
 
 
 def _refusals(of: Moment) -> Values:
-    rest, socket = of.edge.refusals, of.hub.measures.refusals
+    rest, socket = of.sources.edge.refusals, of.sources.hub.measures.refusals
     return {
         **{("rest", code): n for code, n in rest.items()},
         **{("socket", code): n for code, n in socket.items()},

@@ -30,6 +30,8 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from hub.outage import Outage
+
 EXPORT_S = 5.0  # for one request to the collector, with its repetitions
 CLOSE_S = 2.0  # for the last spans to leave
 
@@ -103,14 +105,14 @@ class _Collector(SpanExporter):
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
-        self._lost = False
+        self._outage = Outage("collector of traces lost", "collector of traces back")
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         result = self._exporter.export(spans)
-        lost = result is not SpanExportResult.SUCCESS
-        if lost is not self._lost:
-            self._lost = lost
-            _log.warning("collector of traces lost" if lost else "collector of traces back")
+        if result is SpanExportResult.SUCCESS:
+            self._outage.back()
+        else:
+            self._outage.lost(result.name)
         return result
 
     def shutdown(self) -> None:

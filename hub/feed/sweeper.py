@@ -11,7 +11,6 @@ after three seconds. For what took still longer, a share of all feeds is compare
 turn; all of them are when the bus comes back.
 """
 
-import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -42,16 +41,14 @@ class Sweeper:
         self._feeds = feeds
         self._round: list[BudgetId] = []  # feeds to be compared before it is all feeds' turn again
 
-    async def run(self) -> None:
-        """Sweep until cancelled."""
-        while True:
-            await asyncio.sleep(INTERVAL_S)
-            if len(self._feeds) <= COMPARED_ALL_MAX:
-                await self.sweep()
-                continue
-            with self._counted():
-                self._notice(await self._log.recent(LOOKBACK_S))
-                await self._compare(self._turn())
+    async def run_once(self) -> None:
+        """Sweep, every `INTERVAL_S`."""
+        if len(self._feeds) <= COMPARED_ALL_MAX:
+            await self.sweep()
+            return
+        with self._counted():
+            self._notice(await self._log.recent(LOOKBACK_S))
+            await self._compare(self._turn())
 
     async def sweep(self) -> None:
         """Compare all feeds with their heads."""

@@ -328,7 +328,7 @@ async def bare_idle(url: str, duration_s: float) -> float:
 async def sweeping(url: str) -> dict[str, float]:
     """What the sweeper's statements take in ms while 100,000 budgets have followers and 5,000
     events were accepted in the last seconds: each second, and once for all of them."""
-    database = await Database.connect(url, commits_max=1, reads_max=1)
+    database = await Database.connect(url)
     log = PostgresLog(database)
     async with connected(url, 1) as [connection]:
         rows = await connection.fetch("SELECT id::text, last_sequence FROM budgets LIMIT 100000")

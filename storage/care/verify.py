@@ -54,7 +54,7 @@ async def verify(
     """
     budgets, events, total = 0, 0, 1
     if budget_id is None:
-        async with database.reading() as connection:
+        async with database.connection("housekeeping") as connection:
             total = await connection.fetchval(COUNT_BUDGETS)
 
     def count(rows: int) -> None:
@@ -81,7 +81,7 @@ async def verify(
 async def at_one_instant(database: Database) -> AsyncIterator["Connection"]:
     """A connection whose statements all see one instant, and that nobody waits for."""
     async with (
-        database.reading() as connection,
+        database.connection("housekeeping") as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
         await connection.execute(NO_IDLE_TIMEOUT)

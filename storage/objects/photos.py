@@ -7,14 +7,13 @@ What may fail, and what follows:
                                          is forgotten (`storage.postgres.housekeeping`)
     the answer is lost                   a repeat finds the key confirmed and answers the same
     after the commit, before the         the old object stands in photo_leftovers, from the same
-    deletion                             transaction; `run` deletes it later
+    deletion                             transaction; `sweep` deletes it later
     two confirm one key at once          the upload's row is locked: one changes the profile, the
                                          other finds it done
     a slow repeat copies again what      it finds the key confirmed and not in use, and leaves the
     was replaced meanwhile               copy to be deleted
 """
 
-import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -23,7 +22,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import structlog
 
 from hub.budget.records import UserId
-from hub.errors import BadData, Code, Disconnected, Held, HubError, LostRace, StoreDown
+from hub.errors import Code, HubError, StorageError, StoreDown
+from hub.outage import Outage
 from storage.objects.media_types import PHOTO_BYTES_MAX, PhotoType, sniffed
 from storage.objects.names import public_object
 from storage.objects.store import PhotoStore
@@ -120,12 +120,16 @@ class Photos:
         now: Callable[[], float],
         new_id: Callable[[], str],
     ) -> None:
-        self.up = True
         self.calls: Counter[tuple[str, str]] = Counter()  # of the store, and what became of them
         self._database = database
         self._store = store
         self._now = now
         self._new_id = new_id
+        self._outage = Outage("photo store lost", "photo store back")
+
+    @property
+    def up(self) -> bool:
+        return not self._outage.on
 
     async def begin(self, user_id: UserId, content_type: PhotoType, size_bytes: int) -> Upload:
         """A URL that takes one photo. Raises `HubError`: `PHOTO_TOO_BIG`, `RATE_LIMITED`."""
@@ -133,7 +137,7 @@ class Photos:
             raise HubError(Code.PHOTO_TOO_BIG)
         key = self._new_id()
         now = self._time()
-        async with self._database.reading() as connection:
+        async with self._database.connection("rest") as connection:
             begun = await connection.fetchval(
                 BEGIN,
                 user_id,
@@ -156,7 +160,7 @@ class Photos:
         """Make what was uploaded the user's photo; its address. Again changes nothing.
 
         Raises `HubError`: `PHOTO_NOT_FOUND`, `PHOTO_TOO_BIG`, `PHOTO_NOT_VALID`, `BUSY`."""
-        async with self._database.reading() as connection:
+        async with self._database.connection("rest") as connection:
             row = await connection.fetchrow(READ, user_id, key)
         if row is None:
             raise HubError(Code.PHOTO_NOT_FOUND)
@@ -165,7 +169,7 @@ class Photos:
             return str(photo)
         await self._publish(user_id, key, PhotoType(content_type), size_bytes)
         photo = self._store.address(user_id, key)
-        async with self._database.reading() as connection, connection.transaction():
+        async with self._database.connection("rest") as connection, connection.transaction():
             confirmed = await _confirm(connection, user_id, key, object, photo)
         await self.clear(user_id)
         if not confirmed:
@@ -174,7 +178,7 @@ class Photos:
 
     async def remove(self, user_id: UserId) -> None:
         """Take the user's photo away. Nothing happens where there is none."""
-        async with self._database.reading() as connection, connection.transaction():
+        async with self._database.connection("rest") as connection, connection.transaction():
             old = await connection.fetchval(LOCK_PROFILE, user_id)
             await connection.execute(TAKE_AWAY, user_id)
             if old is not None:
@@ -182,23 +186,14 @@ class Photos:
         await self.clear(user_id)
 
     async def clear(self, user_id: UserId) -> None:
-        """Delete what this user has left; what fails is left to `run`. Raises nothing."""
+        """Delete what this user has left; what fails is left to `sweep`. Raises nothing."""
         try:
-            async with self._database.reading() as connection:
+            async with self._database.connection("rest") as connection:
                 rows = await connection.fetch(READ_LEFTOVERS_OF, user_id, DELETED_MAX)
             for [object] in rows:
                 await self._delete(user_id, object)
-        except (StoreDown, Disconnected, Held, LostRace) as error:
+        except StorageError as error:
             _log.info("photo is deleted later", error=f"{type(error).__name__}: {error}")
-
-    async def run(self) -> None:
-        """Delete what is left over, and look after the store, until cancelled."""
-        while True:
-            try:
-                await self.sweep()
-            except (StoreDown, Disconnected, Held, LostRace, BadData) as error:
-                _log.warning("photos not swept", error=f"{type(error).__name__}: {error}")
-            await asyncio.sleep(SWEEP_S if self.up else RETRY_S)
 
     async def forget(self) -> None:
         """Forget uploads that nobody can confirm any more; what was copied of them is left over
@@ -206,16 +201,17 @@ class Photos:
         await self._store.expire()
         old = self._time() - timedelta(seconds=FORGOTTEN_S)
         while True:
-            async with self._database.reading() as connection:
+            async with self._database.connection("rest") as connection:
                 done = await connection.execute(FORGET, old, FORGOTTEN_MAX)
             if int(done.rpartition(" ")[2]) < FORGOTTEN_MAX:
                 return
 
     async def sweep(self) -> None:
-        """See whether the store is there, and delete what no profile names."""
+        """See whether the store is there, and delete what no profile names. Every `SWEEP_S`, and
+        after `RETRY_S` while it is away."""
         await self._asked("check", self._store.check())
         while True:
-            async with self._database.reading() as connection:
+            async with self._database.connection("rest") as connection:
                 rows = await connection.fetch(READ_LEFTOVERS, DELETED_MAX)
             for user_id, object in rows:
                 await self._delete(user_id, object)
@@ -243,7 +239,7 @@ class Photos:
 
     async def _delete(self, user_id: UserId, object: str) -> None:
         await self._asked("delete", self._store.delete(object))
-        async with self._database.reading() as connection:
+        async with self._database.connection("rest") as connection:
             await connection.execute(DELETE_LEFTOVER, user_id, object)
 
     async def _asked(self, call: str, asking: Awaitable[_T]) -> _T:
@@ -251,14 +247,10 @@ class Photos:
             answer = await asking
         except StoreDown as down:
             self.calls[call, "failed"] += 1
-            if self.up:
-                _log.warning("photo store lost", error=str(down))
-            self.up = False
+            self._outage.lost(str(down))
             raise
         self.calls[call, "done"] += 1
-        if not self.up:
-            _log.warning("photo store back")
-        self.up = True
+        self._outage.back()
         return answer
 
     def _time(self) -> datetime:

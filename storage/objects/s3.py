@@ -19,14 +19,12 @@ from hub.errors import StoreDown
 from storage.objects.media_types import HEAD_BYTES, PhotoType
 from storage.objects.names import public_object, public_path, temp_object
 from storage.objects.store import CACHE_CONTROL, Uploaded
+from storage.timeouts import TIMEOUTS, Timeouts
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 CALLS_MAX = 8  # at a time
-WAIT_S = 5.0  # for others' calls
-CONNECT_S = 3
-ANSWER_S = 5
 ATTEMPTS = 2
 
 _T = TypeVar("_T")
@@ -46,7 +44,9 @@ class S3Photos:
         *,
         endpoint_url: str | None,
         cdn_base_url: str,
+        timeouts: Timeouts = TIMEOUTS,
     ) -> None:
+        self._turn_s = timeouts.turn_s
         self._bucket = bucket
         self._base_url = cdn_base_url.rstrip("/")
         self._turns = asyncio.Semaphore(CALLS_MAX)
@@ -57,8 +57,8 @@ class S3Photos:
             endpoint_url=endpoint_url,
             config=Config(
                 signature_version="s3v4",
-                connect_timeout=CONNECT_S,
-                read_timeout=ANSWER_S,
+                connect_timeout=timeouts.s3_connect_s,
+                read_timeout=timeouts.s3_answer_s,
                 retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
                 max_pool_connections=CALLS_MAX,
                 # A checksum in the signed URL would have to be sent by the client.
@@ -150,7 +150,7 @@ class S3Photos:
 
     async def _call(self, call: Callable[[], _T]) -> _T:
         try:
-            async with asyncio.timeout(WAIT_S):
+            async with asyncio.timeout(self._turn_s):
                 await self._turns.acquire()
         except TimeoutError:
             raise StoreDown("too many calls of S3 at a time") from None

@@ -1,13 +1,15 @@
 """The pools: who may use which connection, with which timeouts, and what a driver error means."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import asyncpg
 
-from hub.errors import BadData, Disconnected, Held, LostRace
+from hub.committer import APART_MAX, LANES
+from hub.errors import BadData, Disconnected, Held, LostRace, StorageError
+from storage.timeouts import TIMEOUTS, Timeouts
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -20,9 +22,31 @@ if TYPE_CHECKING:
 IDLE_IN_TRANSACTION_S = 3
 STATEMENT_TIMEOUT_S = 30
 LOCK_TIMEOUT_S = 5  # longer than that, so that a frozen hub costs a wait and not an error
-COMMAND_TIMEOUT_S = 10  # ours, for a server that has gone silent
-ACQUIRE_TIMEOUT_S = 5
-TURN_S = 5.0  # for others to finish
+
+Purpose: TypeAlias = Literal["commits", "feeds", "watch", "rest", "owners", "housekeeping"]
+
+
+class Quota(NamedTuple):
+    """How many connections a purpose may use at a time, how long one more waits for its turn, and
+    what it gets if none comes."""
+
+    connections: int
+    wait_s: float = 5.0
+    late: type[StorageError] = Held
+
+
+# Each purpose has connections of its own, so that none waits for the statements of another.
+QUOTAS: Mapping[Purpose, Quota] = {
+    "commits": Quota(LANES + APART_MAX, late=Disconnected),
+    # Pages of the log. When every device comes back at once, thousands of them wait for one.
+    "feeds": Quota(4, wait_s=30.0, late=Disconnected),
+    # What looks every second, and may not wait for them: sweeps, closed accounts, `/readyz`.
+    "watch": Quota(2, late=Disconnected),
+    "rest": Quota(4),  # what a request asks for
+    "owners": Quota(2),  # invites and link sharing, which wait for budgets that commits hold
+    "housekeeping": Quota(1),  # holds the lock; `budget-hub verify` and `export` read by it
+}
+CONNECTIONS_MAX = sum(quota.connections for quota in QUOTAS.values())  # of one process
 
 SESSION = {
     "application_name": "budget-hub",
@@ -64,8 +88,9 @@ class PoolUse(NamedTuple):
 class _Counted:
     """A pool that knows who waits for it."""
 
-    def __init__(self, pool: "Pool") -> None:
+    def __init__(self, pool: "Pool", quota: Quota) -> None:
         self.pool = pool
+        self._quota = quota
         self._waiting = 0
         self._timeouts = 0
 
@@ -73,10 +98,12 @@ class _Counted:
     async def connection(self) -> AsyncIterator["Connection"]:
         self._waiting += 1
         try:
-            connection = await self.pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
+            connection = await self.pool.acquire(timeout=self._quota.wait_s)
         except TimeoutError:
             self._timeouts += 1
-            raise
+            if self.use().used < self._quota.connections:
+                raise  # it was being made: the server is silent
+            raise self._quota.late("too many of them at a time") from None
         finally:
             self._waiting -= 1
         try:
@@ -90,79 +117,70 @@ class _Counted:
 
 
 class Database:
-    """Two pools on one Postgres: commits never wait for readers (design 4).
+    """A pool for each purpose, on one Postgres (design 4)."""
 
-    Reads are bounded by the size of their pool; a reader waits for a connection at most
-    `ACQUIRE_TIMEOUT_S` seconds, then the database counts as out of reach.
-    """
-
-    def __init__(self, commits: "Pool", reads: "Pool") -> None:
-        self._commits = _Counted(commits)
-        self._reads = _Counted(reads)
+    def __init__(self, pools: Mapping[Purpose, _Counted]) -> None:
+        self._pools = pools
 
     @classmethod
-    async def connect(cls, url: str, *, commits_max: int, reads_max: int) -> "Database":
+    async def connect(
+        cls,
+        url: str,
+        quotas: Mapping[Purpose, Quota] = QUOTAS,
+        timeouts: Timeouts = TIMEOUTS,
+    ) -> "Database":
         """Open the pools; connections themselves are made when first needed.
 
         Raises `Disconnected` if the server cannot be reached."""
         with translated():
-            commits = await _pool(url, commits_max, COMMIT_SESSION)
-            return cls(commits, await _pool(url, reads_max, SESSION))
+            return cls({each: await _pool(url, each, quotas[each], timeouts) for each in quotas})
 
     async def close(self) -> None:
-        for pool in (self._commits.pool, self._reads.pool):
+        for counted in self._pools.values():
             try:
                 async with asyncio.timeout(5):
-                    await pool.close()
+                    await counted.pool.close()
             except TimeoutError:
-                pool.terminate()
+                counted.pool.terminate()
 
     @asynccontextmanager
     async def committing(self) -> AsyncIterator["Connection"]:
         """A connection reserved for commits, inside a transaction."""
         with translated():
-            async with self._commits.connection() as connection, connection.transaction():
+            async with (
+                self._pools["commits"].connection() as connection,
+                connection.transaction(),
+            ):
                 yield connection
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator["Connection"]:
-        """A connection for everything that is not a commit of events."""
+    async def connection(self, purpose: Purpose) -> AsyncIterator["Connection"]:
+        """One of the connections of that purpose. Raises what its quota says if none is free in
+        time."""
         with translated():
-            async with self._reads.connection() as connection:
+            async with self._pools[purpose].connection() as connection:
                 yield connection
 
     def pools(self) -> dict[str, PoolUse]:
-        """How the pools are used now, by their name."""
-        return {"commit": self._commits.use(), "read": self._reads.use()}
+        """How the pools are used now, by their purpose."""
+        return {purpose: counted.use() for purpose, counted in self._pools.items()}
 
 
-@asynccontextmanager
-async def turn(gate: asyncio.Semaphore) -> AsyncIterator[None]:
-    """A turn among those that `gate` lets in at a time. Raises `Held` if none comes."""
-    try:
-        async with asyncio.timeout(TURN_S):
-            await gate.acquire()
-    except TimeoutError:
-        raise Held("too many of them at a time") from None
-    try:
-        yield
-    finally:
-        gate.release()
-
-
-async def _pool(url: str, size_max: int, session: dict[str, str]) -> "Pool":
+async def _pool(url: str, purpose: Purpose, quota: Quota, timeouts: Timeouts) -> _Counted:
+    commits = purpose == "commits"
     # Nothing here changes a session's state, so the reset between two users of a connection, a
     # round trip each, is left out.
-    return await asyncpg.create_pool(
+    pool = await asyncpg.create_pool(
         url,
-        min_size=1,
-        max_size=size_max,
+        min_size=int(commits),  # whose first one shows that the server is there
+        max_size=quota.connections,
         max_inactive_connection_lifetime=0,
-        command_timeout=COMMAND_TIMEOUT_S,
-        timeout=ACQUIRE_TIMEOUT_S,
-        server_settings=session,
+        command_timeout=timeouts.command_s,
+        timeout=timeouts.connect_s,
+        server_settings=COMMIT_SESSION if commits else SESSION,
         reset=_keep,
     )
+    return _Counted(pool, quota)
 
 
 async def _keep(connection: "Connection") -> None:

@@ -12,14 +12,17 @@
 Each statement deletes at most `ROWS_MAX` rows, which an index finds, so that nobody waits for it.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING
 
-import structlog
+from hub.errors import HubError, StorageError
+from hub.outage import Outage
+from storage.postgres.database import Database, translated
 
-from hub.errors import BadData, Disconnected, Held, HubError, LostRace, StoreDown
-from storage.postgres.database import Database
+if TYPE_CHECKING:
+    from storage.postgres.database import Connection
 
 ROWS_MAX = 1_000
 RETRY_S = 60.0  # after a failure, where the interval is longer
@@ -56,36 +59,27 @@ DELETIONS = (
     ("closed accounts", DELETE_CLOSED_ACCOUNTS, CLOSED_ACCOUNTS_KEPT_S),
 )
 
-_log = structlog.get_logger()
-
 
 class Housekeeping:
-    """`chores` are done too, by name. `now` gives epoch seconds, `jitter` a random number from 0 to
-    1: nodes that start together take turns."""
+    """`chores` are done too, by name. `now` gives epoch seconds."""
 
     def __init__(
         self,
         database: Database,
         chores: Mapping[str, Callable[[], Awaitable[None]]],
         *,
-        interval_s: float,
         now: Callable[[], float],
-        jitter: Callable[[], float],
     ) -> None:
         self._database = database
         self._chores = chores
-        self._interval_s = interval_s
         self._now = now
-        self._jitter = jitter
-        self._failing: set[str] = set()  # and told so
+        self._outages: dict[str, Outage] = {}  # by chore
 
-    async def run(self) -> None:
-        """Every `interval_s` seconds, until cancelled."""
-        await asyncio.sleep(self._interval_s * self._jitter())
-        while True:
-            await self.tidy()
-            wait_s = min(self._interval_s, RETRY_S) if self._failing else self._interval_s
-            await asyncio.sleep(wait_s)
+    async def run_once(self) -> None:
+        """`tidy`. Raises `StorageError` while something fails, which the log names already."""
+        await self.tidy()
+        if failing := [name for name, outage in self._outages.items() if outage.on]:
+            raise StorageError(", ".join(failing))
 
     async def tidy(self) -> bool:
         """Do everything once; False if another node is at it. Raises nothing: what fails is logged
@@ -94,44 +88,39 @@ class Housekeeping:
 
         async def all_of_it() -> None:
             nonlocal ours
-            async with self._database.reading() as connection:
+            async with self._database.connection("housekeeping") as connection:
                 ours = await connection.fetchval(LOCK, LOCK_KEY)
                 if ours:
                     try:
-                        await self._chore_by_chore()
+                        await self._chore_by_chore(connection)
                     finally:
                         await connection.execute(UNLOCK, LOCK_KEY)
 
         await self._attempt("lock", all_of_it)
         return ours
 
-    async def _chore_by_chore(self) -> None:
+    async def _chore_by_chore(self, connection: "Connection") -> None:
         for name, statement, kept_s in DELETIONS:
-
-            async def delete(statement: str = statement, kept_s: float = kept_s) -> None:
-                await self._delete(statement, kept_s)
-
-            await self._attempt(name, delete)
+            await self._attempt(name, partial(self._delete, connection, statement, kept_s))
         for name, chore in self._chores.items():
             await self._attempt(name, chore)
 
     async def _attempt(self, name: str, chore: Callable[[], Awaitable[None]]) -> None:
+        outage = self._outages.get(name)
+        if outage is None:
+            outage = Outage("housekeeping failed", "housekeeping works again", chore=name)
+            self._outages[name] = outage
         try:
             await chore()
-        except (BadData, Disconnected, Held, HubError, LostRace, StoreDown) as error:
-            if name not in self._failing:
-                self._failing.add(name)
-                cause = f"{type(error).__name__}: {error}"
-                _log.warning("housekeeping failed", chore=name, error=cause)
+        except (HubError, StorageError) as error:
+            outage.lost(error)
         else:
-            if name in self._failing:
-                self._failing.discard(name)
-                _log.warning("housekeeping works again", chore=name)
+            outage.back()
 
-    async def _delete(self, statement: str, kept_s: float) -> None:
+    async def _delete(self, connection: "Connection", statement: str, kept_s: float) -> None:
         before = datetime.fromtimestamp(self._now(), UTC) - timedelta(seconds=kept_s)
         while True:
-            async with self._database.reading() as connection:
+            with translated():
                 done = await connection.execute(statement, before, ROWS_MAX)
             if int(done.rpartition(" ")[2]) < ROWS_MAX:
                 return

@@ -1,8 +1,8 @@
 """The bus: Redis pub/sub between nodes. It carries frames and is never the truth.
 
 Each subscribed budget has a channel; one more carries the heartbeats of all nodes. A node that
-does not hear its own for `DEAF_S` seconds is deaf, whatever its sockets say: the connection is
-rebuilt and every channel subscribed again. A node that the others do not hear for `SILENT_S`
+does not hear its own for `deaf_s` seconds is deaf, whatever its sockets say: the connection is
+rebuilt and every channel subscribed again. A node that the others do not hear for `silent_s`
 seconds is gone for them. While Redis is away publishing drops frames and subscribing returns at
 once; the sweeper delivers from the log until the bus is back (P7, P10).
 """
@@ -11,9 +11,7 @@ import asyncio
 import contextlib
 import struct
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
-from zlib import crc32
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import orjson
 import structlog
@@ -25,45 +23,27 @@ from redis.exceptions import RedisError
 
 from hub.budget.records import BudgetId, UserId
 from hub.frames import Context, Frame
+from hub.outage import Outage
 from hub.ports import BusListener, NodeId
+from storage.redis.channels import Channels, Shard, ShardChannels
+from storage.timeouts import TIMEOUTS, Timeouts
 
-HEARTBEAT_S = 0.5
-DEAF_S = 2.0  # noticed half a second later at most
-SILENT_S = 10.0
-STALLED_S = 3.0  # for frames to be taken
-CONNECT_S = 2.0
 BACKOFF_S = (0.1, 2.0)  # first and longest pause between two attempts to connect
 OUTGOING_BYTES_MAX = 32 * 1024 * 1024
 PIPELINE_FRAMES_MAX = 500
-SUBSCRIBE_CHANNELS_MAX = 1_000  # in one command
-BUCKETS = 1024  # of channels in a cluster; no more shards than that have anything to do
 
 # What it is, and the node it comes from; in a heartbeat there is no more.
 _ORIGIN = struct.Struct("!B16s")
-# `_EVENTS`, without the time, is what older nodes sent: while a new version is deployed both come.
-# What a node does not know it leaves alone, and its sweeper finds the events.
+# What a node does not know it leaves alone, and its sweeper finds the events: two versions get on
+# with each other while one is deployed. The number that is missing was used before 0.1.0.
 # `_CONTEXT` comes right before the events it belongs to, a message of its own, so that a node which
 # does not know it still takes the events.
-_HEARTBEAT, _EVENTS, _PRESENCE, _BACK, _DATED_EVENTS, _CONTEXT = range(6)
-# First and last sequence, whether it deletes, length of the removed user's id.
-_RANGE = struct.Struct("!QQ?H")
-_WRITTEN = struct.Struct("!Q")  # epoch milliseconds; stands before the range
+_HEARTBEAT, _PRESENCE, _BACK, _EVENTS, _CONTEXT = 0, 2, 3, 4, 5
+# When it was written (epoch milliseconds), first and last sequence, whether it deletes, length of
+# the removed user's id.
+_EVENTS_HEAD = struct.Struct("!QQQ?H")
 
 _log = structlog.get_logger()
-
-
-class Shard(NamedTuple):
-    """Of a Redis Cluster: what it is called in the log, and a bucket of its own, whose channel
-    carries the heartbeats of all nodes that are connected to it."""
-
-    name: str
-    bucket: int
-
-
-def bucket_of(budget_id: BudgetId) -> int:
-    """A cluster puts channels of one bucket on one shard: it looks at their hash tag only. So they
-    can be asked for together, which it allows for one slot at a time."""
-    return crc32(budget_id.encode()) % BUCKETS
 
 
 class RedisBus:
@@ -81,15 +61,14 @@ class RedisBus:
         *,
         jitter: Callable[[], float],
         shard: Shard | None = None,
+        timeouts: Timeouts = TIMEOUTS,
     ) -> None:
+        self._timeouts = timeouts
         self._url = url
-        self._prefix = f"budget-hub:{log_id}:"
-        self._sharded = shard is not None
-        self._heartbeats = f"{self._prefix}nodes"
-        self._log = _log
-        if shard is not None:
-            self._heartbeats = f"{self._prefix}{{{shard.bucket}}}:nodes"
-            self._log = _log.bind(shard=shard.name)
+        prefix = f"budget-hub:{log_id}:"
+        self._channels = Channels(prefix) if shard is None else ShardChannels(prefix, shard)
+        self._facts = {} if shard is None else {"shard": shard.name}  # for the log
+        self._outage = Outage("bus lost", "bus back", **self._facts)
         self._node_id = node_id
         self._jitter = jitter
         self._wanted: set[str] = set()  # channels
@@ -105,7 +84,6 @@ class RedisBus:
         # Of the events that the node will send next: their budget, first sequence, and context.
         self._contexts: dict[NodeId, tuple[BudgetId, int, Context]] = {}
         self.connected = False
-        self._lost = False  # and not back yet
         self.losses: Counter[str] = Counter()  # of the connection, by cause
         self.frames: Counter[str] = Counter()  # of events, by what became of them
 
@@ -133,10 +111,7 @@ class RedisBus:
                 if self.connected:
                     deaf = isinstance(lost.exceptions[0], TimeoutError)
                     self.losses["deaf" if deaf else "error"] += 1
-                if not self._lost:  # once for each time it is lost
-                    self._lost = True
-                    error = lost.exceptions[0]
-                    self._log.warning("bus lost", error=f"{type(error).__name__}: {error}")
+                self._outage.lost(lost.exceptions[0])
             if self.connected:
                 pause_s = BACKOFF_S[0]
             self._disconnected()
@@ -163,7 +138,7 @@ class RedisBus:
             self._send(budget_id, _ORIGIN.pack(_PRESENCE, self._node_id) + told)
 
     async def subscribe(self, budget_id: BudgetId) -> None:
-        channel = self._channel(budget_id)
+        channel = self._channels.of(budget_id)
         self._wanted.add(channel)
         if not self.connected or channel in self._confirmed:
             return
@@ -173,7 +148,7 @@ class RedisBus:
         await asyncio.shield(self._confirming[channel])
 
     def unsubscribe(self, budget_id: BudgetId) -> None:
-        channel = self._channel(budget_id)
+        channel = self._channels.of(budget_id)
         self._wanted.discard(channel)
         self._changed.set()
         if (confirming := self._confirming.pop(channel, None)) is not None:
@@ -181,15 +156,10 @@ class RedisBus:
 
     def want(self, budget_id: BudgetId) -> None:
         """Subscribe with the next connection, which is yet to be made."""
-        self._wanted.add(self._channel(budget_id))
-
-    def _channel(self, budget_id: BudgetId) -> str:
-        if self._sharded:
-            return f"{self._prefix}{{{bucket_of(budget_id)}}}:{budget_id}"
-        return self._prefix + budget_id
+        self._wanted.add(self._channels.of(budget_id))
 
     def _send(self, budget_id: BudgetId, payload: bytes) -> None:
-        self._send_to(self._channel(budget_id), payload)
+        self._send_to(self._channels.of(budget_id), payload)
 
     def _send_to(self, channel: str, payload: bytes) -> None:
         self._outgoing.append((channel, payload))
@@ -204,30 +174,29 @@ class RedisBus:
         redis = Redis.from_url(
             self._url,
             retry=Retry(NoBackoff(), 0, supported_errors=()),
-            socket_connect_timeout=CONNECT_S,
+            socket_connect_timeout=self._timeouts.redis_connect_s,
             socket_timeout=None,
         )
         pubsub = redis.pubsub()
         try:
-            asked = {self._heartbeats, *self._wanted}
+            asked = {self._channels.heartbeats, *self._wanted}
             self._confirmations_due = len(asked)
             self._all_confirmed.clear()
-            async with asyncio.timeout(CONNECT_S):  # the handshake too, which the driver lets hang
-                await self._ask_for(pubsub, asked)
+            # The handshake too, which the driver lets hang.
+            async with asyncio.timeout(self._timeouts.redis_connect_s):
+                await self._channels.subscribe(pubsub, asked)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._read(pubsub, listener))
                 tasks.create_task(self._keep_alive(redis, listener))
-                async with asyncio.timeout(DEAF_S):
+                async with asyncio.timeout(self._timeouts.deaf_s):
                     await self._all_confirmed.wait()
                 self.connected = True
-                if self._lost:
-                    self._lost = False
-                    self._log.warning("bus back", channels=len(asked))
+                if self._outage.back(channels=len(asked)):
                     # Sent first: peers forget our old presence, including users who left while
                     # we were away.
-                    self._send_to(self._heartbeats, _ORIGIN.pack(_BACK, self._node_id))
+                    self._send_to(self._channels.heartbeats, _ORIGIN.pack(_BACK, self._node_id))
                 else:
-                    self._log.info("bus connected", channels=len(asked))
+                    _log.info("bus connected", channels=len(asked), **self._facts)
                 tasks.create_task(self._keep_subscribed(pubsub, asked))
                 tasks.create_task(self._write(redis))
                 await listener.restored()
@@ -270,17 +239,13 @@ class RedisBus:
         self._heard_at_s[node_id] = asyncio.get_running_loop().time()
         if node_id == self._node_id:
             return  # what is our own our feeds had at once
-        if kind == _DATED_EVENTS:
+        if kind == _EVENTS:
             self.frames["received"] += 1
-            (written_at_ms,) = _WRITTEN.unpack_from(payload, _ORIGIN.size)
-            frame = _unpack(budget_id, payload, _WRITTEN.size, written_at_ms)
+            frame = _unpack(budget_id, payload)
             known = self._contexts.pop(node_id, None)
             if known is not None and known[:2] == (budget_id, frame.from_sequence):
                 frame = frame._replace(context=known[2])
             listener.received(frame)
-        elif kind == _EVENTS:
-            self.frames["received"] += 1
-            listener.received(_unpack(budget_id, payload, 0, 0))
         elif kind == _PRESENCE:
             told = orjson.loads(payload[_ORIGIN.size :])
             listener.attending(budget_id, node_id, told["users"], asks=told["asks"])
@@ -296,24 +261,21 @@ class RedisBus:
         # Nobody could be heard while there was no connection.
         self._heard_at_s = dict.fromkeys({*self._heard_at_s, self._node_id}, now_s)
         while True:
-            async with asyncio.timeout(DEAF_S):
+            async with asyncio.timeout(self._timeouts.deaf_s):
                 beat = _ORIGIN.pack(_HEARTBEAT, self._node_id)
                 with _driver():
-                    if self._sharded:
-                        await redis.spublish(self._heartbeats, beat)
-                    else:
-                        await redis.publish(self._heartbeats, beat)
-            due_s = asyncio.get_running_loop().time() + HEARTBEAT_S
-            await asyncio.sleep(HEARTBEAT_S)
+                    await self._channels.publish(redis, self._channels.heartbeats, beat)
+            due_s = asyncio.get_running_loop().time() + self._timeouts.heartbeat_s
+            await asyncio.sleep(self._timeouts.heartbeat_s)
             now_s = asyncio.get_running_loop().time()
-            if (late_s := now_s - due_s) > HEARTBEAT_S:
+            if (late_s := now_s - due_s) > self._timeouts.heartbeat_s:
                 # This process stood still: what others said meanwhile it has yet to read.
                 for node_id in self._heard_at_s:
                     self._heard_at_s[node_id] += late_s
-            if now_s - self._heard_at_s[self._node_id] > DEAF_S:
-                raise TimeoutError(f"nothing heard for {DEAF_S} s")
+            if now_s - self._heard_at_s[self._node_id] > self._timeouts.deaf_s:
+                raise TimeoutError(f"nothing heard for {self._timeouts.deaf_s} s")
             for node_id, heard_at_s in list(self._heard_at_s.items()):
-                if now_s - heard_at_s > SILENT_S:
+                if now_s - heard_at_s > self._timeouts.silent_s:
                     del self._heard_at_s[node_id]
                     self._contexts.pop(node_id, None)
                     _log.info("node gone", node_id=node_id.hex())
@@ -322,40 +284,17 @@ class RedisBus:
     async def _keep_subscribed(self, pubsub: PubSub, asked: set[str]) -> None:
         """Ask for channels, and drop them, as `_wanted` changes."""
         while True:
-            wanted = {self._heartbeats, *self._wanted}
+            wanted = {self._channels.heartbeats, *self._wanted}
             added = wanted - asked
             # Before it is confirmed a channel is not dropped, so that each answer has one meaning.
             dropped = (asked - wanted) & self._confirmed
             asked = (asked | added) - dropped
             self._confirmed -= dropped
-            for part in self._parts(dropped):
-                with _driver():
-                    if self._sharded:
-                        await pubsub.sunsubscribe(*part)
-                    else:
-                        await pubsub.unsubscribe(*part)
             with _driver():
-                await self._ask_for(pubsub, added)
+                await self._channels.unsubscribe(pubsub, dropped)
+                await self._channels.subscribe(pubsub, added)
             await self._changed.wait()
             self._changed.clear()
-
-    async def _ask_for(self, pubsub: PubSub, channels: Iterable[str]) -> None:
-        for part in self._parts(channels):
-            if self._sharded:
-                await pubsub.ssubscribe(*part)
-            else:
-                await pubsub.subscribe(*part)
-
-    def _parts(self, channels: Iterable[str]) -> Iterator[Sequence[str]]:
-        """What can be said in one command."""
-        if not self._sharded:
-            yield from _parts(channels)
-            return
-        of_bucket: dict[str, list[str]] = {}
-        for channel in channels:
-            of_bucket.setdefault(channel.partition("}")[0], []).append(channel)
-        for alike in of_bucket.values():
-            yield from _parts(alike)
 
     async def _write(self, redis: "Redis") -> None:
         while True:
@@ -366,11 +305,8 @@ class RedisBus:
                 for _ in range(min(len(self._outgoing), PIPELINE_FRAMES_MAX)):
                     channel, payload = self._outgoing.popleft()
                     self._outgoing_bytes -= len(payload)
-                    if self._sharded:
-                        pipeline.spublish(channel, payload)
-                    else:
-                        pipeline.publish(channel, payload)
-                async with asyncio.timeout(STALLED_S):
+                    self._channels.publish(pipeline, channel, payload)
+                async with asyncio.timeout(self._timeouts.stalled_s):
                     with _driver():
                         await pipeline.execute()
 
@@ -387,10 +323,10 @@ def _driver() -> Iterator[None]:
 
 def _pack(node_id: NodeId, frame: Frame) -> bytes:
     removes = (frame.removes or "").encode()
-    span = _RANGE.pack(frame.from_sequence, frame.to_sequence, frame.deletes, len(removes))
-    origin = _ORIGIN.pack(_DATED_EVENTS, node_id)
-    written = _WRITTEN.pack(frame.written_at_ms)
-    return b"".join((origin, written, span, removes, frame.data))
+    head = _EVENTS_HEAD.pack(
+        frame.written_at_ms, frame.from_sequence, frame.to_sequence, frame.deletes, len(removes)
+    )
+    return b"".join((_ORIGIN.pack(_EVENTS, node_id), head, removes, frame.data))
 
 
 def _pack_context(node_id: NodeId, frame: Frame, context: Context) -> bytes:
@@ -403,16 +339,10 @@ def _unpack_context(payload: bytes) -> tuple[int, Context]:
     return from_sequence, Context(trace, tuple(correlation_ids))
 
 
-def _unpack(budget_id: BudgetId, payload: bytes, skipped: int, written_at_ms: int) -> Frame:
-    start = _ORIGIN.size + skipped
-    from_sequence, to_sequence, deletes, size = _RANGE.unpack_from(payload, start)
-    start += _RANGE.size
+def _unpack(budget_id: BudgetId, payload: bytes) -> Frame:
+    head = _EVENTS_HEAD.unpack_from(payload, _ORIGIN.size)
+    written_at_ms, from_sequence, to_sequence, deletes, size = head
+    start = _ORIGIN.size + _EVENTS_HEAD.size
     removes = payload[start : start + size].decode() or None
     data = payload[start + size :]
     return Frame(budget_id, from_sequence, to_sequence, data, removes, deletes, written_at_ms)
-
-
-def _parts(channels: Iterable[str]) -> Iterator[Sequence[str]]:
-    ordered = sorted(channels)
-    for start in range(0, len(ordered), SUBSCRIBE_CHANNELS_MAX):
-        yield ordered[start : start + SUBSCRIBE_CHANNELS_MAX]

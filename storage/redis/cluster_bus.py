@@ -23,13 +23,11 @@ from redis.exceptions import RedisClusterException, RedisError, SlotNotCoveredEr
 
 from hub.budget.records import BudgetId, UserId
 from hub.frames import Frame
+from hub.outage import Outage
 from hub.ports import BusListener
-from storage.redis.bus import BUCKETS, CONNECT_S, RedisBus, Shard, bucket_of
-
-LOOK_S = 1.0  # between two looks at the cluster while a link is missing
-LOOK_CALM_S = 10.0  # and while none is
-ANSWER_S = 2.0  # of one of its nodes
-LOOKING_S = 10.0  # for one look; it asks one node after the other
+from storage.redis.bus import RedisBus
+from storage.redis.channels import BUCKETS, Shard, bucket_of
+from storage.timeouts import TIMEOUTS, Timeouts
 
 _log = structlog.get_logger()
 
@@ -57,7 +55,9 @@ class ClusterBus:
         *,
         new_node_id: Callable[[], bytes],
         jitter: Callable[[], float],
+        timeouts: Timeouts = TIMEOUTS,
     ) -> None:
+        self._timeouts = timeouts
         self._url = url
         self._log_id = log_id
         self._new_node_id = new_node_id
@@ -66,7 +66,7 @@ class ClusterBus:
         self._links: dict[Primary, RedisBus] = {}
         self._tasks: dict[Primary, asyncio.Task[None]] = {}
         self._of_bucket: dict[int, RedisBus] = {}
-        self._lost = False  # nobody tells who has what
+        self._outage = Outage("cluster lost", "cluster back")  # nobody tells who has what
         self.losses: Counter[str] = Counter()  # as a bus counts them; of all shards
         self.frames: Counter[str] = Counter()
 
@@ -85,20 +85,21 @@ class ClusterBus:
             self._url,
             require_full_coverage=False,
             retry=Retry(NoBackoff(), 0, supported_errors=()),
-            socket_connect_timeout=CONNECT_S,
-            socket_timeout=ANSWER_S,
+            socket_connect_timeout=self._timeouts.redis_connect_s,
+            socket_timeout=self._timeouts.redis_answer_s,
         )
         try:
             # A link that dies of a defect takes all of them along, and the process.
             async with asyncio.TaskGroup() as tasks:
-                looked_at_s = -LOOK_CALM_S
+                calm_s = self._timeouts.look_calm_s
+                looked_at_s = -calm_s
                 while True:
-                    if not self.connected or loop.time() - looked_at_s >= LOOK_CALM_S:
+                    if not self.connected or loop.time() - looked_at_s >= calm_s:
                         looked_at_s = loop.time()
                         primaries = await self._look(cluster)
                         if primaries is not None and primaries != self._links.keys():
                             await self._relink(primaries, listener, tasks)
-                    await asyncio.sleep(LOOK_S * (0.5 + self._jitter()))
+                    await asyncio.sleep(self._timeouts.look_s * (0.5 + self._jitter()))
         finally:
             await cluster.aclose()
 
@@ -129,17 +130,13 @@ class ClusterBus:
     async def _look(self, cluster: RedisCluster) -> set[Primary] | None:
         """Who has what, as the cluster says; None if nobody says it."""
         try:
-            async with asyncio.timeout(LOOKING_S):
+            async with asyncio.timeout(self._timeouts.looking_s):
                 await cluster.initialize()  # the first time
                 await cluster.nodes_manager.initialize()
         except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
-            if not self._lost:  # once for each time it is lost
-                self._lost = True
-                _log.warning("cluster lost", error=type(error).__name__)
+            self._outage.lost(type(error).__name__)
             return None
-        if self._lost:
-            self._lost = False
-            _log.warning("cluster back")
+        self._outage.back()
         buckets: dict[tuple[str, int], set[int]] = {}
         for bucket in range(BUCKETS):
             try:
@@ -169,6 +166,7 @@ class ClusterBus:
                 self._new_node_id(),
                 jitter=self._jitter,
                 shard=shard,
+                timeouts=self._timeouts,
             )
             link.losses, link.frames = self.losses, self.frames
             self._links[primary] = link

@@ -8,29 +8,15 @@ import asyncpg
 import pytest
 
 from hub import committer
-from storage.objects import s3
 from storage.postgres import database
 from storage.postgres.database import Database
-from storage.redis import bus, cluster_bus, rate_limits
+from tests.patience import PATIENT, PATIENT_S
 from tests.racing import Elsewhere, Node, Nodes
 
-PATIENT_S = 60
-# What hubs wait for an answer, a lock, a turn or a heartbeat.
+# What hubs wait for a turn; for answers, see `PATIENT`.
 WAITS: tuple[tuple[object, str], ...] = (
-    (database, "COMMAND_TIMEOUT_S"),
-    (database, "ACQUIRE_TIMEOUT_S"),
-    (database, "TURN_S"),
     (committer, "TURN_S"),
     (committer, "SETTLE_S"),
-    (bus, "DEAF_S"),
-    (bus, "SILENT_S"),
-    (bus, "STALLED_S"),
-    (cluster_bus, "ANSWER_S"),
-    (s3, "WAIT_S"),
-    (s3, "CONNECT_S"),
-    (s3, "ANSWER_S"),
-    (rate_limits, "CONNECT_S"),
-    (rate_limits, "ANSWER_S"),
 )
 SERVER_WAITS = ("lock_timeout", "idle_in_transaction_session_timeout", "statement_timeout")
 
@@ -42,9 +28,11 @@ def patience() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for where, name in WAITS:
             patch.setattr(where, name, PATIENT_S)
+        for purpose, quota in database.QUOTAS.items():
+            patch.setitem(database.QUOTAS, purpose, quota._replace(wait_s=PATIENT_S))
         for session in (database.SESSION, database.COMMIT_SESSION):
             for name in SERVER_WAITS:
-                patch.setitem(session, name, f"{PATIENT_S}s")
+                patch.setitem(session, name, f"{PATIENT_S:.0f}s")
         yield
 
 
@@ -54,7 +42,7 @@ async def nodes(database_url: str) -> AsyncIterator[Nodes]:
     async with AsyncExitStack() as cleanup:
 
         async def make(url: str = database_url, **how: Any) -> Node:
-            database = await Database.connect(url, commits_max=4, reads_max=2)
+            database = await Database.connect(url, timeouts=PATIENT)
             cleanup.push_async_callback(database.close)
             node = Node(database, **how)
             cleanup.push_async_callback(node.end)

@@ -176,7 +176,7 @@ class PostgresLog:
     async def page(
         self, budget_id: BudgetId, user_id: UserId | None, after: int, up_to: int, limit: int
     ) -> Page | None:
-        async with self._database.reading() as connection:
+        async with self._database.connection("feeds") as connection:
             rows = await connection.fetch(READ_PAGE, budget_id, user_id, after, up_to, limit)
         if not rows:
             return None
@@ -187,20 +187,20 @@ class PostgresLog:
         return Page(head, deleted, member, events)
 
     async def behind(self, positions: Mapping[BudgetId, int]) -> dict[BudgetId, int]:
-        async with self._database.reading() as connection:
+        async with self._database.connection("watch") as connection:
             rows = await connection.fetch(
                 READ_BEHIND, list(positions.keys()), list(positions.values())
             )
         return {row[0]: row[1] for row in rows}
 
     async def recent(self, seconds: float) -> dict[BudgetId, int]:
-        async with self._database.reading() as connection:
+        async with self._database.connection("watch") as connection:
             rows = await connection.fetch(READ_RECENT, seconds)
         return {row[0]: row[1] for row in rows}
 
     async def log_id(self) -> str:
         """Identity of the log's history; renewed after a restore that lost events."""
-        async with self._database.reading() as connection:
+        async with self._database.connection("feeds") as connection:
             log_id: str = await connection.fetchval(READ_LOG_ID)
         return log_id
 

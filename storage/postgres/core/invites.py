@@ -4,13 +4,12 @@ They are no events: nobody's stream shows them. Their use is one, and counts ins
 lets the user in (`storage.postgres.core.event_log`).
 """
 
-import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hub.budget.records import BudgetId, Invite, UserId
 from hub.errors import Code, HubError
-from storage.postgres.database import Database, turn
+from storage.postgres.database import Database
 
 if TYPE_CHECKING:
     import asyncpg
@@ -55,14 +54,10 @@ UPDATE budgets SET link_sharing = $2 WHERE id = $1
 
 
 class Invites:
-    """Every method is for the budget's owner: raises `HubError` for all others, and `Held`.
+    """Every method is for the budget's owner: raises `HubError` for all others, and `Held`."""
 
-    At most `at_once` of them at a time: they wait for the budgets that commits hold, and the feeds
-    read over the same connections (P7)."""
-
-    def __init__(self, database: Database, at_once: int) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._gate = asyncio.Semaphore(at_once)
 
     async def create(self, owner: UserId, invite: Invite) -> None:
         """Raises `HubError` where the budget has `INVITES_MAX` already that are not revoked."""
@@ -106,11 +101,7 @@ class Invites:
     async def _as_owner(
         self, user_id: UserId, budget_id: BudgetId, statement: str, *arguments: object
     ) -> list["asyncpg.Record"]:
-        async with (
-            turn(self._gate),
-            self._database.reading() as connection,
-            connection.transaction(),
-        ):
+        async with self._database.connection("owners") as connection, connection.transaction():
             stands = await connection.fetchrow(READ_OWNER, budget_id, user_id)
             if stands is None or stands[0] or stands[1] is None:
                 raise HubError(Code.BUDGET_NOT_EXISTS)

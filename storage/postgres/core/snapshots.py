@@ -5,19 +5,16 @@ sees one snapshot, so records, head and digest belong together (P6), and members
 the same instant (P9).
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hub.budget.records import BudgetId, UserId
 from hub.errors import Code, HubError
-from storage.postgres.database import Database, turn
+from storage.postgres.database import Database
 
 if TYPE_CHECKING:
     import asyncpg
 
-    from storage.postgres.database import Connection
 
 # Every statement answers first how the budget and the user ($1, $2) stand, then with its own
 # columns, which are null where the user may not have them.
@@ -205,14 +202,10 @@ class Delta(NamedTuple):
 
 class Snapshots:
     """All methods raise `HubError` where the user may not have what is asked for, or it is not
-    there, `Disconnected`, and `Held` where too many others read. JSON is text, ready to be sent.
+    there, `Disconnected`, and `Held` where too many others read. JSON is text, ready to be sent."""
 
-    At most `reads_max` of them read at a time: the feeds read over the same connections, and what
-    they have to deliver may not wait for somebody's snapshots (P7)."""
-
-    def __init__(self, database: Database, reads_max: int) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._gate = asyncio.Semaphore(reads_max)
 
     async def tag(self, budget_id: BudgetId, user_id: UserId) -> str:
         """The snapshot's tag, without reading the records."""
@@ -281,7 +274,7 @@ class Snapshots:
     async def budgets(self, user_id: UserId, key: int, count: int) -> tuple[int, bytes]:
         """At most `count` budgets the user takes part in, by the number of the membership: the key
         of the next page, a list."""
-        async with self._reading() as connection:
+        async with self._database.connection("rest") as connection:
             row = await connection.fetchrow(READ_BUDGETS, user_id, key, count)
         assert row is not None
         return row[0], row[1].encode()
@@ -290,14 +283,9 @@ class Snapshots:
         self, statement: str, budget_id: BudgetId, user_id: UserId, *arguments: object
     ) -> Sequence[Any]:
         """The statement's own columns."""
-        async with self._reading() as connection:
+        async with self._database.connection("rest") as connection:
             row = await connection.fetchrow(statement, budget_id, user_id, *arguments)
         return _permitted(row)
-
-    @asynccontextmanager
-    async def _reading(self) -> AsyncIterator["Connection"]:
-        async with turn(self._gate), self._database.reading() as connection:
-            yield connection
 
 
 def _permitted(row: "asyncpg.Record | None") -> Sequence[Any]:

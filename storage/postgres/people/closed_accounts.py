@@ -41,7 +41,7 @@ class ClosedAccount(NamedTuple):
 
 
 class ClosedAccounts:
-    """All methods raise `Disconnected`."""
+    """All methods raise `Disconnected`, and all but `since` raise `Held`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -49,7 +49,7 @@ class ClosedAccounts:
     async def close(self, user_id: UserId, *, issued_at: datetime) -> ClosedAccount:
         """Close the account by a token issued at that time. Returns the closing that counts: an
         earlier one, where the token was issued before it."""
-        async with self._database.reading() as connection:
+        async with self._database.connection("rest") as connection:
             closed_at = await connection.fetchval(CLOSE, user_id, issued_at)
             if closed_at is None:
                 closed_at = await connection.fetchval(READ, user_id)
@@ -57,17 +57,17 @@ class ClosedAccounts:
 
     async def since(self, closed_at: datetime, user_id: UserId = "") -> Sequence[ClosedAccount]:
         """At most `ROWS_MAX` after that one, in the order of their times."""
-        async with self._database.reading() as connection:
+        async with self._database.connection("watch") as connection:
             rows = await connection.fetch(READ_SINCE, closed_at, user_id, ROWS_MAX)
         return [ClosedAccount._make(row) for row in rows]
 
     async def uncleared(self, before: datetime) -> Sequence[ClosedAccount]:
         """At most `ROWS_MAX`, the oldest first."""
-        async with self._database.reading() as connection:
+        async with self._database.connection("rest") as connection:
             rows = await connection.fetch(READ_UNCLEARED, before, ROWS_MAX)
         return [ClosedAccount._make(row) for row in rows]
 
     async def cleared(self, account: ClosedAccount) -> None:
         """Nothing of the account is left."""
-        async with self._database.reading() as connection:
+        async with self._database.connection("rest") as connection:
             await connection.execute(CLEARED, *account)

@@ -21,14 +21,14 @@ from websockets import frames
 from hub.committer import SETTLE_S
 from loadtest.cluster import FragilePostgres, FragileRedis
 from loadtest.proxy import Proxy
-from storage.redis.bus import DEAF_S, HEARTBEAT_S
+from storage.timeouts import TIMEOUTS
 from tests.acceptance.conftest import Pair
 from tests.cluster import BUSY_S, P7_S, POLL_S, REST_S, Cluster, Node, all_say, checked, until
 from tests.conftest import migrated
 from tests.device import Device, Json, Refused, budget_create, connect, expense_add, new_id
 from tests.storm import SEED
 
-DEAF_AFTER_S = DEAF_S + HEARTBEAT_S
+DEAF_AFTER_S = TIMEOUTS.deaf_s + TIMEOUTS.heartbeat_s
 LONG_S = 10.0
 AWAY_S = 4.0  # of Postgres
 AT_ONCE_S = 0.5  # as a rule; by the bus, where the sweeper would take a second each time

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from storage.redis.bus import bucket_of
+from storage.redis.channels import bucket_of
 from tests.cluster import BUSY_S, P7_S, Cluster, all_say
 from tests.device import budget_create, connect, expense_add, new_id
 from tests.redis_cluster import RedisCluster

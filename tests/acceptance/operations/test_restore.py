@@ -110,7 +110,7 @@ def give(path: Path, *, like: Path) -> None:
 
 
 async def write(database_url: str, *events: Json) -> Sequence[Verdict]:
-    database = await Database.connect(database_url, commits_max=1, reads_max=1)
+    database = await Database.connect(database_url)
     try:
         verdicts = await submit(database, "ann", events)
         assert {verdict.status for verdict in verdicts} == {"accepted"}

@@ -15,9 +15,9 @@ import jwt
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from api.auth.firebase import STANDING_WAIT_S
 from api.auth.local import RefreshToken
 from api.auth.tokens import ISSUER, Keys, Tokens
+from api.timeouts import APP_TIMEOUTS
 from tests import ROOT
 from tests.cluster import AUTH_SECRET, Cluster, Node, until
 from tests.device import Ended, budget_create, connect, expense_add, new_id, open_device
@@ -158,7 +158,7 @@ identities = pytest.mark.parametrize("identity", ["firebase", "local"], indirect
 
 @table
 @again_if_too_late
-@unpaused(STANDING_WAIT_S / 2)  # else Google does not answer in time
+@unpaused(APP_TIMEOUTS.standing_s / 2)  # else Google does not answer in time
 async def test_upgrade(identity: Identity, state: str) -> None:
     token = identity.states[state]()
     if state in COUNTS:
@@ -179,7 +179,7 @@ async def test_upgrade(identity: Identity, state: str) -> None:
 
 @table
 @again_if_too_late
-@unpaused(STANDING_WAIT_S / 2)  # else Google does not answer in time
+@unpaused(APP_TIMEOUTS.standing_s / 2)  # else Google does not answer in time
 async def test_rest(identity: Identity, state: str) -> None:
     async with identity.node.rest(identity.states[state]()) as rest:
         answer = await rest.get("/budgets")
@@ -192,7 +192,7 @@ async def test_rest(identity: Identity, state: str) -> None:
 
 @table
 @again_if_too_late
-@unpaused(STANDING_WAIT_S / 2)  # else Google does not answer in time
+@unpaused(APP_TIMEOUTS.standing_s / 2)  # else Google does not answer in time
 async def test_long_poll(identity: Identity, state: str) -> None:
     budget_id = new_id()
     async with (
@@ -213,7 +213,7 @@ async def test_long_poll(identity: Identity, state: str) -> None:
 
 @table
 @again_if_too_late
-@unpaused(STANDING_WAIT_S / 2)  # else Google does not answer in time
+@unpaused(APP_TIMEOUTS.standing_s / 2)  # else Google does not answer in time
 async def test_renewal_in_band(identity: Identity, state: str) -> None:
     user_id = REVOKED if state == "revoked" else USER
     async with connect(identity.node.url, identity.fresh(user_id)) as device:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -25,6 +26,7 @@ from storage.postgres.people.closed_accounts import ClosedAccounts
 from storage.postgres.people.logins import Logins
 from storage.postgres.people.profiles import Profiles
 from tests.device import budget_create, category_add, new_id
+from tests.patience import PATIENT
 
 SECRET = b"s" * 32
 LATE_S = 300.0  # longer than a test can take
@@ -64,6 +66,7 @@ class World:
             Photos(database, store, now=self.clock, new_id=new_id),
             now_ms=self.now_ms,
             new_id=new_id,
+            timeouts=replace(PATIENT, late_s=LATE_S),
         )
 
     def now_ms(self) -> int:
@@ -89,7 +92,7 @@ class World:
         assert verdict.status == "accepted"
 
     async def taking_part(self, budget_id: str) -> list[str]:
-        async with self.database.reading() as connection:
+        async with self.database.connection("rest") as connection:
             rows = await connection.fetch(
                 "SELECT user_id FROM participants WHERE budget_id = $1 AND active ORDER BY number",
                 budget_id,
@@ -97,7 +100,7 @@ class World:
         return [row[0] for row in rows]
 
     async def owner(self, budget_id: str) -> str:
-        async with self.database.reading() as connection:
+        async with self.database.connection("rest") as connection:
             owner: str = await connection.fetchval(
                 "SELECT owner_id FROM budgets WHERE id = $1", budget_id
             )
@@ -106,7 +109,7 @@ class World:
     async def everything(self) -> str:
         """All rows of all tables, as text."""
         whole = BytesIO()
-        async with self.database.reading() as connection:
+        async with self.database.connection("rest") as connection:
             tables = await connection.fetch(
                 "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public'"
             )
@@ -131,10 +134,7 @@ class Late:
 
 
 @pytest.fixture
-async def world(
-    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[World]:
-    monkeypatch.setattr("api.auth.closing.LATE_S", LATE_S)
+async def world(database: Database, tmp_path: Path) -> AsyncIterator[World]:
     world = World(database, tmp_path / "photos")
     yield world
     await world.hub.close()
@@ -209,12 +209,13 @@ async def test_more_are_learnt_of_than_one_answer_holds(
     assert all(other.refuses(user) for user in users)
 
 
-async def test_p8_what_is_known_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.auth.closed_accounts.KNOWN_MAX", 4)
+async def test_p8_what_is_known_is_bounded(world: World) -> None:
     users = [world.signed_in(f"user-{n}") for n in range(10)]
     for user in users:
         await world.closing.close(user)
-    assert [world.closed.refuses(user) for user in users] == [False] * 6 + [True] * 4
+    watch = ClosedAccountWatch(world.accounts, world.hub, known_max=4)
+    await watch.look()
+    assert [watch.refuses(user) for user in users] == [False] * 6 + [True] * 4
 
 
 async def test_what_a_failure_interrupts_the_second_pass_finishes(
@@ -280,7 +281,7 @@ async def test_an_old_token_does_not_close_the_account_again(world: World) -> No
     """Whoever came back is not thrown out by a repeat that took its time."""
     old = world.signed_in("ann", ago_s=1200)
     await world.closing.close(old)
-    async with world.database.reading() as connection:
+    async with world.database.connection("rest") as connection:
         await connection.execute(
             "UPDATE closed_accounts SET closed_at = closed_at - interval '10 minutes'"
         )

@@ -14,7 +14,6 @@ import pytest
 from google.auth.exceptions import TransportError
 from structlog.testing import capture_logs
 
-from api.auth import firebase as module
 from api.auth.firebase import (
     KEYS_RETRY_S,
     KEYS_STALE_S,
@@ -37,6 +36,7 @@ from storage.postgres.database import Database
 from storage.postgres.people.closed_accounts import ClosedAccounts
 from storage.postgres.people.profiles import Profile, Profiles
 from tests.google import PROJECT, Google, Signer, ask_at, encoded, running
+from tests.patience import PATIENT
 
 NOW_S = 1_795_257_600.5
 CLAIMS = {"sub": "ada", "iat": int(NOW_S) - 10, "exp": int(NOW_S) + 3590}
@@ -57,8 +57,6 @@ def google(one_google: Google, monkeypatch: pytest.MonkeyPatch) -> Google:
     one_google.down, one_google.max_age_s = set(), 3600
     one_google.key_fetches, one_google.lookups = 0, []
     one_google.answering.set()
-    for name in ("STANDING_WAIT_S", "INTRODUCING_S"):  # the machine may stop for some seconds
-        monkeypatch.setattr(module, name, 30.0)
     ask_at(one_google.url, monkeypatch)
     return one_google
 
@@ -80,7 +78,7 @@ def firebase_of(google: Google, introduce: Callable[[Profile, datetime], Any]) -
     client = open_client(
         PROJECT, google.service_account(), emulated=False, keys=google_keys(now=time.time)
     )
-    return Firebase(client, introduce, now=time.time)
+    return Firebase(client, introduce, now=time.time, timeouts=PATIENT)
 
 
 async def refused(firebase: Firebase, token: str, code: Code = Code.NOT_LOGGED_IN) -> None:
@@ -403,20 +401,19 @@ async def test_p10_where_nobody_knows_the_user_is_let_in_and_nobody_waits(
     await refused(firebase, google.signer.token("dan"))
 
 
-async def test_p10_nobody_waits_long_for_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "STANDING_WAIT_S", 0.01)
+async def test_p10_nobody_waits_long_for_an_answer() -> None:
     answering = asyncio.Event()
 
     async def ask(user_ids: Collection[str]) -> Mapping[str, int]:
         await answering.wait()
         return dict.fromkeys(user_ids, 7)
 
-    standing = Standing(ask)
+    standing = Standing(ask, 0.01)
     assert await standing.of("ada") is None
     assert await standing.of("bob") is None  # at once
     answering.set()
-    standing.reachable = True
-    monkeypatch.setattr(module, "STANDING_WAIT_S", 30.0)
+    standing.outage.back()
+    standing._wait_s = PATIENT.standing_s
     assert await standing.of("bob") == 7
 
 
@@ -464,7 +461,6 @@ def revocations(accounts: FakeAccounts, hub: FakeHub) -> Revocations:
         tokens.cache,
         hub,  # type: ignore[arg-type]
         now_ms=lambda: 0,
-        within_s=60,
     )
 
 
@@ -552,7 +548,7 @@ async def test_a_token_from_before_the_account_was_closed_brings_no_name_back(
     await firebase.authenticate(token)
     with pytest.raises(HubError, match="USER_NOT_FOUND"):
         await profiles.read("ada")
-    async with database.reading() as connection:  # she comes back
+    async with database.connection("rest") as connection:  # she comes back
         await connection.execute("UPDATE closed_accounts SET closed_at = to_timestamp(0)")
     await firebase.authenticate(token)
     assert (await profiles.read("ada")).first_name == "Ada"

@@ -13,7 +13,7 @@ import pytest
 import uvloop
 from starlette.types import Message
 
-from api.app import OWNERS_MAX, REST_READS_MAX, App, open_app
+from api.app import App, open_app
 from api.rest.core import events as events_module, followers
 from api.rest.core.followers import EventStream
 from api.settings import Settings
@@ -24,17 +24,21 @@ from hub.feed import sweeper
 from hub.frames import FRAME_BYTES_MAX
 from hub.hub import Hub
 from hub.ports import EventLog, Page, Principal
-from storage.postgres import database
+from storage.postgres.database import QUOTAS
 from tests.cluster import AUTH_SECRET, token, until
 from tests.device import Json, budget_create, expense_add, new_id
+from tests.patience import PATIENT
 
 TIMEOUT_S = 30.0
 
 
 @pytest.fixture
 async def app(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[App]:
+    for purpose in ("rest", "owners"):
+        monkeypatch.setitem(QUOTAS, purpose, QUOTAS[purpose]._replace(wait_s=0.5))
     monkeypatch.setattr(sweeper, "INTERVAL_S", 3600.0)  # it would find what the followers missed
-    async with open_app(Settings(database_url=database_url, auth_secret=AUTH_SECRET)) as app:
+    settings = Settings(database_url=database_url, auth_secret=AUTH_SECRET)
+    async with open_app(settings, timeouts=PATIENT) as app:
         yield app
 
 
@@ -308,7 +312,10 @@ def test_a_stream_ends_with_its_token_though_timers_strike_early(app: App) -> No
 
 @pytest.mark.parametrize(
     ("path", "table", "at_once"),
-    [("", "expenses", REST_READS_MAX), ("/invites", "invites", OWNERS_MAX)],
+    [
+        ("", "expenses", QUOTAS["rest"].connections),
+        ("/invites", "invites", QUOTAS["owners"].connections),
+    ],
 )
 async def test_p7_what_waits_for_the_database_leaves_the_feeds_their_connections(
     app: App,
@@ -319,7 +326,6 @@ async def test_p7_what_waits_for_the_database_leaves_the_feeds_their_connections
     table: str,
     at_once: int,
 ) -> None:
-    monkeypatch.setattr(database, "TURN_S", 0.5)
     sql = await asyncpg.connect(database_url)
     requests = [Request(f"/budgets/{budget_id}{path}") for _ in range(20)]
     try:

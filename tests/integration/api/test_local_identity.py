@@ -114,7 +114,7 @@ async def test_of_registrations_at_once_one_wins(identity: LocalIdentity) -> Non
 async def test_an_email_known_from_another_identity_is_free(
     identity: LocalIdentity, database: Database
 ) -> None:
-    async with database.reading() as connection:
+    async with database.connection("rest") as connection:
         await connection.execute("INSERT INTO users (id, email) VALUES ('elsewhere', $1)", EMAIL)
     await refused(Code.BAD_CREDENTIALS, identity.login(EMAIL, PASSWORD))
     await identity.register(EMAIL, PASSWORD, None, None)
@@ -285,7 +285,7 @@ async def test_a_deleted_account_takes_its_logins_along(
     identity: LocalIdentity, database: Database
 ) -> None:
     session = await identity.register(EMAIL, PASSWORD, None, None)
-    async with database.reading() as connection:
+    async with database.connection("rest") as connection:
         await connection.execute("DELETE FROM users")
     await refused(Code.NOT_LOGGED_IN, identity.refresh(session.refresh_token))
     await refused(Code.BAD_CREDENTIALS, identity.login(EMAIL, PASSWORD))
@@ -305,7 +305,7 @@ async def test_logins_that_ran_out_are_cleared(logins: Logins, database: Databas
     for day in range(1, 29):
         await logins.start_family(str(uuid4()), "ada", now=january(1), expires_at=january(day))
     left = "SELECT count(*) FROM refresh_families WHERE expires_at <= $1"
-    async with database.reading() as connection:
+    async with database.connection("rest") as connection:
         for count in (5, 0, 0):  # the 1st went at the 2nd's start, ten at a time after that
             await logins.start_family(str(uuid4()), "ada", now=january(16), expires_at=january(31))
             assert await connection.fetchval(left, january(16)) == count
@@ -391,7 +391,7 @@ async def refused(code: Code, asked: Awaitable[SignedIn]) -> None:
 
 
 async def only_row(database: Database, query: str) -> Any:
-    async with database.reading() as connection:
+    async with database.connection("rest") as connection:
         rows = await connection.fetch(query)
     assert len(rows) == 1
     return rows[0]

@@ -11,6 +11,7 @@ from hub.feed import sweeper as sweeper_module
 from hub.hub import Hub
 from hub.limits import Rates
 from hub.ports import EventLog, Page
+from hub.service import Service
 from storage.postgres.core.event_log import PostgresLog
 from storage.postgres.database import Database
 from tests.cluster import until
@@ -71,7 +72,6 @@ async def test_p7_what_the_bus_lost_is_found(
     database: Database, monkeypatch: pytest.MonkeyPatch, few: int, asks: Sequence[str]
 ) -> None:
     monkeypatch.setattr(sweeper_module, "COMPARED_ALL_MAX", few)
-    monkeypatch.setattr(sweeper_module, "INTERVAL_S", 0.01)
     log = Counting(PostgresLog(database))
     here, elsewhere = hub_on(log), hub_on(PostgresLog(database))  # and no bus between them
     budget_id = new_id()
@@ -79,7 +79,7 @@ async def test_p7_what_the_bus_lost_is_found(
     reader = Reader()
     here.subscribe("ann", budget_id, 1, reader)
     await until(lambda: reader.head == 1, 30)
-    here.spawn(here.sweeper.run())
+    here.spawn(Service("sweeper", 0.01, here.sweeper.run_once).run())
     await elsewhere.submit("ann", parse_batch([expense_add(budget_id)], 1), "stop")
     join = Joining(new_id(), budget_id, "ben", 1, participants_max=INTEGER_MAX)
     await elsewhere.submit("ben", [join], "stop")

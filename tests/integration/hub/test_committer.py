@@ -26,7 +26,7 @@ from hub.errors import BadData, Disconnected, Held, LostRace
 from loadtest.proxy import Proxy
 from loadtest.replica import Replica
 from storage.postgres.core.event_log import PostgresLog, PostgresTransaction
-from storage.postgres.database import Database, translated
+from storage.postgres.database import QUOTAS, Database, translated
 from tests.racing import (
     AS_IN_SERVICE,
     Elsewhere,
@@ -769,7 +769,7 @@ async def test_hubs_ask_the_server_to_notice_within_seconds_that_they_are_gone(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_session(monkeypatch, **AS_IN_SERVICE)
-    database = await Database.connect(database_url, commits_max=1, reads_max=1)
+    database = await Database.connect(database_url)
     try:
         async with database.committing() as connection:
             shown = {
@@ -800,8 +800,9 @@ async def test_hubs_ask_the_server_to_notice_within_seconds_that_they_are_gone(
 async def test_readers_do_not_starve_commits(database: Database) -> None:
     node = Node(database)
     async with AsyncExitStack() as readers:
-        for _ in range(4):  # all that `database` has
-            await readers.enter_async_context(database.reading())
+        for purpose, quota in QUOTAS.items():
+            for _ in range(quota.connections if purpose != "commits" else 0):
+                await readers.enter_async_context(database.connection(purpose))
         await node.new_budget()
 
 

@@ -134,7 +134,7 @@ class Bench:
         """Without `logId`; the code where the user may not have it."""
         try:
             snapshot: Json = orjson.loads(
-                (await Snapshots(self._database, 1).read(budget_id, user)).text
+                (await Snapshots(self._database).read(budget_id, user)).text
             )
         except HubError as error:
             return error.code.name
@@ -143,7 +143,7 @@ class Bench:
 
     async def members(self, budget_id: BudgetId) -> dict[UserId, Json]:
         """Who takes part and who did, as the model has them."""
-        async with self._database.reading() as connection:
+        async with self._database.connection("rest") as connection:
             rows = await connection.fetch(
                 """
                 SELECT user_id, joined_at, active, removed_at IS NOT NULL
@@ -162,7 +162,7 @@ class Bench:
 
     async def tables(self, budget_id: BudgetId) -> dict[str, tuple[Json, int]]:
         """Id → record and the sequence of its last change, tombstones included."""
-        async with self._database.reading() as connection:
+        async with self._database.connection("rest") as connection:
             rows = await connection.fetch(
                 """
                 SELECT id::text, last_sequence, deleted, json_build_object(
@@ -194,7 +194,7 @@ class Bench:
 @contextmanager
 def bench_on(database_url: str) -> Iterator[Bench]:
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
-        database = runner.run(Database.connect(database_url, commits_max=4, reads_max=2))
+        database = runner.run(Database.connect(database_url))
         try:
             yield Bench(runner, database)
         finally:

@@ -348,7 +348,7 @@ async def test_p9_who_was_removed_needs_an_invite_made_later_by_whatever_clock(
 ) -> None:
     """The node that makes the invites has another one than the node that removes."""
     budget_id = await a_budget(node, "ben")
-    invites = Invites(database, 1)
+    invites = Invites(database)
     at_ms, end_ms = NOW_MS + ahead_ms, NOW_MS + 3_600_000
 
     async def join(token: bytes) -> str:

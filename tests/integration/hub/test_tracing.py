@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from api.app import now_ms
+from api.services import now_ms
 from api.settings import Settings, SettingsError
 from api.telemetry.tracing import OpenTelemetry
 from hub.budget.events import parse_batch
@@ -35,6 +35,7 @@ from storage.postgres.database import Database
 from storage.redis.bus import RedisBus
 from tests.cluster import until
 from tests.device import Json, budget_create, expense_add, expense_edit, new_id
+from tests.patience import PATIENT
 
 DEADLINE_S = 30.0
 
@@ -105,7 +106,7 @@ async def running(
     log_id = new_id()
     nodes = []
     for sampler in samplers:
-        bus = RedisBus(redis.url, log_id, uuid4().bytes, jitter=random.random)
+        bus = RedisBus(redis.url, log_id, uuid4().bytes, jitter=random.random, timeouts=PATIENT)
         nodes.append(Node(database, bus, log_id, sampler))
     tasks = [asyncio.create_task(node.bus.run(node.hub)) for node in nodes]
     try:
@@ -221,7 +222,7 @@ async def test_p7_a_context_never_changes_or_holds_up_the_frame(
     log_id, budget_id, node_id = new_id(), new_id(), uuid4().bytes
     plain = Frame(budget_id, 1, 1, b"\x81\x02{}")
     told = plain._replace(context=Context("00-" + "1" * 32 + "-" + "2" * 16 + "-01", ("tap-19",)))
-    bus = RedisBus(redis.url, log_id, node_id, jitter=random.random)
+    bus = RedisBus(redis.url, log_id, node_id, jitter=random.random, timeouts=PATIENT)
     hub = HubEar()
     task = asyncio.create_task(bus.run(hub))
     try:
@@ -268,7 +269,8 @@ async def test_a_context_stays_with_its_own_frame(redis: EmbeddedRedis) -> None:
         Frame(budget_id, 4, 4, b"c"),
     ]
     here, there = (
-        RedisBus(redis.url, log_id, uuid4().bytes, jitter=random.random) for _ in range(2)
+        RedisBus(redis.url, log_id, uuid4().bytes, jitter=random.random, timeouts=PATIENT)
+        for _ in range(2)
     )
     ear = HubEar()
     tasks = [asyncio.create_task(bus.run(of)) for bus, of in ((here, HubEar()), (there, ear))]

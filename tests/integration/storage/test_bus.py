@@ -8,6 +8,7 @@ import tracemalloc
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from itertools import count, pairwise
 from uuid import uuid4
 
@@ -21,13 +22,16 @@ from hub.frames import Frame
 from hub.ports import NodeId
 from loadtest.proxy import PIECE_BYTES, Proxy
 from storage.embedded.redis import EmbeddedRedis
-from storage.redis import bus as storage_bus
-from storage.redis.bus import DEAF_S, HEARTBEAT_S, OUTGOING_BYTES_MAX, STALLED_S, RedisBus
+from storage.redis.bus import OUTGOING_BYTES_MAX, RedisBus
+from storage.timeouts import TIMEOUTS, Timeouts
 from tests.cluster import POLL_S, until
 from tests.device import new_id
 from tests.listener import Listener, linked
+from tests.patience import PATIENT
 
 DEADLINE_S = 30.0
+BEATING = replace(PATIENT, heartbeat_s=0.1)
+SOON_DEAF = replace(PATIENT, deaf_s=TIMEOUTS.deaf_s)
 KILLS = 60
 SLOW_S = 0.15  # enough for anything else to happen first
 MIB = 1024 * 1024
@@ -68,10 +72,10 @@ class Deaf:
 class Node(Listener):
     """A bus that runs, and all it told its listener."""
 
-    def __init__(self, url: str, log_id: str) -> None:
+    def __init__(self, url: str, log_id: str, timeouts: Timeouts = PATIENT) -> None:
         super().__init__()
         self.node_id = uuid4().bytes
-        self.bus = RedisBus(url, log_id, self.node_id, jitter=random.random)
+        self.bus = RedisBus(url, log_id, self.node_id, jitter=random.random, timeouts=timeouts)
 
     async def follow(self, budget_id: BudgetId) -> None:
         async with asyncio.timeout(DEADLINE_S):
@@ -90,9 +94,9 @@ class Node(Listener):
 
 
 @asynccontextmanager
-async def running(url: str, log_id: str) -> AsyncIterator[Node]:
+async def running(url: str, log_id: str, timeouts: Timeouts = PATIENT) -> AsyncIterator[Node]:
     """A node of that log, once it has its connection."""
-    node = Node(url, log_id)
+    node = Node(url, log_id, timeouts)
     async with linked(node.bus, node):
         yield node
 
@@ -155,17 +159,17 @@ async def test_frames_cross_byte_for_byte(
 async def test_while_a_version_is_deployed_both_of_their_messages_are_heard(
     redis: EmbeddedRedis, log_id: str, budget_id: BudgetId, admin: Redis
 ) -> None:
-    """That of nodes which did not date events yet; and one of a later version is left alone."""
-    origin, span = struct.Struct("!B16s"), struct.Struct("!QQ?H")
+    """Those of 0.1.0, in its form; and one of a later version is left alone."""
+    origin, head = struct.Struct("!B16s"), struct.Struct("!QQQ?H")
     other = uuid4().bytes
     async with running(redis.url, log_id) as here:
         await here.follow(budget_id)
         channel = f"budget-hub:{log_id}:{budget_id}"
         await admin.publish(channel, origin.pack(200, other) + b"of the future")
-        older = origin.pack(1, other) + span.pack(1, 2, True, 3) + b"ada" + b"frame"
+        older = origin.pack(4, other) + head.pack(7, 1, 2, True, 3) + b"ada" + b"frame"
         await admin.publish(channel, older)
         await until(lambda: bool(here.frames), DEADLINE_S)
-        assert here.frames == [Frame(budget_id, 1, 2, b"frame", removes="ada", deletes=True)]
+        assert here.frames == [Frame(budget_id, 1, 2, b"frame", "ada", True, 7)]
 
 
 async def test_only_what_is_followed_arrives(redis: EmbeddedRedis, log_id: str) -> None:
@@ -313,18 +317,20 @@ async def test_every_node_is_heard_every_second(
                     if message is not None:
                         beats[message["data"][-16:]].append(time.monotonic())
             assert set(beats) == {here.node_id, there.node_id}
-            most = 1 + (time.monotonic() - begun_s) / HEARTBEAT_S
+            most = 1 + (time.monotonic() - begun_s) / PATIENT.heartbeat_s
             assert max(len(times) for times in beats.values()) <= most
             assert here.gone == there.gone == []
 
 
 async def test_a_node_that_falls_silent_is_told_of_once(
-    redis: EmbeddedRedis, log_id: str, budget_id: BudgetId, monkeypatch: pytest.MonkeyPatch
+    redis: EmbeddedRedis, log_id: str, budget_id: BudgetId
 ) -> None:
-    monkeypatch.setattr(storage_bus, "HEARTBEAT_S", 0.1)
-    async with running(redis.url, log_id) as here, running(redis.url, log_id) as steady:
+    async with (
+        running(redis.url, log_id, BEATING) as here,
+        running(redis.url, log_id, BEATING) as steady,
+    ):
         await here.follow(budget_id)
-        async with running(redis.url, log_id) as there:
+        async with running(redis.url, log_id, BEATING) as there:
             there.bus.announce(budget_id, {"ada": 1}, asks=False)
             await until(lambda: bool(here.attended), DEADLINE_S)
             await until(lambda: all(n.hears(there) for n in (here, steady)), DEADLINE_S)
@@ -333,7 +339,7 @@ async def test_a_node_that_falls_silent_is_told_of_once(
         def told() -> bool:
             for node in (here, steady):
                 if node.hears(there):  # what it said last may still be on its way
-                    node.has_not_heard(there, storage_bus.SILENT_S)
+                    node.has_not_heard(there, PATIENT.silent_s)
             return bool(here.gone) and bool(steady.gone)
 
         await until(told, DEADLINE_S)
@@ -346,26 +352,25 @@ async def test_p7_a_node_that_hears_nothing_knows_and_comes_back(
     proxy: Proxy,
     log_id: str,
     budget_id: BudgetId,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its connection looks well all the while."""
-    with monkeypatch.context() as patch:
-        patch.setattr(storage_bus, "DEAF_S", DEAF_S)
-        async with running(redis.url, log_id) as here, running(proxy.url, log_id) as there:
-            await there.follow(budget_id)
-            await until(lambda: there.bus.connected, DEADLINE_S)
-            proxy.black_hole()
-            heard_s = there.heard_at_s(there)
-            await until(lambda: not there.bus.connected, DEADLINE_S)
-            assert asyncio.get_running_loop().time() - heard_s > DEAF_S
-            assert there.bus.losses["deaf"] >= 1
-            patch.undo()
-            await proxy.heal()
-            await until(lambda: there.bus.connected, DEADLINE_S)
-            await heard(here, there, budget_id)
-            # Once for each loss of its own: here too, where the machine stopped for that long.
-            for node in (here, there):
-                assert node.restorations == 1 + node.bus.losses.total()
+    async with (
+        running(redis.url, log_id) as here,
+        running(proxy.url, log_id, SOON_DEAF) as there,
+    ):
+        await there.follow(budget_id)
+        await until(lambda: there.bus.connected, DEADLINE_S)
+        proxy.black_hole()
+        heard_s = there.heard_at_s(there)
+        await until(lambda: not there.bus.connected, DEADLINE_S)
+        assert asyncio.get_running_loop().time() - heard_s > SOON_DEAF.deaf_s
+        assert there.bus.losses["deaf"] >= 1
+        await proxy.heal()
+        await until(lambda: there.bus.connected, DEADLINE_S)
+        await heard(here, there, budget_id)
+        # Once for each loss of its own: also where the machine stopped for that long.
+        for node in (here, there):
+            assert node.restorations == 1 + node.bus.losses.total()
 
 
 async def heard(here: Node, there: Node, budget_id: BudgetId) -> None:
@@ -378,17 +383,13 @@ async def heard(here: Node, there: Node, budget_id: BudgetId) -> None:
                 return
 
 
-async def test_who_stood_still_is_not_deaf(
-    redis: EmbeddedRedis, log_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_who_stood_still_is_not_deaf(redis: EmbeddedRedis, log_id: str) -> None:
     """A process that was stopped for a while has the echo of its heartbeat yet to read."""
     deaf_s = 1.0
-    monkeypatch.setattr(storage_bus, "HEARTBEAT_S", 0.1)
-    monkeypatch.setattr(storage_bus, "DEAF_S", deaf_s)
     async with (
         Redis.from_url(redis.url) as other,
         other.pubsub() as watching,
-        running(redis.url, log_id) as here,
+        running(redis.url, log_id, replace(BEATING, deaf_s=deaf_s)) as here,
     ):
         await watching.subscribe(f"budget-hub:{log_id}:nodes")
 
@@ -408,7 +409,7 @@ async def test_who_stood_still_is_not_deaf(
 
 
 async def test_p7_a_connection_that_is_never_answered_is_given_up(
-    redis: EmbeddedRedis, log_id: str, monkeypatch: pytest.MonkeyPatch
+    redis: EmbeddedRedis, log_id: str
 ) -> None:
     """What accepts it may be gone in that moment, or stand before a Redis that is. The next one
     may be answered."""
@@ -417,10 +418,10 @@ async def test_p7_a_connection_that_is_never_answered_is_given_up(
     async def swallow(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         swallowed.append(writer)
 
-    monkeypatch.setattr(storage_bus, "DEAF_S", DEAF_S)
     mute = await asyncio.start_server(swallow, "127.0.0.1")
     port = mute.sockets[0].getsockname()[1]
-    bus = RedisBus(f"redis://127.0.0.1:{port}/0", log_id, uuid4().bytes, jitter=random.random)
+    url = f"redis://127.0.0.1:{port}/0"
+    bus = RedisBus(url, log_id, uuid4().bytes, jitter=random.random, timeouts=TIMEOUTS)
     running = asyncio.create_task(bus.run(Deaf()))
     try:
         await until(lambda: len(swallowed) >= 2, DEADLINE_S)
@@ -434,13 +435,12 @@ async def test_p7_a_connection_that_is_never_answered_is_given_up(
 
 
 async def test_p7_a_connection_that_takes_frames_and_passes_none_is_given_up(
-    redis: EmbeddedRedis, log_id: str, budget_id: BudgetId, monkeypatch: pytest.MonkeyPatch
+    redis: EmbeddedRedis, log_id: str, budget_id: BudgetId
 ) -> None:
     """Frames, heartbeats and subscriptions may go by several connections; each of them counts."""
-    monkeypatch.setattr(storage_bus, "STALLED_S", STALLED_S)
     async with (
         Stalling(redis.url, b"the first") as proxy,
-        running(proxy.url, log_id) as here,
+        running(proxy.url, log_id, replace(PATIENT, stalled_s=TIMEOUTS.stalled_s)) as here,
         running(redis.url, log_id) as there,
     ):
         await there.follow(budget_id)
@@ -475,7 +475,7 @@ async def test_a_connection_lost_at_any_moment_never_ends_the_bus(redis: Embedde
     """P10. The driver answers with errors of many kinds when its connection goes between two tasks
     that use it; the bus has to come back from all of them."""
     chance = random.Random(1)
-    bus = RedisBus(redis.url, new_id(), uuid4().bytes, jitter=chance.random)
+    bus = RedisBus(redis.url, new_id(), uuid4().bytes, jitter=chance.random, timeouts=PATIENT)
 
     async def come_and_go() -> None:
         while True:

@@ -7,11 +7,11 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from limits import RateLimitItemPerMinute
 from redis.crc import key_slot
 from redis.exceptions import MovedError
 from structlog.testing import capture_logs
@@ -19,29 +19,41 @@ from structlog.testing import capture_logs
 from api.settings import Settings, SettingsError
 from hub.budget.records import BudgetId
 from hub.frames import Frame
-from storage.redis import bus as storage_bus, cluster_bus
-from storage.redis.bus import BUCKETS, DEAF_S, HEARTBEAT_S, bucket_of
+from storage.redis.channels import BUCKETS, bucket_of
 from storage.redis.cluster_bus import ClusterBus, address_of
-from storage.redis.rate_limits import RateLimits
+from storage.redis.rate_limits import Limit, RateLimits
+from storage.timeouts import TIMEOUTS, Timeouts
 from tests.cluster import POLL_S, until
 from tests.device import new_id
 from tests.listener import Listener, linked
+from tests.patience import PATIENT
 from tests.redis_cluster import NODE_TIMEOUT_MS, Member, RedisCluster
 
 BUDGETS = 30  # of each shard some
+SOON_DEAF = replace(PATIENT, deaf_s=TIMEOUTS.deaf_s)
 DEADLINE_S = 60.0
 
 
 class Node(Listener):
     """A bus that runs, and what it told its listener."""
 
-    def __init__(self, url: str, log_id: str) -> None:
+    def __init__(self, url: str, log_id: str, timeouts: Timeouts = PATIENT) -> None:
         super().__init__()
-        self.bus = ClusterBus(url, log_id, new_node_id=lambda: uuid4().bytes, jitter=random.random)
+        self.bus = ClusterBus(
+            url,
+            log_id,
+            new_node_id=lambda: uuid4().bytes,
+            jitter=random.random,
+            timeouts=timeouts,
+        )
 
     async def follow(self, budget_ids: list[BudgetId]) -> None:
         async with asyncio.timeout(DEADLINE_S):
             await asyncio.gather(*(self.bus.subscribe(each) for each in budget_ids))
+
+    def has_heard_all_shards(self) -> bool:
+        """Some other node by each of them."""
+        return all(len(link._heard_at_s) > 1 for link in self.bus._links.values())
 
     def has_heard_nobody(self, for_s: float) -> None:
         """As if so much more time had passed since it last heard any other node."""
@@ -51,11 +63,17 @@ class Node(Listener):
 
 
 @asynccontextmanager
-async def running(url: str, log_id: str) -> AsyncIterator[Node]:
+async def running(url: str, log_id: str, timeouts: Timeouts = PATIENT) -> AsyncIterator[Node]:
     """A node of that log, once it is linked with every shard."""
-    node = Node(url, log_id)
+    node = Node(url, log_id, timeouts)
     async with linked(node.bus, node):
         yield node
+
+
+@pytest.fixture
+def timeouts() -> Timeouts:
+    """Those of `pair`."""
+    return PATIENT
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +102,13 @@ def budgets(cluster: RedisCluster, log_id: str) -> dict[BudgetId, Member]:
 
 @pytest.fixture
 async def pair(
-    cluster: RedisCluster, log_id: str, budgets: dict[BudgetId, Member]
+    cluster: RedisCluster, log_id: str, budgets: dict[BudgetId, Member], timeouts: Timeouts
 ) -> AsyncIterator[tuple[Node, Node]]:
     """Two nodes that follow all budgets, each led to the cluster by another of its servers."""
     await cluster.until_whole()
     async with (
-        running(cluster.members[0].url, log_id) as here,
-        running(cluster.members[-1].url, log_id) as there,
+        running(cluster.members[0].url, log_id, timeouts) as here,
+        running(cluster.members[-1].url, log_id, timeouts) as there,
     ):
         for node in (here, there):
             await node.follow(list(budgets))
@@ -141,9 +159,10 @@ async def test_presence_crosses_and_ends_with_its_node(cluster: RedisCluster, lo
             [(of, _, users, _)] = here.attended
             assert (of, users) == (budget_id, {"ada": 2})
             assert here.gone == []
+            await until(here.has_heard_all_shards, DEADLINE_S)
 
         def gone() -> bool:
-            here.has_heard_nobody(storage_bus.SILENT_S)
+            here.has_heard_nobody(PATIENT.silent_s)
             return len(set(here.gone)) == 3  # of each shard one
 
         await until(gone, DEADLINE_S)
@@ -161,18 +180,19 @@ async def test_p9_histories_never_mix(cluster: RedisCluster) -> None:
             await node.follow([budget_id])
         publish(here, {budget_id}, 1)
         await until(lambda: bool(there.frames), DEADLINE_S)
-        await asyncio.sleep(HEARTBEAT_S)
+        await asyncio.sleep(PATIENT.heartbeat_s)
         assert other.frames == []
 
 
 async def test_rate_limits_count_together(cluster: RedisCluster, log_id: str) -> None:
     """Users are of all shards."""
+    asking = replace(PATIENT, patience_s=30.0)
     nodes = [
-        RateLimits(member.url, log_id, b"secret", now=time.time, cluster=True, patience_s=10)
+        RateLimits(member.url, log_id, b"secret", now=time.time, cluster=True, timeouts=asking)
         for member in cluster.members[:2]
     ]
     try:
-        limit = RateLimitItemPerMinute(5, 1, "user")
+        limit = Limit("user", 5)
         for user in range(9):
             within = [not await node.take(limit, f"user-{user}") for node in nodes * 4]
             assert within == [True] * 5 + [False] * 3
@@ -202,12 +222,7 @@ async def test_p7_a_slot_that_moves_takes_its_channels_along(
     await crossing(here, there, set(budgets), sequence)
 
 
-@pytest.fixture
-def soon_deaf(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_bus, "DEAF_S", DEAF_S)
-
-
-@pytest.mark.usefixtures("soon_deaf")  # from the first heartbeat on
+@pytest.mark.parametrize("timeouts", [SOON_DEAF])
 @pytest.mark.parametrize("fault", ["killed", "frozen"])
 async def test_p10_a_lost_shard_takes_only_its_own_along(
     cluster: RedisCluster, pair: tuple[Node, Node], budgets: dict[BudgetId, Member], fault: str
@@ -250,10 +265,9 @@ async def test_p7_a_replica_that_takes_over_is_found(
 
 
 async def test_a_bus_that_finds_no_cluster_waits_for_nobody(
-    log_id: str, monkeypatch: pytest.MonkeyPatch
+    log_id: str,
 ) -> None:
-    monkeypatch.setattr(cluster_bus, "LOOK_S", 0.1)
-    node = Node("redis://127.0.0.1:1", log_id)
+    node = Node("redis://127.0.0.1:1", log_id, replace(PATIENT, look_s=0.1))
     with capture_logs() as logs:
         task = asyncio.create_task(node.bus.run(node))
         await until(lambda: bool(logs), DEADLINE_S)

@@ -209,7 +209,7 @@ async def test_the_log_can_be_partitioned_by_budget(database: Database) -> None:
     assert {verdict.status for verdict in await submit(database, "ann", later)} == {"accepted"}
     [again] = await submit(database, "ann", [repeated])
     assert (again.duplicate, again.sequence) == (True, first.sequence)
-    async with database.reading() as connection:
+    async with database.connection("rest") as connection:
         parts = await connection.fetch(
             "SELECT tableoid::regclass::text, count(*) FROM accepted_events GROUP BY 1"
         )

@@ -56,11 +56,11 @@ MINUTE_MS = 60_000
 
 
 def keeper(database: Database, **chores: Any) -> Housekeeping:
-    return Housekeeping(database, chores, interval_s=600, now=time.time, jitter=lambda: 0.0)
+    return Housekeeping(database, chores, now=time.time)
 
 
 async def fill(database: Database, *, old: int, young: int) -> None:
-    async with database.reading() as connection:
+    async with database.connection("rest") as connection:
         await connection.execute(FILL)
         for statement, kept_s in TABLES.values():
             await connection.execute(statement, kept_s, -MINUTE_MS, old)
@@ -68,7 +68,7 @@ async def fill(database: Database, *, old: int, young: int) -> None:
 
 
 async def counts(database: Database) -> list[int]:
-    async with database.reading() as connection:
+    async with database.connection("rest") as connection:
         return [
             await connection.fetchval("SELECT count(*) FROM invites"),
             await connection.fetchval("SELECT count(*) FROM refresh_families"),
@@ -89,7 +89,7 @@ async def test_what_has_had_its_time_goes_and_nothing_else(
 
 async def test_a_closed_account_is_known_until_nothing_of_it_is_left(database: Database) -> None:
     await fill(database, old=3, young=0)
-    async with database.reading() as connection:
+    async with database.connection("rest") as connection:
         await connection.execute("UPDATE closed_accounts SET settled = false")
     await keeper(database).tidy()
     assert (await counts(database))[2] == 3
@@ -98,11 +98,12 @@ async def test_a_closed_account_is_known_until_nothing_of_it_is_left(database: D
 async def test_one_node_is_at_it_at_a_time(database: Database, database_url: str) -> None:
     """And the next one after it, also where the first one died of it."""
     await fill(database, old=3, young=0)
+    other_nodes = await Database.connect(database_url)
     done: list[str] = []
 
     async def chore() -> None:
         done.append("here")
-        assert not await keeper(database, chore=elsewhere).tidy()
+        assert not await keeper(other_nodes, chore=elsewhere).tidy()
 
     async def elsewhere() -> None:
         done.append("elsewhere")
@@ -117,6 +118,7 @@ async def test_one_node_is_at_it_at_a_time(database: Database, database_url: str
     assert await counts(database) == [0, 0, 0]
     assert await keeper(database, chore=elsewhere).tidy()
     assert done == ["here", "elsewhere"]
+    await other_nodes.close()
 
 
 async def test_a_failure_is_told_once_and_tried_again(database: Database) -> None:

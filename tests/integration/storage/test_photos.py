@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,10 @@ from storage.objects.s3 import S3Photos
 from storage.objects.store import PhotoStore
 from storage.postgres.database import Database
 from storage.postgres.people.profiles import Profiles
+from storage.timeouts import Timeouts
 from tests.conftest import with_database
 from tests.device import new_id
+from tests.patience import PATIENT
 from tests.pictures import HEADS, TEXT, picture
 from tests.s3 import ACCESS_KEY_ID, POLICY, REGION, SECRET_ACCESS_KEY, S3Front, s3_service
 
@@ -169,7 +172,7 @@ class World:
 
     async def changes(self, user_id: str = "ann") -> int:
         """How often the profile has changed."""
-        async with self.database.reading() as connection:
+        async with self.database.connection("rest") as connection:
             version = await connection.fetchval(
                 "SELECT profile_version FROM users WHERE id = $1", user_id
             )
@@ -244,8 +247,15 @@ class OnS3(World):
         self.front, self.proxy, self.bucket = front, proxy, bucket
         self.open(self.photos_of(session))
 
-    def photos_of(self, session: boto3.Session) -> S3Photos:
-        return S3Photos(session, self.bucket, REGION, endpoint_url=self.proxy.url, cdn_base_url=CDN)
+    def photos_of(self, session: boto3.Session, timeouts: Timeouts = PATIENT) -> S3Photos:
+        return S3Photos(
+            session,
+            self.bucket,
+            REGION,
+            endpoint_url=self.proxy.url,
+            cdn_base_url=CDN,
+            timeouts=timeouts,
+        )
 
     async def objects(self) -> set[str]:
         return await self.front.objects(self.bucket)
@@ -310,9 +320,7 @@ async def one_database(postgres: EmbeddedPostgres, template: str) -> AsyncIterat
     """For all tests here: a new one for each would take most of their time."""
     admin = await asyncpg.connect(postgres.url)
     await admin.execute(f"CREATE DATABASE photos TEMPLATE {template}")
-    database = await Database.connect(
-        with_database(postgres.url, "photos"), commits_max=1, reads_max=4
-    )
+    database = await Database.connect(with_database(postgres.url, "photos"), timeouts=PATIENT)
     yield database
     await database.close()
     await admin.execute("DROP DATABASE photos WITH (FORCE)")
@@ -321,7 +329,7 @@ async def one_database(postgres: EmbeddedPostgres, template: str) -> AsyncIterat
 
 @pytest.fixture
 async def database(one_database: Database) -> Database:
-    async with one_database.reading() as connection:
+    async with one_database.connection("rest") as connection:
         await connection.execute("DELETE FROM users")
         await connection.execute("DELETE FROM photo_uploads")
         await connection.execute("DELETE FROM photo_leftovers")
@@ -568,7 +576,7 @@ async def test_a_photo_that_came_from_elsewhere_can_be_replaced_and_taken_away(
     """With a token of the identity, say: no object of ours stands for it."""
     for user_id in ("ann", "ben"):
         await disk.profiles.write(user_id, {})
-    async with disk.database.reading() as connection:
+    async with disk.database.connection("rest") as connection:
         await connection.execute("UPDATE users SET photo = 'https://example.org/somebody.jpg'")
     key = await disk.confirmed(picture())
     assert key in str(await disk.photo())
@@ -628,9 +636,9 @@ async def test_a_change_that_is_not_committed_leaves_the_old_photo(
     async def lose_the_database(now: str) -> None:
         if now == "after" and not lost:
             lost.append(now)
-            monkeypatch.setattr(world.database, "reading", away)
+            monkeypatch.setattr(world.database, "connection", away)
 
-    def away() -> Any:
+    def away(purpose: str) -> Any:
         monkeypatch.undo()
         raise Disconnected("planted")
 
@@ -780,7 +788,7 @@ async def test_an_account_that_closes_during_a_confirm_stays_closed(world: World
     world.watched.around["publish"] = close
     refused(await world.confirm(key), Code.PHOTO_NOT_FOUND)
     assert await world.public() == set()
-    async with world.database.reading() as connection:
+    async with world.database.connection("rest") as connection:
         assert await connection.fetchval("SELECT count(*) FROM users") == 0
 
 
@@ -800,7 +808,7 @@ async def test_uploads_are_forgotten_with_what_was_copied_of_them(world: World) 
     world.clock.ahead_s = FORGOTTEN_S + 60
     await world.forget()
     assert await world.public() == {public_object("ann", used)}
-    async with world.database.reading() as connection:
+    async with world.database.connection("rest") as connection:
         assert await connection.fetchval("SELECT count(*) FROM photo_leftovers") == 0
         assert await connection.fetchval("SELECT count(*) FROM photo_uploads") == 1
     assert used in (await world.confirm(used)).json()["photo"]
@@ -809,7 +817,7 @@ async def test_uploads_are_forgotten_with_what_was_copied_of_them(world: World) 
 async def test_a_photo_in_use_is_never_deleted(world: World) -> None:
     """Whatever stands among the leftovers."""
     key = await world.confirmed(picture())
-    async with world.database.reading() as connection:
+    async with world.database.connection("rest") as connection:
         await connection.execute(
             "INSERT INTO photo_leftovers (object, user_id) VALUES ($1, 'ann')",
             public_object("ann", key),
@@ -917,11 +925,8 @@ async def test_s3_photos_are_read_through_the_cdn(s3: OnS3) -> None:
     assert headers["Cache-Control"] == "public, max-age=31536000, immutable"
 
 
-async def test_s3_silent_is_down_within_its_timeouts(
-    s3: OnS3, session: boto3.Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("storage.objects.s3.ANSWER_S", 0.2)
-    impatient = s3.photos_of(session)
+async def test_s3_silent_is_down_within_its_timeouts(s3: OnS3, session: boto3.Session) -> None:
+    impatient = s3.photos_of(session, replace(PATIENT, s3_answer_s=0.2))
     s3.proxy.black_hole()
     async with asyncio.timeout(30):
         with pytest.raises(StoreDown, match="ReadTimeout"):
@@ -935,11 +940,11 @@ async def test_s3_silent_is_down_within_its_timeouts(
 
 
 async def test_s3_calls_are_bounded_and_do_not_wait_for_ever(
-    s3: OnS3, monkeypatch: pytest.MonkeyPatch
+    s3: OnS3, session: boto3.Session
 ) -> None:
-    monkeypatch.setattr("storage.objects.s3.WAIT_S", 0.05)
+    store = s3.photos_of(session, replace(PATIENT, turn_s=0.05))
     s3.front.hold(lambda asked: asked.method == "HEAD")
-    checks = [asyncio.create_task(s3.store.check()) for _ in range(12)]
+    checks = [asyncio.create_task(store.check()) for _ in range(12)]
     try:
         done, held = await asyncio.wait(checks, return_when=asyncio.FIRST_COMPLETED)
         while len(done) < 4:
@@ -950,6 +955,7 @@ async def test_s3_calls_are_bounded_and_do_not_wait_for_ever(
     finally:
         s3.front.release()
     await asyncio.gather(*held)
+    await store.aclose()
 
 
 async def test_s3_refuses_who_has_not_the_secret(s3: OnS3) -> None:

@@ -3,24 +3,26 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
-from limits import RateLimitItemPerMinute
 from redis.asyncio import Redis
 
 from loadtest.cluster import FragileRedis
 from loadtest.proxy import Proxy
 from storage.embedded.redis import EmbeddedRedis
 from storage.redis import rate_limits
-from storage.redis.rate_limits import RateLimits, Windows
+from storage.redis.rate_limits import Limit, RateLimits
 from tests.device import new_id
+from tests.patience import PATIENT
 
 SECRET = b"rate-limits-are-hashed-with-this"
-FIVE = RateLimitItemPerMinute(5, 1, "user")
-PATIENT_S = 30.0  # on a busy machine Redis may be slow, and these tests want its answer
+FIVE = Limit("user", 5)
+# On a busy machine Redis may be slow, and these tests want its answer.
+ASKING = replace(PATIENT, patience_s=30.0)
 
 
 class Clock:
@@ -41,7 +43,7 @@ async def pair(redis: EmbeddedRedis) -> AsyncIterator[tuple[RateLimits, RateLimi
     """Two nodes of one database."""
     log_id = new_id()
     here, there = (
-        RateLimits(redis.url, log_id, SECRET, now=time.time, patience_s=PATIENT_S) for _ in range(2)
+        RateLimits(redis.url, log_id, SECRET, now=time.time, timeouts=ASKING) for _ in range(2)
     )
     yield here, there
     await here.close()
@@ -93,32 +95,16 @@ async def test_alone_a_process_counts_by_itself() -> None:
     assert await taken(limits, "ada", 7) == 5
 
 
-async def test_p8_memory_is_bounded_and_the_oldest_go_first(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(rate_limits, "WINDOWS_MAX", 10)
-    clock = Clock()
-    windows = Windows(clock)
-    for number in range(25):
-        clock.now_s += 1
-        assert await windows.incr(f"key-{number}", 60) == 1
-    assert len(windows) == 10
-    assert [await windows.get(f"key-{number}") for number in range(13, 17)] == [0, 0, 1, 1]
-    clock.now_s += 60
-    await windows.incr("one more", 60)
-    assert len(windows) == 1  # what has ended makes room
-
-
 async def test_p10_redis_that_is_killed_fails_nothing_and_is_used_again(tmp_path: Path) -> None:
     redis = FragileRedis(tmp_path)
-    limits = RateLimits(redis.url, "log", SECRET, now=time.time, patience_s=PATIENT_S)
+    limits = RateLimits(redis.url, "log", SECRET, now=time.time, timeouts=ASKING)
     try:
         assert await taken(limits, "ada", 5) == 5
         redis.kill()
         assert await taken(limits, "ada", 7) == 5  # counted here, from the beginning
         assert await taken(limits, "ada", 1) == 0
         await redis.restart()
-        other = RateLimits(redis.url, "log", SECRET, now=time.time, patience_s=PATIENT_S)
+        other = RateLimits(redis.url, "log", SECRET, now=time.time, timeouts=ASKING)
         async with asyncio.timeout(30):  # it is empty: what is counted there is new
             while await limits.take(FIVE, "ada"):  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0.05)
@@ -141,7 +127,8 @@ async def test_p10_redis_that_is_silent_slows_hardly_anything(
         return await answer(limits, *question)
 
     async with Proxy(redis.url) as proxy:
-        limits = RateLimits(proxy.url, new_id(), SECRET, now=time.time, patience_s=0.2)
+        timeouts = replace(PATIENT, patience_s=0.2)
+        limits = RateLimits(proxy.url, new_id(), SECRET, now=time.time, timeouts=timeouts)
         try:
             await taken(limits, "ada", 1)
             proxy.black_hole()
@@ -151,7 +138,7 @@ async def test_p10_redis_that_is_silent_slows_hardly_anything(
                 await limits.take(FIVE, "ada")
                 if number >= 500 and asked:
                     break
-            assert asked <= 1 + (time.monotonic() - began_s) / rate_limits.AWAY_S
+            assert asked <= 1 + (time.monotonic() - began_s) / PATIENT.away_s
             assert limits._asked  # nobody waited for the answer
             assert await taken(limits, "ada", 6) == 0
         finally:

@@ -46,7 +46,7 @@ STORED = (
 @pytest.fixture
 async def written(database_url: str) -> None:
     """Budgets of every kind of event, one of them deleted. No node is connected any more."""
-    database = await Database.connect(database_url, commits_max=1, reads_max=1)
+    database = await Database.connect(database_url)
     for seed, budget_id in enumerate(BUDGETS):
         await write_history(database, budget_id, seed, delete=seed == 2)
         if seed != 2:
@@ -83,7 +83,7 @@ async def test_what_0_1_0_wrote_gets_the_digests_of_now(
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert await stored(raw) == due
     assert await log_id(raw) != before
-    database = await Database.connect(database_url, commits_max=1, reads_max=2)
+    database = await Database.connect(database_url)
     assert [found async for found in verify(database, None, lambda seen: None)] == []
     await database.close()
     assert await migrate(database_url) == []

@@ -54,7 +54,7 @@ async def elsewhere_url(postgres: EmbeddedPostgres, template: str) -> AsyncItera
 
 @pytest.fixture
 async def elsewhere(elsewhere_url: str) -> AsyncIterator[Database]:
-    database = await Database.connect(elsewhere_url, commits_max=2, reads_max=2)
+    database = await Database.connect(elsewhere_url)
     yield database
     await database.close()
 
@@ -76,12 +76,12 @@ async def imported(database: Database, lines: Sequence[bytes]) -> None:
 
 
 async def stored(database: Database) -> list[list[asyncpg.Record]]:
-    async with database.reading() as connection:
+    async with database.connection("rest") as connection:
         return [await connection.fetch(statement, BUDGET) for statement in STORED]
 
 
 async def is_empty(database: Database) -> bool:
-    async with database.reading() as connection:
+    async with database.connection("rest") as connection:
         count: int = await connection.fetchval(COUNT_ALL)
     return count == 0
 
@@ -102,7 +102,7 @@ async def test_a_budget_is_the_same_elsewhere(
         ("participant.remove", "zoe"),
     ):
         await write_membership(database, BUDGET, event_type, user_id, at_ms=50)
-    async with database.reading() as connection:
+    async with database.connection("rest") as connection:
         await connection.execute(
             "UPDATE participants SET removed_at = 1795000000000 WHERE NOT active"
         )
@@ -113,7 +113,7 @@ async def test_a_budget_is_the_same_elsewhere(
     assert await stored(elsewhere) == await stored(database)
     assert await is_clean(elsewhere)
     snapshots = [
-        (await Snapshots(which, 1).read(BUDGET, "bob")).text for which in (database, elsewhere)
+        (await Snapshots(which).read(BUDGET, "bob")).text for which in (database, elsewhere)
     ]
     log_ids = [await PostgresLog(which).log_id() for which in (database, elsewhere)]
     assert log_ids[0] != log_ids[1]
@@ -163,12 +163,12 @@ async def test_a_budget_is_exported_as_of_one_instant_while_it_changes(
 
 
 async def test_a_file_holds_no_names_of_people_and_no_invites(database: Database) -> None:
-    async with database.reading() as connection:
+    async with database.connection("rest") as connection:
         await connection.execute(
             "INSERT INTO users (id, email, first_name) VALUES ('ann', 'ann@example.org', 'Anna')"
         )
     await write_history(database, BUDGET, seed=11)
-    async with database.reading() as connection:
+    async with database.connection("rest") as connection:
         await connection.execute(
             """
             INSERT INTO invites (budget_id, id, token_hash, created_at, expires_at, max_uses,

@@ -7,6 +7,7 @@ import pytest
 
 from api.settings import Settings
 from hub.errors import Code
+from storage.postgres.database import CONNECTIONS_MAX
 from tests import ROOT
 
 
@@ -16,6 +17,15 @@ def test_settings_table_in_readme_is_generated_from_the_code() -> None:
 
 def test_error_table_in_the_protocol_is_generated_from_the_code() -> None:
     assert _between(ROOT / "hub" / "protocol.md", "errors") == Code.table()
+
+
+@pytest.mark.parametrize("page", ["README.md", "runbook.md"])
+def test_pages_say_how_many_connections_a_process_needs(page: str) -> None:
+    text = (ROOT / "infra" / page).read_text()
+    said = re.findall(r"(\d+)(?: connections)? for each worker process", text)
+    said += re.findall(r"(\d+) connections of Postgres a process", text)
+    assert said
+    assert {int(number) for number in said} == {CONNECTIONS_MAX}
 
 
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted(ROOT.glob("[a-z]*/**/*.md"))]

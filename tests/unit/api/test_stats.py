@@ -30,9 +30,9 @@ budget_hub_delivery_seconds_bucket{le="+Inf",worker="0"} 200
 budget_hub_delivery_seconds_count{worker="0"} 200
 budget_hub_bus_connected{worker="0"} 0
 budget_hub_bus_connected{worker="1"} 1
-budget_hub_pool_connections{pool="read",worker="0"} 10
-budget_hub_pool_connections_max{pool="read",worker="0"} 10
-budget_hub_pool_waiting{pool="read",worker="0"} 7
+budget_hub_pool_connections{pool="rest",worker="0"} 10
+budget_hub_pool_connections_max{pool="rest",worker="0"} 10
+budget_hub_pool_waiting{pool="rest",worker="0"} 7
 """)
 
 
@@ -59,7 +59,7 @@ def test_a_quantile_is_a_bound_and_of_this_time_only() -> None:
 
 def test_what_is_wrong_is_told() -> None:
     assert (shown(0)["bus"], shown(1)["bus"], shown(2)["bus"]) == ("DEAF", "hears itself", NOTHING)
-    assert shown(0)["pool of reads"] == "10 of 10, 7 wait"
+    assert shown(0)["connections: rest"] == "10 of 10, 7 wait"
 
 
 def test_only_workers_of_both_readings_are_shown() -> None:

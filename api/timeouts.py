@@ -1,0 +1,20 @@
+"""How long the edge waits, beside storage. Passed in where something is opened."""
+
+from dataclasses import dataclass
+
+from storage.timeouts import Timeouts
+
+
+@dataclass(frozen=True)
+class AppTimeouts(Timeouts):
+    """In seconds."""
+
+    # Firebase
+    standing_s: float = 2.0  # how long a new token waits for word about its user
+    introducing_s: float = 2.0  # and for the profile to be written
+
+    # Closing an account: until then it may still have done something; later it is a new one.
+    late_s: float = 10.0
+
+
+APP_TIMEOUTS = AppTimeouts()
