@@ -146,6 +146,7 @@ async def test_joining_is_answered_with_budget_and_participant(
     assert body["participant"] == {
         "userId": ben.id,
         "budgetId": budget_id,
+        "role": "editor",
         "userExists": False,
         "firstName": None,
         "lastName": None,
@@ -231,7 +232,12 @@ async def test_membership_is_streamed_to_who_is_there(
     ]
     for at, user, when in ((0, ben, 0), (1, zoe, 1), (3, ben, 0), (4, zoe, 1)):
         event = events[at]
-        participant = {"userId": user.id, "budgetId": budget_id, "joinedAt": joined_at[when]}
+        participant = {
+            "userId": user.id,
+            "budgetId": budget_id,
+            "joinedAt": joined_at[when],
+            "role": "editor",
+        }
         assert event["participant"] == participant
         assert set(event) == {
             *("sequence", "eventId", "eventType", "budgetId", "recordId", "actorId", "when"),

@@ -350,6 +350,7 @@ async def test_snapshot(rest: AsyncClient, user_id: str) -> None:
     assert participant == {
         "userId": user_id,
         "budgetId": budget_id,
+        "role": "owner",
         "userExists": False,
         "firstName": None,
         "lastName": None,
