@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import structlog
 
 from hub import frames
+from hub.budget.access import ending, standing
 from hub.budget.events import INTEGER_MAX
 from hub.budget.records import BudgetId, UserId
 from hub.errors import Code, Disconnected, HubError
@@ -89,9 +90,8 @@ class Home(Protocol):
 
 
 class Subscription:
-    """`member_at` is how long the log was when its user was last seen to take part, `removed_at`
-    which event had removed them before that; `greeted` is whether it was told who is present since
-    it went live."""
+    """`member_at`, `removed_at`: see `hub.budget.access`. `greeted` is whether it was told who is
+    present since it went live."""
 
     __slots__ = (
         "attends",
@@ -112,8 +112,8 @@ class Subscription:
         self.cursor = cursor
         self.follower = follower
         self.state = SubscriptionState.CATCHING_UP
-        self.member_at = 0
-        self.removed_at = 0
+        self.member_at: int | None = None
+        self.removed_at: int | None = None
         self.joined = False  # its follower was told so
         self.attends = False  # not before that
         self.greeted = False
@@ -147,6 +147,7 @@ class Feed:
         self.track = Track()
         self.listening = asyncio.Event()  # set once the bus carries this budget's frames to us
         self._caught_up = asyncio.Event()
+        self._deleted_at: int | None = None
         self._tail: Tail | None = None
         self._presence_told = b""
         self._home = home
@@ -222,18 +223,31 @@ class Feed:
             write(data)
         self._home.delivered(frame, len(wires))
         self._remember(frame)
-        if frame.removes is not None:
-            # Who was seen to take part at a later sequence has come back meanwhile.
-            removed = []
-            for subscription in self._all:
-                if subscription.user_id == frame.removes:
-                    if subscription.member_at == 0:  # its first read decides
-                        subscription.removed_at = frame.to_sequence
-                    elif subscription.member_at < frame.to_sequence:
-                        removed.append(subscription)
-            self._end(removed, Code.NOT_PARTICIPANT)
+        if frame.removes is not None or frame.deletes:
+            self._part(frame)
+
+    def _part(self, frame: Frame) -> None:
+        """With somebody who is removed, or, at the budget's end, with everybody."""
         if frame.deletes:
-            self._end(list(self.live), Code.BUDGET_DELETED)
+            self._deleted_at = frame.to_sequence
+        for subscription in list(self._all):
+            if subscription.user_id == frame.removes:
+                subscription.removed_at = frame.to_sequence
+            self._end_if_over(subscription)
+
+    def _end_if_over(self, subscription: Subscription) -> bool:
+        at = subscription.cursor if subscription.joined else None
+        if subscription.state is SubscriptionState.LIVE:
+            at = self.position
+        code = ending(
+            at,
+            member_at=subscription.member_at,
+            removed_at=subscription.removed_at,
+            deleted_at=self._deleted_at,
+        )
+        if code is not None:
+            self._end(subscription, code)
+        return code is not None
 
     def _remember(self, frame: Frame) -> None:
         if len(self._all) == len(self.live):
@@ -243,15 +257,13 @@ class Feed:
             self._tail = Tail()
         self._tail.append(frame)
 
-    def _end(self, subscriptions: list[Subscription], code: Code) -> None:
-        for subscription in subscriptions:
-            if subscription.state is not SubscriptionState.ENDED:
-                subscription.end()
-                follower = subscription.follower
-                if subscription.joined:
-                    follower.ended(code)
-                else:
-                    follower.refused(code)
+    def _end(self, subscription: Subscription, code: Code) -> None:
+        if subscription.state is not SubscriptionState.ENDED:
+            subscription.end()
+            if subscription.joined:
+                subscription.follower.ended(code)
+            else:
+                subscription.follower.refused(code)
 
     def _fill_if_behind(self) -> None:
         if not self.track.filling and self.track.missing_to is not None:
@@ -300,10 +312,10 @@ class Feed:
             if subscription.cursor > page.head:
                 raise HubError(Code.CURSOR_AHEAD)
         except Disconnected:
-            self._end([subscription], Code.UNAVAILABLE)
+            self._end(subscription, Code.UNAVAILABLE)
             return
         except HubError as error:
-            self._end([subscription], error.code)
+            self._end(subscription, error.code)
             return
         while subscription.cursor > self.position:  # the client may be ahead of this node
             await self._caught_up.wait()
@@ -315,9 +327,8 @@ class Feed:
             subscription.attends = True
             self.presence.came(subscription.user_id)
             self._home.stirred(self)
-        self._give(subscription, event_frames(self.budget_id, page.events))
-        if page.deleted and subscription.cursor == page.head:
-            self._end([subscription], Code.BUDGET_DELETED)
+        if not self._end_if_over(subscription):  # of a deleted budget it may have had all before
+            self._give(subscription, event_frames(self.budget_id, page.events))
         await self._catch_up(subscription)
 
     async def _catch_up(self, subscription: Subscription) -> None:
@@ -354,7 +365,7 @@ class Feed:
             await asyncio.sleep(RETRY_S)
             return
         except HubError as error:
-            self._end([subscription], error.code)
+            self._end(subscription, error.code)
             return
         if page is None:
             return
@@ -374,28 +385,26 @@ class Feed:
         if subscription.state is SubscriptionState.ENDED:
             return None
         page = permitted(page)
-        if page.head < subscription.removed_at:
-            raise HubError(Code.NOT_PARTICIPANT)
-        if page.member:
-            subscription.member_at = page.head
-        return page
+        if page.deleted:
+            self._deleted_at = page.head
+        subscription.member_at = page.head
+        return None if self._end_if_over(subscription) else page
 
     def _give(self, subscription: Subscription, pieces: Iterable[Frame]) -> None:
         for frame in pieces:
             subscription.follower.write(frame.data)
             subscription.cursor = frame.to_sequence
-            if frame.deletes:
-                self._end([subscription], Code.BUDGET_DELETED)
+            if self._end_if_over(subscription):
                 return
             if subscription.follower.full:
                 return  # the rest is read again when there is room for it
 
 
 def permitted(page: Page | None) -> Page:
-    """The page, if its reader takes part (or did when the budget was deleted). Raises `HubError`
-    for the others (P9)."""
-    if page is None or page.member is None:
+    """The page, if its reader takes part, or did when the budget was deleted. Raises `HubError` for
+    the others (P9)."""
+    if page is None:
         raise HubError(Code.BUDGET_NOT_EXISTS)
-    if not page.member:
-        raise HubError(Code.BUDGET_NOT_EXISTS if page.deleted else Code.NOT_PARTICIPANT)
+    if (refusal := standing(page.deleted, page.member, past_counts=True)) is not None:
+        raise HubError(refusal)
     return page

@@ -860,6 +860,19 @@ async def test_the_log_of_a_deleted_budget_can_still_be_followed_to_its_end(
     assert follower.sequences == list(range(head - behind + 1, head + 1))
 
 
+async def test_a_deletion_that_fills_a_wire_ends_its_subscription_too(node: Node) -> None:
+    """It lags, but it has been given everything."""
+    budget_id = await node.budget("bob")
+    live = await node.live("ann", budget_id)
+    filled = node.follow("bob", budget_id, key=2, room=1)
+    await until(lambda: node.hub.followers(budget_id) == 2, DEADLINE_S)
+    head = await node.delete(budget_id)
+    assert await live.ends() is Code.BUDGET_DELETED
+    assert filled.full
+    assert await filled.ends() is Code.BUDGET_DELETED
+    await filled.reaches(head)
+
+
 async def test_a_deletion_while_somebody_joins(node: Node) -> None:
     budget_id = await node.budget("bob")
     live = await node.live("ann", budget_id)
