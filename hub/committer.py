@@ -153,13 +153,13 @@ class _Run(NamedTuple):
 
 class Committer:
     """`deliver` is called after each commit, for each budget, with its new rows in order and the
-    time they were written (epoch milliseconds; 0: by an earlier attempt, nobody knows when), and
+    time they were written (epoch milliseconds; None: by an earlier attempt, nobody knows when), and
     where they came from."""
 
     def __init__(
         self,
         log: EventLog,
-        deliver: Callable[[BudgetId, Sequence[LogRow], int, Origins], None],
+        deliver: Callable[[BudgetId, Sequence[LogRow], int | None, Origins], None],
         *,
         now_ms: Callable[[], int],
         jitter: Callable[[], float],
@@ -402,7 +402,7 @@ class Committer:
         held: list[_Run] = []
         found: list[LogRow] = []
         states: dict[BudgetId, BudgetState] = {}
-        written_at_ms = 0
+        written_at_ms: int | None = None
         want = _wanted(runs)
         if want.budgets:
             begun_s = asyncio.get_running_loop().time()
@@ -427,12 +427,12 @@ class Committer:
                     }
         else:
             decided = self._decide(runs, states, ours, found)
-        if written_at_ms:
+        if written_at_ms is not None:
             self._measures.commit_s.observe(asyncio.get_running_loop().time() - begun_s)
             self._measures.batch_events.observe(len(decided))
         origins = _origins(decided) if any(run.submission.origin for run in runs) else {}
         for row in found:
-            self._deliver(row.budget_id, [row], 0, origins.get(row.budget_id, NO_ORIGINS))
+            self._deliver(row.budget_id, [row], None, origins.get(row.budget_id, NO_ORIGINS))
         for budget_id, state in states.items():
             if state.changes:
                 rows = [change.row for change in state.changes]

@@ -143,7 +143,8 @@ class Frame(NamedTuple):
 
     A frame ends at a `participant.remove` (`removes` is the user) and at `budget.delete`
     (`deletes`), because subscriptions end there. `written_at_ms` is when its first event was
-    written to the log (epoch milliseconds; 0: not known). `context` is not sent to sockets.
+    written to the log (epoch milliseconds), None where that is not known. `context` is not sent to
+    sockets.
     """
 
     budget_id: BudgetId
@@ -152,7 +153,7 @@ class Frame(NamedTuple):
     data: bytes
     removes: UserId | None = None
     deletes: bool = False
-    written_at_ms: int = 0
+    written_at_ms: int | None = None
     context: Context | None = None
 
 
@@ -172,7 +173,7 @@ class Streamed(Protocol):
 def event_frames(
     budget_id: BudgetId,
     rows: Iterable[Streamed],
-    written_at_ms: int = 0,
+    written_at_ms: int | None = None,
     correlation_ids: Mapping[int, str] = {},
 ) -> Iterator[Frame]:
     """The `events` frames that carry these consecutive rows of the log, the first of which was
@@ -197,7 +198,7 @@ def event_frames(
 def _event_frame(
     budget_id: BudgetId,
     rows: Sequence[Streamed],
-    written_at_ms: int,
+    written_at_ms: int | None,
     correlation_ids: Mapping[int, str],
 ) -> Frame:
     first, last = rows[0], rows[-1]

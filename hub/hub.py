@@ -244,7 +244,7 @@ class Hub:
         self,
         budget_id: BudgetId,
         rows: Sequence[LogRow],
-        written_at_ms: int,
+        written_at_ms: int | None,
         origins: Origins,
     ) -> None:
         if not origins:
@@ -308,7 +308,7 @@ class Hub:
 
     def delivered(self, frame: Frame, wires: int) -> None:
         """See `hub.feed.feed.Home`."""
-        if wires and frame.written_at_ms:
+        if wires and frame.written_at_ms is not None:
             # Two machines' clocks may differ by more than it took.
             took_s = max(self._now_ms() - frame.written_at_ms, 0) / 1000
             self.measures.delivery_s.observe(took_s, wires * _events(frame))

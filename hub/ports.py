@@ -59,7 +59,7 @@ class LogEvent(NamedTuple):
     event_type: str
     record_id: str
     event: bytes
-    written_at_ms: int = 0
+    written_at_ms: int | None = None
 
 
 class Page(NamedTuple):

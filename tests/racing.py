@@ -68,7 +68,7 @@ class Node:
         )
 
     def deliver(
-        self, budget_id: BudgetId, rows: Sequence[LogRow], written_at_ms: int, origins: Origins
+        self, budget_id: BudgetId, rows: Sequence[LogRow], at_ms: int | None, origins: Origins
     ) -> None:
         self.delivered += [(budget_id, row.sequence) for row in rows]
 

@@ -273,14 +273,14 @@ class RedisBus:
         if kind == _DATED_EVENTS:
             self.frames["received"] += 1
             (written_at_ms,) = _WRITTEN.unpack_from(payload, _ORIGIN.size)
-            frame = _unpack(budget_id, payload, _WRITTEN.size, written_at_ms)
+            frame = _unpack(budget_id, payload, _WRITTEN.size, written_at_ms or None)
             known = self._contexts.pop(node_id, None)
             if known is not None and known[:2] == (budget_id, frame.from_sequence):
                 frame = frame._replace(context=known[2])
             listener.received(frame)
         elif kind == _EVENTS:
             self.frames["received"] += 1
-            listener.received(_unpack(budget_id, payload, 0, 0))
+            listener.received(_unpack(budget_id, payload, 0, None))
         elif kind == _PRESENCE:
             told = orjson.loads(payload[_ORIGIN.size :])
             listener.attending(budget_id, node_id, told["users"], asks=told["asks"])
@@ -389,7 +389,7 @@ def _pack(node_id: NodeId, frame: Frame) -> bytes:
     removes = (frame.removes or "").encode()
     span = _RANGE.pack(frame.from_sequence, frame.to_sequence, frame.deletes, len(removes))
     origin = _ORIGIN.pack(_DATED_EVENTS, node_id)
-    written = _WRITTEN.pack(frame.written_at_ms)
+    written = _WRITTEN.pack(frame.written_at_ms or 0)
     return b"".join((origin, written, span, removes, frame.data))
 
 
@@ -403,7 +403,7 @@ def _unpack_context(payload: bytes) -> tuple[int, Context]:
     return from_sequence, Context(trace, tuple(correlation_ids))
 
 
-def _unpack(budget_id: BudgetId, payload: bytes, skipped: int, written_at_ms: int) -> Frame:
+def _unpack(budget_id: BudgetId, payload: bytes, skipped: int, written_at_ms: int | None) -> Frame:
     start = _ORIGIN.size + skipped
     from_sequence, to_sequence, deletes, size = _RANGE.unpack_from(payload, start)
     start += _RANGE.size

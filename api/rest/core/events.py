@@ -54,7 +54,7 @@ def routes(hub: Hub, authenticator: Authenticator, *, now_ms: Callable[[], int])
         if not events and wait_s and not page.deleted:
             poll = Poll(who)
             await poll.wait(hub, budget_id, key, wait_s, request)
-            head, events = max(head, poll.head), poll.events[:count]
+            head, events = max(head, poll.head or 0), poll.events[:count]
         next_key = events[-1].sequence if events else key
         return respond(
             {

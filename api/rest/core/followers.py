@@ -45,7 +45,7 @@ class Poll:
         self.principal = principal
         self.full = False
         self.events: list[RestEvent] = []
-        self.head = -1  # once it has joined
+        self.head: int | None = None  # before it has joined
         self._refusal: Code | None = None
         self._over = asyncio.Event()
 
@@ -83,7 +83,7 @@ class Poll:
 
     def write(self, data: bytes) -> None:
         self.events += _rest_events(data)
-        self.head = max(self.head, self.events[-1].sequence)
+        self.head = max(self.head or 0, self.events[-1].sequence)
         self.full = True
         self._over.set()
 

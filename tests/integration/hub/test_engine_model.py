@@ -102,7 +102,7 @@ class Bench:
         return f"00000000-0000-4000-a000-{next(self._numbers):012x}"
 
     def _deliver(
-        self, budget_id: BudgetId, rows: Sequence[LogRow], written_at_ms: int, origins: Origins
+        self, budget_id: BudgetId, rows: Sequence[LogRow], at_ms: int | None, origins: Origins
     ) -> None:
         self.delivered.setdefault(budget_id, []).extend(orjson.loads(row.event) for row in rows)
 
