@@ -192,26 +192,14 @@ class Committer:
         actor: UserId,
         events: Sequence[Submitted],
         mode: Mode,
-        origin: Origin | None = None,
-    ) -> asyncio.Future[list[Verdict]]:
-        """Queue the events; the future gives their verdicts: in `stop` mode up to and with the
-        first that is not accepted. Cancelling the future does not cancel the commit."""
-        answer: asyncio.Future[list[Verdict]] = asyncio.get_running_loop().create_future()
-        self.post(actor, events, mode, answer, origin)
-        return answer
-
-    def post(
-        self,
-        actor: UserId,
-        events: Sequence[Submitted],
-        mode: Mode,
         answer: Answer,
         origin: Origin | None = None,
     ) -> None:
-        """The same for an answer of the caller's; it may be given at once, where there is no room.
+        """Queue the events, to be decided and committed in order. `answer` takes their verdicts: in
+        `stop` mode up to and with the first that is not accepted; at once where there is no room.
 
         All answers of a commit are given in one turn of the loop, so that those of one socket can
-        leave in one write."""
+        leave in one write. Nobody who stops to wait for an answer cancels the commit."""
         submission = Submission(actor, events, mode, answer, self._measures, origin)
         if self._waiting_events + len(events) > WAITING_EVENTS_MAX:
             _refuse([_Run(submission, 0, len(events))], Code.BUSY)

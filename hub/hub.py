@@ -1,6 +1,6 @@
 """The hub: the one door for events, and the feeds of this process.
 
-The way of an event: frame → `Session` → `Hub.post` → `Committer` → `rules.decide` → the log →
+The way of an event: frame → `Session` → `Hub.submit` → `Committer` → `rules.decide` → the log →
 `Feed.offer` → every wire, and through the bus to the feeds of the other nodes (hub/README.md).
 """
 
@@ -14,7 +14,6 @@ import structlog
 from hub.budget.events import INTEGER_MAX, Submitted
 from hub.budget.records import BudgetId, UserId
 from hub.budget.rules import LogRow
-from hub.budget.verdicts import Verdict
 from hub.committer import Answer, Committer, Mode
 from hub.feed.feed import Feed, Follower, Subscription, permitted
 from hub.feed.sweeper import Sweeper
@@ -114,24 +113,12 @@ class Hub:
         actor: UserId,
         events: Sequence[Submitted],
         mode: Mode,
-        correlation: Correlation | None = None,
-    ) -> asyncio.Future[list[Verdict]]:
-        """Decide and commit the events in order; the future gives their verdicts: in `stop` mode up
-        to and with the first that is not accepted. Cancelling it does not cancel the commit."""
-        origin = self._origin(correlation, len(events))
-        return self._committer.submit(actor, events, mode, origin)
-
-    def post(
-        self,
-        actor: UserId,
-        events: Sequence[Submitted],
-        mode: Mode,
         answer: Answer,
         correlation: Correlation | None = None,
     ) -> None:
-        """The same without waiting for the loop's next turn; see `Committer.post`."""
+        """The one door for events; see `Committer.submit`."""
         origin = self._origin(correlation, len(events))
-        self._committer.post(actor, events, mode, answer, origin)
+        self._committer.submit(actor, events, mode, answer, origin)
 
     def subscribe(
         self, user_id: UserId, budget_id: BudgetId, key: int, follower: Follower

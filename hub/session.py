@@ -397,7 +397,7 @@ class Session:
         self._in_flight += len(events)
         answer = _Answer(self, frame.id, len(events), correlation_id)
         correlation = None if correlation_id is None else Correlation(correlation_id, shared=True)
-        self._hub.post(self._user_id, events, frame.mode, answer, correlation)
+        self._hub.submit(self._user_id, events, frame.mode, answer, correlation)
 
     def answered(self, request_id: RequestId, events: int, verdicts: list[Verdict]) -> None:
         """The verdicts of events that were in flight."""

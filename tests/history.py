@@ -12,6 +12,7 @@ from hub.budget.verdicts import Verdict
 from hub.committer import Committer
 from storage.postgres.core.event_log import PostgresLog
 from storage.postgres.database import Database
+from tests.racing import ask
 
 BUDGET, CATEGORY, EXPENSE = "budget", "category", "expense"
 
@@ -108,7 +109,7 @@ async def submit(database: Database, actor: str, events: Sequence[dict[str, Any]
         now_ms=lambda: 1_700_000_000_123,
         jitter=lambda: 0.5,
     )
-    verdicts = await committer.submit(actor, parse_batch(list(events), len(events)), "each")
+    verdicts = await ask(committer, actor, parse_batch(list(events), len(events)), "each")
     await committer.drain()
     return verdicts
 

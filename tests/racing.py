@@ -14,7 +14,7 @@ import asyncpg
 import orjson
 import pytest
 
-from hub.budget.events import EVENTS_PER_FRAME_MAX, parse_batch
+from hub.budget.events import EVENTS_PER_FRAME_MAX, Submitted, parse_batch
 from hub.budget.records import BudgetId, UserId
 from hub.budget.rules import LogRow
 from hub.budget.verdicts import Verdict
@@ -56,6 +56,15 @@ def expense(budget_id: BudgetId, **fields: Any) -> Json:
     return event("expense.add", budget_id, **of_expense | fields)
 
 
+def ask(
+    committer: Committer, actor: UserId, events: Sequence[Submitted], mode: Mode
+) -> asyncio.Future[list[Verdict]]:
+    """Submit the events at once; the future gives their verdicts."""
+    answer: asyncio.Future[list[Verdict]] = asyncio.get_running_loop().create_future()
+    committer.submit(actor, events, mode, answer)
+    return answer
+
+
 class Node:
     """The committer of one hub, and what it delivered."""
 
@@ -75,8 +84,7 @@ class Node:
     def send(
         self, user: UserId, *events: Json, mode: Mode = "stop"
     ) -> asyncio.Future[list[Verdict]]:
-        submitted = parse_batch(list(events), EVENTS_PER_FRAME_MAX)
-        return self.committer.submit(user, submitted, mode)
+        return ask(self.committer, user, parse_batch(list(events), EVENTS_PER_FRAME_MAX), mode)
 
     async def told(self, user: UserId, *events: Json, mode: Mode = "stop") -> list[Json]:
         """The verdicts, on the wire."""

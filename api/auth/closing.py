@@ -14,6 +14,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from api.auth.closed_accounts import ClosedAccountWatch
+from api.http.verdicts import submitted
 from hub.budget.events import ParticipantRemove
 from hub.errors import Code, HubError
 from hub.hub import Hub
@@ -82,7 +83,7 @@ class AccountClosing:
                 userId=user_id,
                 closesAccount=True,
             )
-            [verdict] = await self._hub.submit(user_id, [event], "stop", correlation)
+            [verdict] = await submitted(self._hub, user_id, [event], "stop", correlation)
             if verdict.error is not None and verdict.error not in GONE:
                 raise HubError(verdict.error, verdict.detail)
         await self._photos.clear(user_id)

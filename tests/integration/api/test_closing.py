@@ -11,6 +11,7 @@ import pytest
 
 from api.auth.closed_accounts import ClosedAccountWatch
 from api.auth.closing import AccountClosing
+from api.http.verdicts import submitted
 from hub.budget.events import ParticipantAdd, parse_batch
 from hub.errors import Code, HubError
 from hub.hub import Hub
@@ -77,7 +78,7 @@ class World:
         """One of the user's, in which the others take part too."""
         budget_id = new_id()
         events = [budget_create(budget_id), category_add(budget_id)]
-        verdicts = await self.hub.submit(user_id, parse_batch(events, 2), "stop")
+        verdicts = await submitted(self.hub, user_id, parse_batch(events, 2), "stop")
         assert [verdict.status for verdict in verdicts] == ["accepted"] * 2
         for other in others:
             await self.join(budget_id, other)
@@ -91,7 +92,7 @@ class World:
             userId=user_id,
             participantsMax=10,
         )
-        [verdict] = await self.hub.submit(user_id, [event], "stop")
+        [verdict] = await submitted(self.hub, user_id, [event], "stop")
         assert verdict.status == "accepted"
 
     async def taking_part(self, budget_id: str) -> list[str]:

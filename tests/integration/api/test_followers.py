@@ -14,6 +14,7 @@ import uvloop
 from starlette.types import Message
 
 from api.app import OWNERS_MAX, REST_READS_MAX, App, open_app
+from api.http.verdicts import submitted
 from api.rest.core import events as events_module, followers
 from api.rest.core.followers import EventStream
 from api.settings import Settings
@@ -48,7 +49,7 @@ async def budget_id(app: App) -> str:
 async def submit(hub: Hub, *events: Json) -> None:
     for start in range(0, len(events), 100):
         some = list(events[start : start + 100])
-        verdicts = await hub.submit("ann", parse_batch(some, len(some)), "stop")
+        verdicts = await submitted(hub, "ann", parse_batch(some, len(some)), "stop")
         assert [verdict.error for verdict in verdicts] == [None] * len(some)
 
 
@@ -264,7 +265,7 @@ async def test_p9_a_slow_stream_ends_with_the_removal_and_without_what_it_missed
     made = {"budgetId": budget_id, "when": 1, "userId": "ben"}
     joins = ParticipantAdd(eventId=new_id(), participantsMax=10, **made)
     removes = ParticipantRemove(eventId=new_id(), **made)
-    await app.hub.submit("ben", [joins], "stop")
+    await submitted(app.hub, "ben", [joins], "stop")
     request = Request(f"/budgets/{budget_id}/stream?key=2", token("ben"))
     async with under_way(app, request) as streaming, asyncio.timeout(TIMEOUT_S):
         await until(lambda: app.hub.followers(budget_id) == 1, TIMEOUT_S)
@@ -273,7 +274,7 @@ async def test_p9_a_slow_stream_ends_with_the_removal_and_without_what_it_missed
         for _ in range(2):
             await submit(app.hub, *(expense_add(budget_id, note="x" * 2000) for _ in range(100)))
         await until(lambda: app.hub.followers(budget_id) == 0, TIMEOUT_S)
-        await app.hub.submit("ann", [removes], "stop")
+        await submitted(app.hub, "ann", [removes], "stop")
         request.taking.set()
         await streaming
     assert request.sequences() == [3]

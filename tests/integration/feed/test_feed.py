@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import orjson
 import pytest
 
+from api.http.verdicts import submitted
 from hub import hub as hub_module
 from hub.budget.events import EVENTS_PER_FRAME_MAX, ParticipantAdd, ParticipantRemove, parse_batch
 from hub.budget.records import BudgetId, UserId
@@ -275,7 +276,7 @@ class Node:
 
     async def _made(self, user_id: UserId, events: Any) -> int:
         async with asyncio.timeout(DEADLINE_S):
-            verdicts = await self.hub.submit(user_id, events, "stop")
+            verdicts = await submitted(self.hub, user_id, events, "stop")
         assert [verdict.status for verdict in verdicts] == ["accepted"] * len(events)
         assert verdicts[-1].sequence is not None
         return verdicts[-1].sequence

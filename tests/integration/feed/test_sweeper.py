@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
+from api.http.verdicts import submitted
 from hub.budget.events import INTEGER_MAX, ParticipantAdd, parse_batch
 from hub.budget.records import BudgetId, UserId
 from hub.feed import sweeper as sweeper_module
@@ -74,16 +75,16 @@ async def test_p7_what_the_bus_lost_is_found(
     log = Counting(PostgresLog(database))
     here, elsewhere = hub_on(log), hub_on(PostgresLog(database))  # and no bus between them
     budget_id = new_id()
-    await elsewhere.submit("ann", parse_batch([budget_create(budget_id)], 1), "stop")
+    await submitted(elsewhere, "ann", parse_batch([budget_create(budget_id)], 1), "stop")
     reader = Reader()
     here.subscribe("ann", budget_id, 1, reader)
     await until(lambda: reader.head == 1, 30)
     here.spawn(here.sweeper.run())
-    await elsewhere.submit("ann", parse_batch([expense_add(budget_id)], 1), "stop")
+    await submitted(elsewhere, "ann", parse_batch([expense_add(budget_id)], 1), "stop")
     join = ParticipantAdd(
         eventId=new_id(), budgetId=budget_id, when=1, userId="ben", participantsMax=INTEGER_MAX
     )
-    await elsewhere.submit("ben", [join], "stop")
+    await submitted(elsewhere, "ben", [join], "stop")
     await until(lambda: b'"toSequence":3' in reader.got, 30)
     assert reader.got.count(b'"sequence":') == 2
     assert log.asked[: len(asks)] == list(asks)

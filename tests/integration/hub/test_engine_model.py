@@ -60,6 +60,7 @@ from tests.model import (
     made,
     membership,
 )
+from tests.racing import ask
 
 NOW_MS = 1_800_000_000_000
 
@@ -109,7 +110,8 @@ class Bench:
     async def submit(self, batches: Sequence[Batch], node: int = 0) -> list[list[Json]]:
         """The verdicts of batches that arrive at a node in one turn of its loop."""
         answers = [
-            self._nodes[node].submit(
+            ask(
+                self._nodes[node],
                 user,
                 [made(events[0], PARTICIPANTS_MAX)]
                 if requested
@@ -558,7 +560,9 @@ def an_edit_forgets_its_sequence(patch: pytest.MonkeyPatch) -> None:
 def stop_goes_on(patch: pytest.MonkeyPatch) -> None:
     submit = Committer.submit
     patch.setattr(
-        Committer, "submit", lambda self, user, events, mode: submit(self, user, events, "each")
+        Committer,
+        "submit",
+        lambda self, user, events, mode, answer: submit(self, user, events, "each", answer),
     )
 
 

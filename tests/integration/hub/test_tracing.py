@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from api.app import now_ms
+from api.http.verdicts import submitted
 from api.settings import Settings, SettingsError
 from api.telemetry.tracing import OpenTelemetry
 from hub.budget.events import parse_batch
@@ -92,7 +93,7 @@ class Node:
         """Commit them; the sequence of the last."""
         async with asyncio.timeout(DEADLINE_S):
             batch = parse_batch(list(events), 100)
-            verdicts = await self.hub.submit("ann", batch, "stop", called)
+            verdicts = await submitted(self.hub, "ann", batch, "stop", called)
         assert [verdict.status for verdict in verdicts] == ["accepted"] * len(events)
         assert verdicts[-1].sequence is not None
         return verdicts[-1].sequence
@@ -205,7 +206,7 @@ async def test_a_failed_commit_and_a_refused_event_are_said_so(
         called = Correlation("tap-18", shared=True)
         with capture_logs() as lines:
             stale = parse_batch([expense_edit(budget_id, new_id(), 1, note="secret")], 1)
-            [verdict] = await node.hub.submit("ann", stale, "stop", called)
+            [verdict] = await submitted(node.hub, "ann", stale, "stop", called)
     assert verdict.error is Code.EXPENSE_NOT_EXISTS
     [line] = lines
     assert line["log_level"] == "debug"

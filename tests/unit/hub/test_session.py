@@ -156,7 +156,7 @@ class FakeHub:
     def detach(self, session: Session) -> None:
         self.connections.discard(session)
 
-    def post(
+    def submit(
         self,
         user_id: str,
         events: Sequence[Any],
