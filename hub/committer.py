@@ -28,8 +28,7 @@ socket only loses the answer.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import structlog
@@ -40,13 +39,14 @@ from hub.budget.rules import BudgetState, Change, LogRow, decide, rejected
 from hub.budget.verdicts import Verdict
 from hub.errors import BadData, Code, Disconnected, Held, LostRace
 from hub.measures import Measures
-from hub.ports import EventLog, Tracer, Want
+from hub.ports import EventLog, Want
 from hub.tracing import (
     NO_ORIGINS,
+    NOWHERE,
+    Correlation,
     Origin,
     Origins,
-    begin_batch,
-    begin_commit,
+    Trail,
     correlation_ids,
 )
 
@@ -95,7 +95,7 @@ class Submission:
         mode: Mode,
         answer: Answer,
         measures: Measures,
-        origin: Origin | None = None,
+        origin: Origin,
     ) -> None:
         self.actor = actor
         self.events = events
@@ -114,13 +114,12 @@ class Submission:
         if verdict.status != "accepted":
             if self.mode == "stop":
                 self.halted = True
-            if self.origin is not None:
+            if self.origin.correlation is not None:
                 self._tell(verdict)
         if self.halted or len(self.verdicts) == len(self.events):
             if not self.answer.done():
                 self.answer.set_result(self.verdicts)
-            if self.origin is not None:
-                self.origin.end()
+            self.origin.span.end()
 
     def _tell(self, verdict: Verdict) -> None:
         """Log at debug under the client's correlation id: a rejected event is not our failure."""
@@ -152,24 +151,24 @@ class _Run(NamedTuple):
 
 
 class Committer:
-    """`deliver` is called after each commit, for each budget, with its new rows in order and the
+    """`publish` is called after each commit, for each budget, with its new rows in order and the
     time they were written (epoch milliseconds; None: by an earlier attempt, nobody knows when), and
     where they came from."""
 
     def __init__(
         self,
         log: EventLog,
-        deliver: Callable[[BudgetId, Sequence[LogRow], int | None, Origins], None],
+        publish: Callable[[BudgetId, Sequence[LogRow], int | None, Origins], None],
         *,
         now_ms: Callable[[], int],
         jitter: Callable[[], float],
         lanes: int = LANES,
         measures: Measures | None = None,
-        tracer: Tracer | None = None,
+        trail: Trail | None = None,
     ) -> None:
         self._log = log
-        self._tracer = tracer
-        self._deliver = deliver
+        self._publish = publish
+        self._trail = trail or Trail()
         self._now_ms = now_ms
         self._jitter = jitter  # a random number from 0 to 1
         self._measures = measures or Measures()
@@ -193,13 +192,14 @@ class Committer:
         events: Sequence[Submitted],
         mode: Mode,
         answer: Answer,
-        origin: Origin | None = None,
+        correlation: Correlation | None = None,
     ) -> None:
         """Queue the events, to be decided and committed in order. `answer` takes their verdicts: in
         `stop` mode up to and with the first that is not accepted; at once where there is no room.
 
         All answers of a commit are given in one turn of the loop, so that those of one socket can
         leave in one write. Nobody who stops to wait for an answer cancels the commit."""
+        origin = self._trail.submit(len(events), correlation)
         submission = Submission(actor, events, mode, answer, self._measures, origin)
         if self._waiting_events + len(events) > WAITING_EVENTS_MAX:
             _refuse([_Run(submission, 0, len(events))], Code.BUSY)
@@ -257,21 +257,16 @@ class Committer:
 
     async def _lane(self, batch: list[Submission]) -> None:
         runs = [_Run(submission, 0, len(submission.events)) for submission in batch]
-        span = None
-        if self._tracer is not None:
-            origins = [submission.origin for submission in batch]
-            span = begin_batch(self._tracer, origins, _events(runs))
         held: list[_Run] = []
         ours: set[tuple[BudgetId, str]] = set()
         try:
-            held = await self._settle(runs, wait=False, ours=ours, until_s=_settling())
+            with self._trail.batch([run.submission.origin for run in runs], _events(runs)):
+                held = await self._settle(runs, wait=False, ours=ours, until_s=_settling())
         except BaseException as error:
             self._measures.commit_failures["defect"] += 1
             self._fail(runs, error)
             raise
         finally:
-            if span is not None:
-                span.end()
             held_budgets = {budget for run in held for budget in run.budgets()}
             for submission in batch:
                 self._busy -= submission.budgets
@@ -310,8 +305,7 @@ class Committer:
                 submission.answer.set_exception(error)
                 if lane is not None:
                     self._told[lane] = error
-            if submission.origin is not None:
-                submission.origin.end(type(error).__name__)
+            submission.origin.span.end(type(error).__name__)
 
     async def _settle(
         self,
@@ -336,7 +330,8 @@ class Committer:
                 failures["race"] += 1
                 races += 1
                 if races == RACES_MAX:
-                    _log.error("commit keeps losing races", error=str(race), **_named(runs))
+                    called = _called(runs)
+                    _log.error("commit keeps losing races", error=str(race), correlation_ids=called)
                     _refuse(runs, Code.BUSY)
                     return []
                 await asyncio.sleep(0.01 * self._jitter() if races > 1 else 0)
@@ -352,7 +347,7 @@ class Committer:
             except Disconnected as lost:
                 failures["disconnected"] += 1
                 if asyncio.get_running_loop().time() >= until_s:
-                    _log.warning("commit given up", error=str(lost), **_named(runs))
+                    _log.warning("commit given up", error=str(lost), correlation_ids=_called(runs))
                     _refuse(runs, Code.UNAVAILABLE)
                     return []
                 await asyncio.sleep(pause_s * (0.5 + self._jitter()))
@@ -371,7 +366,7 @@ class Committer:
         first."""
         halves = _halves(runs)
         if halves is None:
-            _log.error("an event cannot be stored", error=str(bad), **_named(runs))
+            _log.error("an event cannot be stored", error=str(bad), correlation_ids=_called(runs))
             _refuse(runs, Code.INTERNAL_SERVER_ERROR)
             return []
         held: list[_Run] = []
@@ -394,44 +389,41 @@ class Committer:
         want = _wanted(runs)
         if want.budgets:
             begun_s = asyncio.get_running_loop().time()
-            async with self._traced(runs), self._log.transaction() as transaction:
-                away = await transaction.lock(want.budgets, wait=wait)
-                free, held = _apart(runs, away)
-                if held:
-                    if not free:
-                        return held
-                    want = _wanted(free)
-                states = await transaction.load(want)
-                decided = self._decide(free, states, ours, found)
-                changed = [state for state in states.values() if state.changes]
-                if changed:
-                    written_at_ms = self._now_ms()
-                    await transaction.write(changed)
-                    # From here on, and until we know better, the commit may have happened.
-                    ours |= {
-                        (change.row.budget_id, change.row.event_id)
-                        for state in changed
-                        for change in state.changes
-                    }
+            with self._trail.commit(run.submission.origin for run in runs):
+                async with self._log.transaction() as transaction:
+                    away = await transaction.lock(want.budgets, wait=wait)
+                    free, held = _apart(runs, away)
+                    if held:
+                        if not free:
+                            return held
+                        want = _wanted(free)
+                    states = await transaction.load(want)
+                    decided = self._decide(free, states, ours, found)
+                    changed = [state for state in states.values() if state.changes]
+                    if changed:
+                        written_at_ms = self._now_ms()
+                        await transaction.write(changed)
+                        # From here on, and until we know better, the commit may have happened.
+                        ours |= {
+                            (change.row.budget_id, change.row.event_id)
+                            for state in changed
+                            for change in state.changes
+                        }
         else:
             decided = self._decide(runs, states, ours, found)
         if written_at_ms is not None:
             self._measures.commit_s.observe(asyncio.get_running_loop().time() - begun_s)
             self._measures.batch_events.observe(len(decided))
-        origins = _origins(decided) if any(run.submission.origin for run in runs) else {}
+        origins = _origins(decided)
         for row in found:
-            self._deliver(row.budget_id, [row], None, origins.get(row.budget_id, NO_ORIGINS))
+            self._publish(row.budget_id, [row], None, origins.get(row.budget_id, NO_ORIGINS))
         for budget_id, state in states.items():
             if state.changes:
                 rows = [change.row for change in state.changes]
-                self._deliver(budget_id, rows, written_at_ms, origins.get(budget_id, NO_ORIGINS))
+                self._publish(budget_id, rows, written_at_ms, origins.get(budget_id, NO_ORIGINS))
         for submission, verdict in decided:
             submission.settle(verdict)
         return held
-
-    def _traced(self, runs: Sequence[_Run]) -> AbstractAsyncContextManager[None]:
-        """A span of the transaction, where somebody wants one."""
-        return _UNTRACED if self._tracer is None else _commit(self._tracer, runs)
 
     def _decide(
         self,
@@ -470,38 +462,19 @@ class Committer:
         return decided
 
 
-_UNTRACED = nullcontext()
-
-
-@asynccontextmanager
-async def _commit(tracer: Tracer, runs: Sequence[_Run]) -> AsyncIterator[None]:
-    span = begin_commit(tracer, [run.submission.origin for run in runs])
-    failure: str | None = None
-    try:
-        yield
-    except BaseException as error:
-        failure = type(error).__name__
-        raise
-    finally:
-        if span is not None:
-            span.end(failure)
-
-
 def _origins(decided: Sequence[tuple[Submission, Verdict]]) -> dict[BudgetId, dict[int, Origin]]:
     """Of the events that are new in the log, by budget and sequence."""
     origins: dict[BudgetId, dict[int, Origin]] = {}
     for submission, verdict in decided:
-        origin, sequence, budget_id = submission.origin, verdict.sequence, verdict.budget_id
-        if origin is None or sequence is None or budget_id is None or verdict.duplicate:
+        if submission.origin is NOWHERE or verdict.duplicate:
             continue
-        origins.setdefault(budget_id, {})[sequence] = origin
+        if verdict.budget_id is not None and verdict.sequence is not None:
+            origins.setdefault(verdict.budget_id, {})[verdict.sequence] = submission.origin
     return origins
 
 
-def _named(runs: Sequence[_Run]) -> dict[str, tuple[str, ...]]:
-    """What the clients call it, for a log line."""
-    ids = correlation_ids(run.submission.origin for run in runs)
-    return {"correlation_ids": ids} if ids else {}
+def _called(runs: Sequence[_Run]) -> tuple[str, ...]:
+    return correlation_ids(run.submission.origin for run in runs)
 
 
 def _budgets(events: Sequence[Submitted]) -> set[BudgetId]:

@@ -130,6 +130,9 @@ def _request_id(raw: Mapping[str, object]) -> RequestId:
 # To the client
 
 
+NAMED_MAX = 20  # correlation ids in one log line, and with one frame on the bus
+
+
 class Context(NamedTuple):
     """What is known about how a frame's events came: the span that published them (a W3C
     `traceparent`), and what their clients call them."""
@@ -202,11 +205,12 @@ def _event_frame(
     correlation_ids: Mapping[int, str],
 ) -> Frame:
     first, last = rows[0], rows[-1]
-    called = b""
+    called, context = b"", None
     if correlation_ids:
         ids = {str(s): id for row in rows if (id := correlation_ids.get(s := row.sequence))}
         if ids:
             called = b',"correlationIds":%b' % orjson.dumps(ids)
+            context = Context(None, tuple(dict.fromkeys(ids.values()))[:NAMED_MAX])
     text = (
         b'{"type":"events","budgetId":"%b","fromSequence":%d,"toSequence":%d%b,"events":[%b]}'
         % (
@@ -225,6 +229,7 @@ def _event_frame(
         last.record_id if last.event_type == "participant.remove" else None,
         last.event_type == "budget.delete",
         written_at_ms,
+        context,
     )
 
 

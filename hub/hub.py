@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, Protocol
 
 import structlog
 
-from hub.budget.events import INTEGER_MAX, Submitted
+from hub.budget.events import INTEGER_MAX
 from hub.budget.records import BudgetId, UserId
 from hub.budget.rules import LogRow
-from hub.committer import Answer, Committer, Mode
+from hub.committer import Committer
 from hub.feed.feed import Feed, Follower, Subscription, permitted
 from hub.feed.sweeper import Sweeper
 from hub.frames import Frame, event_frames
@@ -22,16 +22,7 @@ from hub.limits import Rates
 from hub.measures import Measures
 from hub.ports import Bus, EventLog, NodeId, Page, Principal, Tracer
 from hub.reconnects import reconnect_spread_ms
-from hub.tracing import (
-    Correlation,
-    Origin,
-    Origins,
-    begin_deliver,
-    begin_publish,
-    begin_submission,
-    of_frame,
-    shared_ids,
-)
+from hub.tracing import Origins, TracedTrail, Trail, in_context, shared_ids
 
 READERS_MAX = 4  # reads of the log at a time, for all users together
 DRAIN_S = 8.0
@@ -85,7 +76,7 @@ class Hub:
         tracer: Tracer | None = None,
     ) -> None:
         self.rates = rates
-        self._tracer = tracer
+        self._trail = Trail() if tracer is None else TracedTrail(tracer)
         self.log = log
         self.log_id = log_id
         self._bus = bus
@@ -101,24 +92,13 @@ class Hub:
         self.sweeper = Sweeper(log, self._feeds, self.measures)
         self._committer = Committer(
             log,
-            self._committed,
+            self._publish,
             now_ms=now_ms,
             jitter=jitter,
             measures=self.measures,
-            tracer=tracer,
+            trail=self._trail,
         )
-
-    def submit(
-        self,
-        actor: UserId,
-        events: Sequence[Submitted],
-        mode: Mode,
-        answer: Answer,
-        correlation: Correlation | None = None,
-    ) -> None:
-        """The one door for events; see `Committer.submit`."""
-        origin = self._origin(correlation, len(events))
-        self._committer.submit(actor, events, mode, answer, origin)
+        self.submit = self._committer.submit  # the one door for events
 
     def subscribe(
         self, user_id: UserId, budget_id: BudgetId, key: int, follower: Follower
@@ -222,56 +202,35 @@ class Hub:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _origin(self, correlation: Correlation | None, events: int) -> Origin | None:
-        if correlation is None and self._tracer is None:
-            return None
-        return begin_submission(self._tracer, correlation, events)
-
-    def _committed(
+    def _publish(
         self,
         budget_id: BudgetId,
         rows: Sequence[LogRow],
         written_at_ms: int | None,
         origins: Origins,
     ) -> None:
-        if not origins:
-            self._publish(budget_id, list(event_frames(budget_id, rows, written_at_ms)))
-            return
-        spans = []
-        frames = []
-        for frame in event_frames(budget_id, rows, written_at_ms, shared_ids(origins)):
-            said, span = begin_publish(self._tracer, of_frame(origins, frame), frame)
-            frames.append(said)
-            spans.append(span)
-        self._publish(budget_id, frames)
-        for span in spans:
-            if span is not None:
-                span.end()
-
-    def _publish(self, budget_id: BudgetId, frames: Sequence[Frame]) -> None:
+        """Just committed: to the feed here, and over the bus to those of the other nodes."""
         feed = self._feeds.get(budget_id)
-        if feed is not None:
-            for frame in frames:
-                self._offer(feed, frame, "commit")
-        if self._bus is not None:
-            self._bus.publish(frames)
+        for frame in event_frames(budget_id, rows, written_at_ms, shared_ids(origins)):
+            with self._trail.publish(frame, origins) as span:
+                said = in_context(frame, span)
+                if feed is not None:
+                    self._offer(feed, said, "commit")
+                if self._bus is not None:
+                    self._bus.publish([said])
 
     def _offer(self, feed: Feed, frame: Frame, source: str) -> None:
         """To the feed, from a commit here or from the bus."""
-        context, span = frame.context, None
-        if context is not None and self._tracer is not None:
-            span = begin_deliver(self._tracer, context, frame)
-        delivered = feed.offer(frame)
-        if delivered:
-            self.measures.fed[source] += _events(frame)
-        if context is None:
-            return
-        if span is not None:
-            span.end(None if delivered else "not the next one")
-        if context.correlation_ids:
+        with self._trail.deliver(frame) as span:
+            delivered = feed.offer(frame)
+            if delivered:
+                self.measures.fed[source] += _events(frame)
+            else:
+                span.end("not the next one")
+        if frame.context is not None and frame.context.correlation_ids:
             _log.debug(
                 "events delivered" if delivered else "events not next",
-                correlation_ids=context.correlation_ids,
+                correlation_ids=frame.context.correlation_ids,
                 budget_id=frame.budget_id,
                 from_sequence=frame.from_sequence,
                 to_sequence=frame.to_sequence,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, Self, TypeAlias
 
 from hub.budget.records import BudgetId, UserId
 from hub.budget.rules import BudgetState
@@ -147,11 +147,11 @@ class BusListener(Protocol):
 
 
 class Span(Protocol):
-    """One step on the way of an event, from its beginning to `end`."""
+    """One step on the way of an event, from its beginning to `end`; as a context it ends itself."""
 
     @property
-    def context(self) -> str:
-        """What names it to other nodes and spans: a W3C `traceparent`."""
+    def context(self) -> str | None:
+        """What names it to other nodes and spans: a W3C `traceparent`; None if nobody traces it."""
         ...
 
     def link(self, context: str) -> None:
@@ -159,8 +159,12 @@ class Span(Protocol):
         ...
 
     def end(self, failure: str | None = None) -> None:
-        """It is over, or failed for that reason: a word of ours, never what a client wrote."""
+        """It is over, or failed for that reason: a word of ours, never what a client wrote. It ends
+        once; what comes later counts no more."""
         ...
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None: ...
 
 
 class Tracer(Protocol):

@@ -29,7 +29,7 @@ from hub.errors import Code
 from hub.frames import Context, Frame, texts
 from hub.hub import Hub
 from hub.limits import Rates
-from hub.tracing import Correlation
+from hub.tracing import NO_ORIGINS, NO_SPAN, NOWHERE, Correlation, Trail, in_context
 from storage.embedded.redis import EmbeddedRedis
 from storage.postgres.core.event_log import PostgresLog
 from storage.postgres.database import Database
@@ -290,7 +290,9 @@ async def test_a_context_stays_with_its_own_frame(redis: EmbeddedRedis) -> None:
 async def test_tracing_that_is_off_is_never_called(
     database: Database, redis: EmbeddedRedis, on: bool
 ) -> None:
-    """Counted, not timed: with tracing on the same count sees the calls."""
+    """Nothing of OpenTelemetry is; what the engine calls instead is called for each submission,
+    batch and frame, and costs the same however many events they have. Counted, not timed: with
+    tracing on the same count sees the calls."""
     calls: Counter[str] = Counter()
 
     def count(frame: FrameType, event: str, argument: object) -> None:
@@ -300,19 +302,38 @@ async def test_tracing_that_is_off_is_never_called(
         ):
             calls[module.partition(".")[0] + "." + frame.f_code.co_name] += 1
 
-    budget_id = new_id()
+    counted: list[Counter[str]] = []
     async with running(database, redis, *[ALWAYS_ON if on else None] * 2) as (here, there):
-        await here.made(budget_create(budget_id))
-        wire = await there.follow(budget_id)
-        gc.collect()  # what others left is not called here
-        sys.setprofile(count)
-        try:
-            for _ in range(5):
-                await here.made(*(expense_add(budget_id) for _ in range(4)))
-            await until(lambda: wire.frames[-1]["toSequence"] == 21, DEADLINE_S)
-        finally:
-            sys.setprofile(None)
-    assert bool(calls) is on, calls
+        for events in (1, 20):
+            budget_id = new_id()
+            await here.made(budget_create(budget_id))
+            wire = await there.follow(budget_id)
+            gc.collect()  # what others left is not called here
+            calls.clear()
+            sys.setprofile(count)
+            try:
+                for _ in range(5):
+                    last = await here.made(*(expense_add(budget_id) for _ in range(events)))
+                await until(lambda: wire.frames[-1]["toSequence"] == last, DEADLINE_S)  # noqa: B023
+            finally:
+                sys.setprofile(None)
+            counted.append(calls.copy())
+    few, many = counted
+    traced = {name for name in many if not name.startswith("hub.")}
+    assert bool(traced) is on, many
+    if not on:
+        assert few == many
+        assert few.total() <= 5 * 25
+
+
+def test_tracing_that_is_off_allocates_nothing() -> None:
+    trail, frame = Trail(), Frame(new_id(), 1, 1, b"")
+    assert trail.submit(1, None) is trail.submit(2, None) is NOWHERE
+    steps = [trail.batch([NOWHERE], 1), trail.commit([NOWHERE])]
+    steps += [trail.publish(frame, NO_ORIGINS), trail.deliver(frame)]
+    assert [step is NO_SPAN for step in steps] == [True] * 4
+    with steps[0] as span:
+        assert in_context(frame, span) is frame
 
 
 def test_tracing_that_is_off_is_never_imported() -> None:
