@@ -28,7 +28,7 @@ socket only loses the answer.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import structlog
@@ -150,6 +150,18 @@ class _Run(NamedTuple):
         return {*self.budgets(), self.submission}
 
 
+class _Batch(NamedTuple):
+    """Runs that go through one transaction after another until each event has its verdict. With
+    `wait` they wait for budgets that another node holds, else they are left out. `ours` are events
+    that an earlier attempt may have committed. A lost connection is retried until `until_s` on the
+    loop's clock."""
+
+    runs: list[_Run]
+    wait: bool
+    ours: set[tuple[BudgetId, str]]
+    until_s: float
+
+
 class Committer:
     """`publish` is called after each commit, for each budget, with its new rows in order and the
     time they were written (epoch milliseconds; None: by an earlier attempt, nobody knows when), and
@@ -255,25 +267,25 @@ class Committer:
         if not task.cancelled() and (error := task.exception()) is not told:
             _log.error("commit failed", exc_info=error)
 
-    async def _lane(self, batch: list[Submission]) -> None:
-        runs = [_Run(submission, 0, len(submission.events)) for submission in batch]
+    async def _lane(self, submissions: list[Submission]) -> None:
+        runs = [_Run(submission, 0, len(submission.events)) for submission in submissions]
+        batch = _Batch(runs, False, set(), _settling())
         held: list[_Run] = []
-        ours: set[tuple[BudgetId, str]] = set()
         try:
-            with self._trail.batch([run.submission.origin for run in runs], _events(runs)):
-                held = await self._settle(runs, wait=False, ours=ours, until_s=_settling())
+            with self._trail.batch([each.origin for each in submissions], _events(runs)):
+                held = await self._settle(batch)
         except BaseException as error:
             self._measures.commit_failures["defect"] += 1
             self._fail(runs, error)
             raise
         finally:
             held_budgets = {budget for run in held for budget in run.budgets()}
-            for submission in batch:
+            for submission in submissions:
                 self._busy -= submission.budgets
             self._busy |= held_budgets
             for group in _groups(held):
                 self._waiting_events += _events(group)
-                self._start(self._lane_apart(group, ours))
+                self._start(self._lane_apart(group, batch.ours))
             self._lanes_free += 1
             self._pump()
 
@@ -282,7 +294,7 @@ class Committer:
         try:
             async with asyncio.timeout(TURN_S) as turn, self._apart_slots:
                 turn.reschedule(None)
-                await self._settle(runs, wait=True, ours=ours, until_s=_settling())
+                await self._settle(_Batch(runs, True, ours, _settling()))
         except TimeoutError:
             _refuse(runs, Code.BUSY)
         except BaseException as error:
@@ -307,25 +319,16 @@ class Committer:
                     self._told[lane] = error
             submission.origin.span.end(type(error).__name__)
 
-    async def _settle(
-        self,
-        runs: list[_Run],
-        *,
-        wait: bool,
-        ours: set[tuple[BudgetId, str]],
-        until_s: float,
-    ) -> list[_Run]:
-        """Bring every event of the runs to its verdict, whatever it takes; return the runs that
-        were left out because another node holds their budgets (never with `wait`).
-
-        `ours` are events that an earlier attempt may have committed. A lost connection is retried
-        until `until_s` on the loop's clock."""
+    async def _settle(self, batch: _Batch) -> list[_Run]:
+        """Bring every event of the batch to its verdict, whatever it takes; return the runs that
+        were left out because another node holds their budgets."""
+        runs = batch.runs
         failures = self._measures.commit_failures
         races = 0
         pause_s, pause_max_s = BACKOFF_S
         while True:
             try:
-                return await self._attempt(runs, wait=wait, ours=ours)
+                return await self._attempt(batch)
             except LostRace as race:
                 failures["race"] += 1
                 races += 1
@@ -337,80 +340,69 @@ class Committer:
                 await asyncio.sleep(0.01 * self._jitter() if races > 1 else 0)
             except Held:
                 failures["held"] += 1
-                if not wait:  # another node is just creating one of the budgets
+                if not batch.wait:  # another node is just creating one of the budgets
                     return runs
                 _refuse(runs, Code.BUSY)
                 return []
             except BadData as bad:
                 failures["bad data"] += 1
-                return await self._split(runs, bad, wait=wait, ours=ours, until_s=until_s)
+                return await self._split(batch, bad)
             except Disconnected as lost:
                 failures["disconnected"] += 1
-                if asyncio.get_running_loop().time() >= until_s:
+                if asyncio.get_running_loop().time() >= batch.until_s:
                     _log.warning("commit given up", error=str(lost), correlation_ids=_called(runs))
                     _refuse(runs, Code.UNAVAILABLE)
                     return []
                 await asyncio.sleep(pause_s * (0.5 + self._jitter()))
                 pause_s = min(2 * pause_s, pause_max_s)
 
-    async def _split(
-        self,
-        runs: list[_Run],
-        bad: BadData,
-        *,
-        wait: bool,
-        ours: set[tuple[BudgetId, str]],
-        until_s: float,
-    ) -> list[_Run]:
+    async def _split(self, batch: _Batch, bad: BadData) -> list[_Run]:
         """Something among the events cannot be stored: try the halves, the second after the
         first."""
-        halves = _halves(runs)
+        halves = _halves(batch.runs)
         if halves is None:
-            _log.error("an event cannot be stored", error=str(bad), correlation_ids=_called(runs))
-            _refuse(runs, Code.INTERNAL_SERVER_ERROR)
+            called = _called(batch.runs)
+            _log.error("an event cannot be stored", error=str(bad), correlation_ids=called)
+            _refuse(batch.runs, Code.INTERNAL_SERVER_ERROR)
             return []
         held: list[_Run] = []
         for half in halves:
             free, behind = _apart(half, set(), after=held)
             if free:
-                held += await self._settle(free, wait=wait, ours=ours, until_s=until_s)
+                held += await self._settle(batch._replace(runs=free))
             held += behind  # last: it may come after what was just found held
         return held
 
-    async def _attempt(
-        self, runs: list[_Run], *, wait: bool, ours: set[tuple[BudgetId, str]]
-    ) -> list[_Run]:
-        """One transaction. Verdicts and deliveries only after it has committed."""
-        decided: list[tuple[Submission, Verdict]] = []
-        held: list[_Run] = []
-        found: list[LogRow] = []
+    async def _attempt(self, batch: _Batch) -> list[_Run]:
+        """One transaction. Rows are published and verdicts given only after it has committed."""
+        runs, held = batch.runs, list[_Run]()
         states: dict[BudgetId, BudgetState] = {}
         written_at_ms: int | None = None
         want = _wanted(runs)
-        if want.budgets:
+        if not want.budgets:
+            decided, found = self._decide(runs, states, batch.ours)
+        else:
             begun_s = asyncio.get_running_loop().time()
             with self._trail.commit(run.submission.origin for run in runs):
                 async with self._log.transaction() as transaction:
-                    away = await transaction.lock(want.budgets, wait=wait)
+                    away = await transaction.lock(want.budgets, wait=batch.wait)
                     free, held = _apart(runs, away)
                     if held:
                         if not free:
                             return held
                         want = _wanted(free)
                     states = await transaction.load(want)
-                    decided = self._decide(free, states, ours, found)
+                    decided, found = self._decide(free, states, batch.ours)
                     changed = [state for state in states.values() if state.changes]
                     if changed:
                         written_at_ms = self._now_ms()
                         await transaction.write(changed)
                         # From here on, and until we know better, the commit may have happened.
-                        ours |= {
+                        batch.ours.update(
                             (change.row.budget_id, change.row.event_id)
                             for state in changed
                             for change in state.changes
-                        }
-        else:
-            decided = self._decide(runs, states, ours, found)
+                        )
         if written_at_ms is not None:
             self._measures.commit_s.observe(asyncio.get_running_loop().time() - begun_s)
             self._measures.batch_events.observe(len(decided))
@@ -428,16 +420,15 @@ class Committer:
     def _decide(
         self,
         runs: Sequence[_Run],
-        states: dict[BudgetId, BudgetState],
-        ours: set[tuple[BudgetId, str]],
-        found: list[LogRow],
-    ) -> list[tuple[Submission, Verdict]]:
-        """Verdicts of all runs, each decision seen by the next. Rows of our own earlier attempt
-        that turn out to be committed are added to `found`."""
+        states: Mapping[BudgetId, BudgetState],
+        ours: Collection[tuple[BudgetId, str]],
+    ) -> tuple[list[tuple[Submission, Verdict]], Collection[LogRow]]:
+        """Verdicts of all runs, each decision seen by the next; and those rows of our own earlier
+        attempt that turn out to be committed."""
         now_ms = self._now_ms()
         decided: list[tuple[Submission, Verdict]] = []
+        found: dict[tuple[BudgetId, str], LogRow] = {}
         nothing = BudgetState()
-        mine = set(ours)
         stopped: set[Submission] = set()
         for submission, start, stop in runs:
             if submission.halted or submission in stopped:
@@ -450,16 +441,17 @@ class Committer:
                     verdict = outcome.verdict()
                 else:
                     verdict = outcome
-                    if verdict.duplicate and (verdict.budget_id, verdict.event_id) in mine:
+                    if verdict.duplicate:
                         row = state.known[verdict.event_id]
-                        mine.discard((row.budget_id, row.event_id))
-                        verdict = row.verdict()
-                        found.append(row)
+                        key = row.budget_id, row.event_id
+                        if key in ours and key not in found:
+                            found[key] = row
+                            verdict = row.verdict()
                 decided.append((submission, verdict))
                 if submission.mode == "stop" and not verdict.accepted:
                     stopped.add(submission)
                     break
-        return decided
+        return decided, found.values()
 
 
 def _origins(decided: Sequence[tuple[Submission, Verdict]]) -> dict[BudgetId, dict[int, Origin]]:

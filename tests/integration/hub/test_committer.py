@@ -892,7 +892,7 @@ async def test_p6_a_servers_own_way_of_writing_dates_changes_nothing(
 # A defect of ours.
 
 
-@pytest.mark.parametrize("where", ["decide", "deliver", "write"])
+@pytest.mark.parametrize("where", ["decide", "publish", "write"])
 async def test_p4_a_defect_fails_the_answers_and_nothing_hangs(
     where: str, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -909,8 +909,8 @@ async def test_p4_a_defect_fails_the_answers_and_nothing_hangs(
     with monkeypatch.context() as patch:
         if where == "decide":
             patch.setattr(committer_module, "decide", broken)
-        elif where == "deliver":
-            patch.setattr(node.committer, "_deliver", broken)
+        elif where == "publish":
+            patch.setattr(node.committer, "_publish", broken)
         else:
             patch.setattr(PostgresTransaction, "write", broken)
         answers = [
@@ -926,7 +926,7 @@ async def test_p4_a_defect_fails_the_answers_and_nothing_hangs(
     loop.set_exception_handler(None)
     assert complaints == []  # each edge logs its own
     # The connections end; a resend settles it, and no budget or lane is stuck.
-    expected = ["duplicate"] if where == "deliver" else ["accepted"]
+    expected = ["duplicate"] if where == "publish" else ["accepted"]
     assert outcomes(await node.told("ann", line)) == expected
     assert outcomes(await node.told("ann", expense(other_id))) == ["accepted"]
 
