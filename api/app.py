@@ -35,7 +35,7 @@ from api.sync.endpoint import SyncSocket
 from api.telemetry import loop_lag, metrics
 from api.telemetry.siblings import Siblings
 from hub.committer import APART_MAX, LANES
-from hub.hub import READERS_MAX, Hub
+from hub.hub import Hub
 from hub.limits import Rates
 from hub.ports import Authenticator
 from storage.objects.disk import PUBLIC_PATH, DiskPhotos
@@ -57,8 +57,9 @@ from storage.redis.rate_limits import RateLimits
 if TYPE_CHECKING:
     from api.telemetry.tracing import OpenTelemetry
 
-REST_READS_MAX = 4  # connections beside those of the hub's own readers
-OWNERS_MAX = 2  # and beside both, for invites and link sharing
+FEEDS_MAX = 4  # connections for those who read on behalf of feeds
+REST_READS_MAX = 4  # and beside these for REST
+OWNERS_MAX = 2  # for invites and link sharing
 HOUSEKEEPING_MAX = 1  # which holds the lock
 
 _log = structlog.get_logger()
@@ -96,7 +97,7 @@ async def open_app(settings: Settings, siblings: Siblings | None = None) -> Asyn
     database = await Database.connect(
         settings.database_url,
         commits_max=LANES + APART_MAX,
-        reads_max=READERS_MAX + REST_READS_MAX + OWNERS_MAX + HOUSEKEEPING_MAX,
+        reads_max=FEEDS_MAX + REST_READS_MAX + OWNERS_MAX + HOUSEKEEPING_MAX,
     )
     try:
         async with database.reading() as connection:
@@ -194,13 +195,13 @@ async def open_app(settings: Settings, siblings: Siblings | None = None) -> Asyn
         # A sweeper or bus that died of a defect must take the process with it: without them the
         # hub would go on and quietly break P7. The task group does that.
         async with aclosing(store), asyncio.TaskGroup() as background:
-            tasks = [background.create_task(hub.sweeper.run())]
+            tasks = [background.create_task(hub.feeds.sweeper.run())]
             tasks.append(background.create_task(photos.run()))
             tasks.append(background.create_task(closed.run()))
             tasks.append(background.create_task(housekeeping.run()))
             tasks.append(background.create_task(loop_lag.watch(sources.lag_s)))
             if bus is not None:
-                tasks.append(background.create_task(bus.run(hub)))
+                tasks.append(background.create_task(bus.run(hub.feeds)))
             if identity.accounts is not None:
                 revocations = Revocations(
                     identity.accounts,

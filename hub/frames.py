@@ -159,6 +159,11 @@ class Frame(NamedTuple):
     written_at_ms: int | None = None
     context: Context | None = None
 
+    @property
+    def events(self) -> int:
+        """How many it carries."""
+        return self.to_sequence - self.from_sequence + 1
+
 
 class Streamed(Protocol):
     """A row of the log: just accepted, or read again."""

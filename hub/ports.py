@@ -75,7 +75,8 @@ class Page(NamedTuple):
 
 
 class EventLog(Protocol):
-    """The log in Postgres. All methods raise `Disconnected` while it is out of reach."""
+    """The log in Postgres. All methods raise `Disconnected` while it is out of reach, all that read
+    `Held` where no turn comes."""
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """Commit on leaving, roll back on an exception. Raises `LostRace`, `Held`, `BadData` or

@@ -431,7 +431,7 @@ class Session:
             return
         following = _Following(self._wire, self._following, self._hub, budget_id, request_id)
         self._following[budget_id] = following
-        following.subscription = self._hub.subscribe(self._user_id, budget_id, key, following)
+        following.subscription = self._hub.feeds.subscribe(self._user_id, budget_id, key, following)
 
     def _unfollow(self, frame: frames.Unsubscribe) -> None:
         following = self._following.pop(frame.budget_id, None)

@@ -130,10 +130,10 @@ def gap_fill_dropped() -> None:
     def lossy(self: RedisBus, frames: Sequence[Frame]) -> None:
         publish(self, [frame for frame in frames if next(published) % 5])
 
-    def careless(self: Feed, frame: Frame) -> None:
+    def careless(self: Feed, frame: Frame, source: str) -> None:
         if self.track.known:
             self.track.position = max(self.track.position, frame.from_sequence - 1)
-        offer(self, frame)
+        offer(self, frame, source)
 
     _plant(RedisBus, "publish", lossy)
     _plant(Feed, "offer", careless)

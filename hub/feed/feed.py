@@ -11,7 +11,7 @@ between the two.
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import structlog
 
@@ -19,12 +19,14 @@ from hub import frames
 from hub.budget.access import ending, standing
 from hub.budget.events import INTEGER_MAX
 from hub.budget.records import BudgetId, UserId
-from hub.errors import Code, Disconnected, HubError
+from hub.errors import Code, Disconnected, Held, HubError
 from hub.feed.cursors import Place, Step, SubscriptionState, Track, next_step
 from hub.feed.presence import Presence
 from hub.feed.tail import Tail
 from hub.frames import Frame, event_frames
+from hub.measures import Measures
 from hub.ports import EventLog, Page
+from hub.tracing import Trail
 
 PAGE_EVENTS_MAX = 500
 RETRY_S = 0.25  # between reads while the log is out of reach
@@ -60,33 +62,18 @@ class Follower(Protocol):
         ...
 
 
-class Home(Protocol):
-    """What a feed needs of the hub. `gate` bounds the readers of the log."""
+class Shared(NamedTuple):
+    """What the feeds of a process have in common. `spawn` runs a coroutine in the background;
+    `stirred` says that presence has changed, or somebody has not been told of it, `abandoned` that
+    nobody follows the feed any more."""
 
-    @property
-    def log(self) -> EventLog: ...
-    @property
-    def gate(self) -> asyncio.Semaphore: ...
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run it in the background."""
-        ...
-
-    def stirred(self, feed: "Feed") -> None:
-        """Presence has changed, or somebody has not been told of it."""
-        ...
-
-    def abandoned(self, feed: "Feed") -> None:
-        """Nobody follows the feed any more."""
-        ...
-
-    def delivered(self, frame: Frame, wires: int) -> None:
-        """A frame was written to `wires` followers, each of which had everything before it."""
-        ...
-
-    def filled(self, events: int) -> None:
-        """A gap was filled with `events` events of the log."""
-        ...
+    log: EventLog
+    measures: Measures
+    trail: Trail
+    now_ms: Callable[[], int]
+    spawn: Callable[[Coroutine[Any, Any, None]], object]
+    stirred: Callable[["Feed"], None]
+    abandoned: Callable[["Feed"], None]
 
 
 class Subscription:
@@ -138,7 +125,7 @@ class Subscription:
 
 
 class Feed:
-    def __init__(self, budget_id: BudgetId, home: Home) -> None:
+    def __init__(self, budget_id: BudgetId, shared: Shared) -> None:
         self.budget_id = budget_id
         self.presence = Presence()
         # Each with its follower's `write`: to look it up costs a twentieth of all a delivery costs.
@@ -150,7 +137,7 @@ class Feed:
         self._deleted_at: int | None = None
         self._tail: Tail | None = None
         self._presence_told = b""
-        self._home = home
+        self._shared = shared
 
     @property
     def position(self) -> int:
@@ -160,7 +147,7 @@ class Feed:
         """Register, then catch up in the background; `follower.joined` or `.refused` answers."""
         subscription = Subscription(self, user_id, key, follower)
         self._all.add(subscription)
-        self._home.spawn(self._join(subscription))
+        self._shared.spawn(self._join(subscription))
         return subscription
 
     def leave(self, subscription: Subscription) -> None:
@@ -169,9 +156,9 @@ class Feed:
         if subscription.attends:
             subscription.attends = False
             self.presence.left(subscription.user_id)
-            self._home.stirred(self)
+            self._shared.stirred(self)
         if not self._all:
-            self._home.abandoned(self)
+            self._shared.abandoned(self)
 
     @property
     def followers(self) -> int:
@@ -185,17 +172,27 @@ class Feed:
             return 0
         return sum(each.state is SubscriptionState.LAGGING for each in self._all)
 
-    def offer(self, frame: Frame) -> bool:
-        """Deliver the frame if it is the next one; whether it was."""
-        match self.track.offered(frame.from_sequence, frame.to_sequence):
-            case Place.DELIVER:
+    def offer(self, frame: Frame, source: str) -> None:
+        """Deliver the frame if it is the next one. `source` is where it comes from, for the
+        measures: a commit here, or the bus."""
+        with self._shared.trail.deliver(frame) as span:
+            placed = self.track.offered(frame.from_sequence, frame.to_sequence)
+            if placed is Place.DELIVER:
                 self._deliver(frame)
-                return True
-            case Place.GAP:
-                self._fill_if_behind()
-            case Place.SKIP:
-                pass
-        return False
+                self._shared.measures.fed[source] += frame.events
+            else:
+                span.end("not the next one")
+                if placed is Place.GAP:
+                    self._fill_if_behind()
+        if frame.context is not None and frame.context.correlation_ids:
+            _log.debug(
+                "events delivered" if placed is Place.DELIVER else "events not next",
+                correlation_ids=frame.context.correlation_ids,
+                budget_id=frame.budget_id,
+                from_sequence=frame.from_sequence,
+                to_sequence=frame.to_sequence,
+                source=source,
+            )
 
     def noticed(self, head: int) -> None:
         """The log is at least this long: read what is missing."""
@@ -203,7 +200,7 @@ class Feed:
         self._fill_if_behind()
 
     def catch_up(self, subscription: Subscription) -> None:
-        self._home.spawn(self._catch_up(subscription))
+        self._shared.spawn(self._catch_up(subscription))
 
     def tell_presence(self) -> None:
         """To everybody live if it has changed, else to those who do not know yet."""
@@ -221,7 +218,10 @@ class Feed:
         wires = list(self.live.values())
         for write in wires:  # a wire that fills up takes itself out (`lag`)
             write(data)
-        self._home.delivered(frame, len(wires))
+        if wires and frame.written_at_ms is not None:
+            # Two machines' clocks may differ by more than it took.
+            took_s = max(self._shared.now_ms() - frame.written_at_ms, 0) / 1000
+            self._shared.measures.delivery_s.observe(took_s, len(wires) * frame.events)
         self._remember(frame)
         if frame.removes is not None or frame.deletes:
             self._part(frame)
@@ -268,7 +268,7 @@ class Feed:
     def _fill_if_behind(self) -> None:
         if not self.track.filling and self.track.missing_to is not None:
             self.track.filling = True
-            self._home.spawn(self._fill())
+            self._shared.spawn(self._fill())
 
     async def _fill(self) -> None:
         """The single reader: deliver from the log until nothing is known to be missing."""
@@ -276,11 +276,10 @@ class Feed:
         try:
             while self._all and (missing_to := self.track.missing_to) is not None:
                 try:
-                    async with self._home.gate:
-                        page = await self._home.log.page(
-                            self.budget_id, None, self.position, missing_to, PAGE_EVENTS_MAX
-                        )
-                except Disconnected:
+                    page = await self._shared.log.page(
+                        self.budget_id, None, self.position, missing_to, PAGE_EVENTS_MAX
+                    )
+                except (Disconnected, Held):
                     await asyncio.sleep(RETRY_S)
                     continue
                 if page is None or not page.events:
@@ -292,7 +291,8 @@ class Feed:
                     self._deliver(frame)
         finally:
             if self.position > begun_at:
-                self._home.filled(self.position - begun_at)
+                self._shared.measures.gaps_filled += 1
+                self._shared.measures.fed["log"] += self.position - begun_at
             self.track.filling = False
             # Wake up who waits for the feed to get where its client is already.
             self._caught_up.set()
@@ -314,6 +314,9 @@ class Feed:
         except Disconnected:
             self._end(subscription, Code.UNAVAILABLE)
             return
+        except Held:
+            self._end(subscription, Code.BUSY)
+            return
         except HubError as error:
             self._end(subscription, error.code)
             return
@@ -326,7 +329,7 @@ class Feed:
         if subscription.follower.attends:
             subscription.attends = True
             self.presence.came(subscription.user_id)
-            self._home.stirred(self)
+            self._shared.stirred(self)
         if not self._end_if_over(subscription):  # of a deleted budget it may have had all before
             self._give(subscription, event_frames(self.budget_id, page.events))
         await self._catch_up(subscription)
@@ -346,7 +349,7 @@ class Feed:
                     if len(self._all) == len(self.live):
                         self._tail = None  # nobody is behind any more
                     subscription.greeted = False
-                    self._home.stirred(self)
+                    self._shared.stirred(self)
                     return
                 case Step.WAIT:
                     await self._caught_up.wait()
@@ -361,7 +364,7 @@ class Feed:
             return
         try:
             page = await self._read(subscription, self.position)
-        except Disconnected:
+        except (Disconnected, Held):
             await asyncio.sleep(RETRY_S)
             return
         except HubError as error:
@@ -377,11 +380,10 @@ class Feed:
     async def _read(self, subscription: Subscription, up_to: int) -> Page | None:
         """The next page for this subscription, None if it ended meanwhile.
 
-        Raises `HubError` where its user may not read (any more), `Disconnected`."""
-        async with self._home.gate:
-            page = await self._home.log.page(
-                self.budget_id, subscription.user_id, subscription.cursor, up_to, PAGE_EVENTS_MAX
-            )
+        Raises `HubError` where its user may not read (any more), `Disconnected`, `Held`."""
+        page = await self._shared.log.page(
+            self.budget_id, subscription.user_id, subscription.cursor, up_to, PAGE_EVENTS_MAX
+        )
         if subscription.state is SubscriptionState.ENDED:
             return None
         page = permitted(page)

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 import structlog
 
 from hub.budget.records import BudgetId
-from hub.errors import Disconnected
+from hub.errors import Disconnected, Held
 from hub.feed.feed import Feed
 from hub.measures import Measures
 from hub.ports import EventLog
@@ -68,7 +68,7 @@ class Sweeper:
         try:
             yield
             outcome = "clean" if self._measures.swept_behind == before else "found"
-        except Disconnected as lost:
+        except (Disconnected, Held) as lost:
             _log.debug("no sweep: the log is out of reach", error=str(lost))
         finally:
             self._measures.sweeps[outcome] += 1

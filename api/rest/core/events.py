@@ -44,7 +44,7 @@ def routes(hub: Hub, authenticator: Authenticator, *, now_ms: Callable[[], int])
         key = query_int(request, "key", 0)
         count = min(query_int(request, "count", COUNT_MAX, least=1), COUNT_MAX)
         wait_s = query_int(request, "wait", WAIT_S, most=WAIT_S_MAX)
-        page = await hub.read(budget_id, who.user_id, key, count)
+        page = await hub.feeds.read(budget_id, who.user_id, key, count)
         if key > page.head:
             raise HubError(Code.CURSOR_AHEAD)
         head = page.head

@@ -16,9 +16,8 @@ import orjson
 import pytest
 import redis.asyncio
 
-from api.app import OWNERS_MAX, REST_READS_MAX
+from api.app import FEEDS_MAX, HOUSEKEEPING_MAX, OWNERS_MAX, REST_READS_MAX
 from hub.committer import APART_MAX, LANES
-from hub.hub import READERS_MAX
 from tests import ROOT
 from tests.cluster import BUSY_S, REST_S, Cluster, Node, until
 from tests.device import Json, budget_create, expense_add, new_id
@@ -26,7 +25,9 @@ from tests.event_stream import streaming
 from tests.impatient import STALLED_S
 from tests.lateness import again_if_too_late, in_time, unpaused
 
-CONNECTIONS_MAX = LANES + APART_MAX + READERS_MAX + REST_READS_MAX + OWNERS_MAX  # of a node
+CONNECTIONS_MAX = sum(  # of a node
+    (LANES, APART_MAX, FEEDS_MAX, REST_READS_MAX, OWNERS_MAX, HOUSEKEEPING_MAX)
+)
 
 
 @pytest.fixture(scope="module")

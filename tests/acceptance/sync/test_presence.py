@@ -7,7 +7,7 @@ from itertools import count, pairwise
 
 import pytest
 
-from hub.hub import PRESENCE_S
+from hub.feed.feeds import PRESENCE_S
 from tests.acceptance.conftest import Pair
 from tests.cluster import Cluster, Node, all_say
 from tests.device import TIMEOUT_S, Device, Refused, budget_create, connect, new_id

@@ -315,7 +315,7 @@ async def left_nothing(app: App, before: set["asyncio.Task[object]"], state: str
     def left() -> list[object]:
         new = asyncio.all_tasks() - before
         of_hub = [task for task in new if "/asyncpg/" not in str(task)]
-        return [*of_hub, *app.hub.connections, *app.hub._feeds]
+        return [*of_hub, *app.hub.connections, *app.hub.feeds]
 
     try:
         await until(lambda: not left(), WAIT_S)

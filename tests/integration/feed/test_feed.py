@@ -18,13 +18,13 @@ import orjson
 import pytest
 
 from api.http.verdicts import submitted
-from hub import hub as hub_module
 from hub.budget.events import EVENTS_PER_FRAME_MAX, ParticipantAdd, ParticipantRemove, parse_batch
 from hub.budget.records import BudgetId, UserId
 from hub.errors import Code, Disconnected
-from hub.feed import feed as feed_module, tail as tail_module
+from hub.feed import feed as feed_module, feeds as feeds_module, tail as tail_module
 from hub.feed.cursors import SubscriptionState
 from hub.feed.feed import Subscription
+from hub.feed.feeds import Feeds
 from hub.feed.tail import TAIL_BYTES_MAX
 from hub.frames import Frame, event_frames, texts
 from hub.hub import Hub
@@ -228,14 +228,14 @@ class Node:
     ) -> Recorder:
         follower = Recorder(key, room, attends)
         self.followers.append(follower)
-        follower.subscription = self.hub.subscribe(user_id, budget_id, key, follower)
+        follower.subscription = self.hub.feeds.subscribe(user_id, budget_id, key, follower)
         return follower
 
     async def live(self, user_id: UserId, budget_id: BudgetId, key: int = 0) -> Recorder:
         """A follower that has joined and is live."""
-        count = self.hub.followers(budget_id)
+        count = self.hub.feeds.followers(budget_id)
         follower = self.follow(user_id, budget_id, key)
-        await until(lambda: self.hub.followers(budget_id) > count, DEADLINE_S)
+        await until(lambda: self.hub.feeds.followers(budget_id) > count, DEADLINE_S)
         return follower
 
     async def made(self, user_id: UserId, *events: Json) -> int:
@@ -349,21 +349,21 @@ class Gathering:
 @pytest.fixture
 def gathering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gathering]:
     gathering = Gathering()
-    tell = Hub._tell_presence
+    tell = Feeds._tell_presence
 
-    async def tell_afterwards(hub: Hub) -> None:
+    async def tell_afterwards(feeds: Feeds) -> None:
         await gathering.wait()
-        await tell(hub)
+        await tell(feeds)
 
-    monkeypatch.setattr(Hub, "_tell_presence", tell_afterwards)
-    monkeypatch.setattr(hub_module, "PRESENCE_S", 0.0)
+    monkeypatch.setattr(Feeds, "_tell_presence", tell_afterwards)
+    monkeypatch.setattr(feeds_module, "PRESENCE_S", 0.0)
     yield gathering
     gathering.end()
 
 
 @pytest.fixture
 def quick_presence(monkeypatch: pytest.MonkeyPatch) -> float:
-    monkeypatch.setattr(hub_module, "PRESENCE_S", 0.1)
+    monkeypatch.setattr(feeds_module, "PRESENCE_S", 0.1)
     return 0.1
 
 
@@ -449,7 +449,7 @@ async def test_p2_p7_many_follow_while_two_nodes_commit_and_their_bus_does_what_
 
         def carry(frame: Frame, there: Node = there) -> None:
             for _ in range(rng.choice((0, 1, 1, 2))):
-                loop.call_later(rng.random() * 0.03, there.hub.received, frame)
+                loop.call_later(rng.random() * 0.03, there.hub.feeds.received, frame)
 
         bus_of(here).carry = carry
     budget_id = await pair[0].budget(expenses=10)
@@ -485,7 +485,7 @@ async def test_p2_p7_many_follow_while_two_nodes_commit_and_their_bus_does_what_
         for work in (write(), come(), read()):
             tasks.create_task(work)
     for node in pair:
-        await node.hub.sweeper.sweep()
+        await node.hub.feeds.sweeper.sweep()
         for follower in node.followers:
             follower.drain()
     staying = [
@@ -514,12 +514,12 @@ async def test_p7_p8_a_gap_has_a_single_reader_however_much_is_offered(
     await other.spend(budget_id, 30)
     halt = node.log.halt(None)
     for frame in frames[1:]:
-        node.hub.received(frame)
+        node.hub.feeds.received(frame)
     async with halt:
         for frame in frames:
-            node.hub.received(frame)
+            node.hub.feeds.received(frame)
         head = await other.spend(budget_id, 5)
-        node.hub.received(frames[-1])
+        node.hub.feeds.received(frames[-1])
         assert follower.sequences == [1]
     await follower.reaches(head)
     assert node.log.at_once_max == 1
@@ -534,7 +534,7 @@ async def test_p7_a_gap_is_filled_though_the_database_was_away(pair: tuple[Node,
     bus_of(other).carry = frames.append
     head = await other.spend(budget_id, 3)
     node.log.lose(None, times=2)
-    node.hub.received(frames[-1])
+    node.hub.feeds.received(frames[-1])
     await follower.reaches(head)
 
 
@@ -543,7 +543,7 @@ async def test_p10_a_frame_from_beyond_the_log_harms_nobody(pair: tuple[Node, No
     node, _ = pair
     budget_id = await node.budget()
     follower = await node.live("ann", budget_id)
-    node.hub.received(Frame(budget_id, 50, 60, b""))
+    node.hub.feeds.received(Frame(budget_id, 50, 60, b""))
     missing = follower.subscription.feed.track
     await until(lambda: missing.missing_to is None and not missing.filling, DEADLINE_S)
     assert node.log.reads.count(None) == 1
@@ -648,7 +648,7 @@ async def test_p8_who_was_full_when_he_joined_gets_nothing_live_before_he_reads(
     follower = Recorder(1, None, attends=True)
     node.followers.append(follower)
     follower.full = True  # of what another budget wrote
-    follower.subscription = node.hub.subscribe("ann", budget_id, 1, follower)
+    follower.subscription = node.hub.feeds.subscribe("ann", budget_id, 1, follower)
     await follower.joins()
     head = await node.spend(budget_id, 5)
     await other.reaches(head)
@@ -668,7 +668,7 @@ async def test_p8_who_lags_costs_no_more_than_the_tail(node: Node) -> None:
             event = orjson.dumps({"sequence": sequence, "note": "n" * 10_000})
             row = LogEvent(sequence, "expense.add", "", event)
             [frame] = event_frames(budget_id, [row])
-            node.hub.received(frame)
+            node.hub.feeds.received(frame)
             delivered.append(frame.data)
         del frame
         holders = [sys.getrefcount(data) for data in delivered]
@@ -692,7 +692,7 @@ async def test_p9_a_removal_ends_all_subscriptions_of_the_user_on_every_node(
 ) -> None:
     """The lagging ones at once and without backlog; nobody else's."""
     node, other = pair
-    bus_of(node).carry = other.hub.received
+    bus_of(node).carry = other.hub.feeds.received
     budget_id, another = await node.budget("bob", "cid"), await node.budget("bob")
     staying, going, lagging = [], [], []
     for place in pair:
@@ -737,7 +737,7 @@ async def test_p9_what_is_committed_with_a_removal_and_after_it_does_not_reach_h
     ann, bob = await node.live("ann", budget_id), await node.live("bob", budget_id)
     removal = await other.remove("ann", budget_id, "bob")
     head = await other.spend(budget_id, 3)
-    await node.hub.sweeper.sweep()
+    await node.hub.feeds.sweeper.sweep()
     await ann.reaches(head)
     assert await bob.ends() is Code.NOT_PARTICIPANT
     await bob.reaches(removal)
@@ -800,7 +800,7 @@ async def test_who_has_come_back_keeps_his_new_subscription_when_his_removal_com
     assert await before.ends() is Code.NOT_PARTICIPANT
     await before.reaches(removal)
     head = await other.spend(budget_id)
-    await node.hub.sweeper.sweep()
+    await node.hub.feeds.sweeper.sweep()
     await back.reaches(head)
     assert back.over is None
 
@@ -817,7 +817,7 @@ async def test_who_has_come_back_joins_though_his_removal_comes_while_he_does(
     halt = node.log.halt("bob")
     back = node.follow("bob", budget_id)
     async with halt:
-        await node.hub.sweeper.sweep()
+        await node.hub.feeds.sweeper.sweep()
         await ann.reaches(head)
     await until(lambda: back.over is not None or bool(back.of("joined")), DEADLINE_S)
     assert back.over is None
@@ -841,7 +841,7 @@ async def test_budget_delete_gives_everyone_the_log_up_to_it(
     assert await live.ends() is Code.BUDGET_DELETED
     assert lagging.over is None  # he has not got it yet
     lagging.drain()
-    await other.hub.sweeper.sweep()
+    await other.hub.feeds.sweeper.sweep()
     for follower in (live, lagging, elsewhere):
         assert await follower.ends() is Code.BUDGET_DELETED
         await follower.reaches(head)
@@ -866,7 +866,7 @@ async def test_a_deletion_that_fills_a_wire_ends_its_subscription_too(node: Node
     budget_id = await node.budget("bob")
     live = await node.live("ann", budget_id)
     filled = node.follow("bob", budget_id, key=2, room=1)
-    await until(lambda: node.hub.followers(budget_id) == 2, DEADLINE_S)
+    await until(lambda: node.hub.feeds.followers(budget_id) == 2, DEADLINE_S)
     head = await node.delete(budget_id)
     assert await live.ends() is Code.BUDGET_DELETED
     assert filled.full
@@ -911,7 +911,7 @@ async def test_p9_who_may_not_follow_is_told_why_and_nothing_else(node: Node, kn
         refused = node.follow(user_id, wanted, key)
         await refused.ends()
         assert refused.happened == [("refused", code)]
-    assert node.hub.followers(budget_id) == known
+    assert node.hub.feeds.followers(budget_id) == known
 
 
 async def test_p10_a_database_that_is_away_is_told_as_such(node: Node) -> None:
@@ -1026,13 +1026,13 @@ async def test_presence_counts_other_nodes_until_they_are_silent(
 ) -> None:
     node, _ = pair
     budget_id = await node.budget("bob")
-    node.hub.attending(budget_id, OTHER_NODE, {"bob": 1}, asks=True)  # nobody here cares
+    node.hub.feeds.attending(budget_id, OTHER_NODE, {"bob": 1}, asks=True)  # nobody here cares
     assert bus_of(node).announced == []
     ann = await node.live("ann", budget_id)
     await until(lambda: ann.of("presence") == [{"ann": 1}], DEADLINE_S)
-    node.hub.attending(budget_id, OTHER_NODE, {"bob": 2}, asks=False)
+    node.hub.feeds.attending(budget_id, OTHER_NODE, {"bob": 2}, asks=False)
     await until(lambda: ann.of("presence")[-1] == {"ann": 1, "bob": 2}, DEADLINE_S)
-    node.hub.silent(OTHER_NODE)
+    node.hub.feeds.silent(OTHER_NODE)
     await until(lambda: ann.of("presence")[-1] == {"ann": 1}, DEADLINE_S)
 
 
@@ -1045,7 +1045,7 @@ async def test_a_node_announces_whom_it_has_and_asks_the_others(
     ann = await node.live("ann", budget_id)
     await until(lambda: len(announced) == 2, DEADLINE_S)
     assert announced == [(budget_id, {}, True), (budget_id, {"ann": 1}, False)]
-    node.hub.attending(budget_id, OTHER_NODE, {}, asks=True)
+    node.hub.feeds.attending(budget_id, OTHER_NODE, {}, asks=True)
     assert announced[2:] == [(budget_id, {"ann": 1}, False)]
     ann.subscription.end()
     await until(lambda: len(announced) == 4, DEADLINE_S)
@@ -1064,7 +1064,7 @@ async def test_p10_without_the_bus_no_presence_is_told_and_afterwards_it_is(
     assert ann.of("presence") == bob.of("presence") == []
     bus.connected = True
     bus.announced.clear()
-    await node.hub.restored()
+    await node.hub.feeds.restored()
     await until(lambda: bool(ann.of("presence") and bob.of("presence")), DEADLINE_S)
     assert ann.of("presence") == bob.of("presence") == [{"ann": 1, "bob": 1}]
     assert (budget_id, {"ann": 1, "bob": 1}, True) in bus.announced
@@ -1079,7 +1079,7 @@ async def assert_forgotten(node: Node, budget_id: BudgetId) -> None:
     bus = bus_of(node)
     await until(lambda: budget_id not in bus.channels, DEADLINE_S)
     bus.announced.clear()
-    await node.hub.restored()
+    await node.hub.feeds.restored()
     assert budget_id not in {announced[0] for announced in bus.announced}
 
 

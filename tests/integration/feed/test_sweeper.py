@@ -77,9 +77,9 @@ async def test_p7_what_the_bus_lost_is_found(
     budget_id = new_id()
     await submitted(elsewhere, "ann", parse_batch([budget_create(budget_id)], 1), "stop")
     reader = Reader()
-    here.subscribe("ann", budget_id, 1, reader)
+    here.feeds.subscribe("ann", budget_id, 1, reader)
     await until(lambda: reader.head == 1, 30)
-    here.spawn(here.sweeper.run())
+    here.spawn(here.feeds.sweeper.run())
     await submitted(elsewhere, "ann", parse_batch([expense_add(budget_id)], 1), "stop")
     join = ParticipantAdd(
         eventId=new_id(), budgetId=budget_id, when=1, userId="ben", participantsMax=INTEGER_MAX

@@ -85,8 +85,8 @@ class Node:
 
     async def follow(self, budget_id: str) -> Wire:
         wire = Wire()
-        self.hub.subscribe("ann", budget_id, 0, wire)
-        await until(lambda: self.hub.followers(budget_id) > 0, DEADLINE_S)
+        self.hub.feeds.subscribe("ann", budget_id, 0, wire)
+        await until(lambda: self.hub.feeds.followers(budget_id) > 0, DEADLINE_S)
         return wire
 
     async def made(self, *events: Json, called: Correlation | None = None) -> int:
@@ -108,7 +108,7 @@ async def running(
     for sampler in samplers:
         bus = RedisBus(redis.url, log_id, uuid4().bytes, jitter=random.random)
         nodes.append(Node(database, bus, log_id, sampler))
-    tasks = [asyncio.create_task(node.bus.run(node.hub)) for node in nodes]
+    tasks = [asyncio.create_task(node.bus.run(node.hub.feeds)) for node in nodes]
     try:
         await until(lambda: all(node.bus.connected for node in nodes), DEADLINE_S)
         yield nodes

@@ -141,6 +141,7 @@ class FakeHub:
     log_id = LOG_ID
 
     def __init__(self) -> None:
+        self.feeds = self
         self.rates = Rates(100_000, 100_000)
         self.measures = Measures()
         self.ended = False
