@@ -38,6 +38,7 @@ from hub.committer import APART_MAX, LANES
 from hub.hub import Hub
 from hub.limits import Rates
 from hub.ports import Authenticator
+from hub.timeouts import TIMEOUTS, Timeouts
 from storage.objects.disk import PUBLIC_PATH, DiskPhotos
 from storage.objects.photos import Photos
 from storage.objects.store import PhotoStore
@@ -89,7 +90,9 @@ class App:
 
 
 @asynccontextmanager
-async def open_app(settings: Settings, siblings: Siblings | None = None) -> AsyncIterator[App]:
+async def open_app(
+    settings: Settings, siblings: Siblings | None = None, timeouts: Timeouts = TIMEOUTS
+) -> AsyncIterator[App]:
     """Everything built and running, until the context is left: then what was submitted is finished
     and all connections are closed. `siblings` are the other nodes of this server.
 
@@ -108,7 +111,16 @@ async def open_app(settings: Settings, siblings: Siblings | None = None) -> Asyn
         bus = open_bus(settings, log_id)
         rates = Rates(settings.events_per_s_connection, settings.events_per_s_user)
         tracer = _tracer(settings)
-        hub = Hub(log, log_id, bus, now_ms=now_ms, jitter=random.random, rates=rates, tracer=tracer)
+        hub = Hub(
+            log,
+            log_id,
+            bus,
+            now_ms=now_ms,
+            jitter=random.random,
+            rates=rates,
+            tracer=tracer,
+            timeouts=timeouts,
+        )
         keys = ApiKeys(settings.api_key_list())
         counts = RateLimits(
             settings.redis_url,

@@ -16,11 +16,11 @@ What can go wrong with a transaction, and what follows:
 | `LostRace`              | rolled back; decided afresh at once, after a short random pause if it  |
 |                         | happens again                                                          |
 | `BadData`               | the batch is halved until the one bad event is alone: it is rejected   |
-| `Disconnected`          | retried with backoff until `SETTLE_S` have passed, then `UNAVAILABLE`; |
+| `Disconnected`          | retried with backoff until `settle_s` have passed, then `UNAVAILABLE`; |
 |                         | so is what a full disk turns down: no event is to blame for it         |
 | … in COMMIT             | the same: an event found in the log by the retry is our own (P4)       |
 | `Held`                  | every budget apart, in a transaction of its own; held there, or no     |
-|                         | turn within `TURN_S`: `BUSY`                                           |
+|                         | turn within `turn_s`: `BUSY`                                           |
 
 A verdict is given only after the commit that made it true (P1). Nobody can cancel a lane: a closing
 socket only loses the answer.
@@ -40,6 +40,7 @@ from hub.budget.verdicts import Verdict
 from hub.errors import BadData, Code, Disconnected, Held, LostRace
 from hub.measures import Measures
 from hub.ports import EventLog, Want
+from hub.timeouts import TIMEOUTS, Timeouts
 from hub.tracing import (
     NO_ORIGINS,
     NOWHERE,
@@ -54,10 +55,8 @@ Mode: TypeAlias = Literal["stop", "each"]
 
 LANES = 2
 APART_MAX = 4  # transactions at a time that wait for another node's lock
-TURN_S = 5.0  # how long one waits to be among them
 BATCH_EVENTS_MAX = 1_000
 WAITING_EVENTS_MAX = 20_000  # queued and set apart
-SETTLE_S = 8.0  # how long a lane tries before it answers UNAVAILABLE
 RACES_MAX = 50
 BACKOFF_S = (0.05, 1.0)  # first and longest pause
 
@@ -177,10 +176,12 @@ class Committer:
         lanes: int = LANES,
         measures: Measures | None = None,
         trail: Trail | None = None,
+        timeouts: Timeouts = TIMEOUTS,
     ) -> None:
         self._log = log
         self._publish = publish
         self._trail = trail or Trail()
+        self._timeouts = timeouts
         self._now_ms = now_ms
         self._jitter = jitter  # a random number from 0 to 1
         self._measures = measures or Measures()
@@ -269,7 +270,7 @@ class Committer:
 
     async def _lane(self, submissions: list[Submission]) -> None:
         runs = [_Run(submission, 0, len(submission.events)) for submission in submissions]
-        batch = _Batch(runs, False, set(), _settling())
+        batch = _Batch(runs, False, set(), self._settling())
         held: list[_Run] = []
         try:
             with self._trail.batch([each.origin for each in submissions], _events(runs)):
@@ -292,9 +293,9 @@ class Committer:
     async def _lane_apart(self, runs: list[_Run], ours: set[tuple[BudgetId, str]]) -> None:
         """Commit runs whose budgets another node held: wait for its lock, and hold up nobody."""
         try:
-            async with asyncio.timeout(TURN_S) as turn, self._apart_slots:
+            async with asyncio.timeout(self._timeouts.turn_s) as turn, self._apart_slots:
                 turn.reschedule(None)
-                await self._settle(_Batch(runs, True, ours, _settling()))
+                await self._settle(_Batch(runs, True, ours, self._settling()))
         except TimeoutError:
             _refuse(runs, Code.BUSY)
         except BaseException as error:
@@ -306,6 +307,10 @@ class Committer:
             for run in runs:
                 self._busy -= run.budgets()
             self._pump()
+
+    def _settling(self) -> float:
+        """Until when a transaction that begins now is retried, on the loop's clock."""
+        return asyncio.get_running_loop().time() + self._timeouts.settle_s
 
     def _fail(self, runs: Sequence[_Run], error: BaseException) -> None:
         """A defect of ours: nobody waits for ever (P4), the connections end. Whoever submitted
@@ -475,11 +480,6 @@ def _budgets(events: Sequence[Submitted]) -> set[BudgetId]:
 
 def _events(runs: Sequence[_Run]) -> int:
     return sum(run.stop - run.start for run in runs)
-
-
-def _settling() -> float:
-    """Until when a transaction that begins now is retried, on the loop's clock."""
-    return asyncio.get_running_loop().time() + SETTLE_S
 
 
 def _wanted(runs: Sequence[_Run]) -> Want:

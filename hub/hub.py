@@ -19,9 +19,8 @@ from hub.limits import Rates
 from hub.measures import Measures
 from hub.ports import Bus, EventLog, Principal, Tracer
 from hub.reconnects import reconnect_spread_ms
+from hub.timeouts import TIMEOUTS, Timeouts
 from hub.tracing import TracedTrail, Trail
-
-DRAIN_S = 8.0
 
 _log = structlog.get_logger()
 
@@ -69,17 +68,25 @@ class Hub:
         jitter: Callable[[], float],
         rates: Rates,
         tracer: Tracer | None = None,
+        timeouts: Timeouts = TIMEOUTS,
     ) -> None:
         self.rates = rates
         self.log_id = log_id
         self._jitter = jitter
+        self._timeouts = timeouts
         self.connections: set[Connection] = set()
         self._ended = False  # every connection was told to leave
         self._tasks: set[asyncio.Task[None]] = set()
         self.measures = Measures()
         trail = Trail() if tracer is None else TracedTrail(tracer)
         self.feeds = Feeds(
-            log, bus, spawn=self.spawn, now_ms=now_ms, measures=self.measures, trail=trail
+            log,
+            bus,
+            spawn=self.spawn,
+            now_ms=now_ms,
+            measures=self.measures,
+            trail=trail,
+            timeouts=timeouts,
         )
         self._committer = Committer(
             log,
@@ -88,6 +95,7 @@ class Hub:
             jitter=jitter,
             measures=self.measures,
             trail=trail,
+            timeouts=timeouts,
         )
         self.submit = self._committer.submit  # the one door for events
 
@@ -121,7 +129,7 @@ class Hub:
         for connection in list(self.connections):
             connection.go_away(int(self._jitter() * spread_ms))
         try:
-            async with asyncio.timeout(DRAIN_S):
+            async with asyncio.timeout(self._timeouts.drain_s):
                 await self._committer.drain()
         except TimeoutError:
             _log.warning("drain ended before every event had its verdict")

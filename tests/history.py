@@ -12,7 +12,7 @@ from hub.budget.verdicts import Verdict
 from hub.committer import Committer
 from storage.postgres.core.event_log import PostgresLog
 from storage.postgres.database import Database
-from tests.racing import ask
+from tests.racing import PATIENT, ask
 
 BUDGET, CATEGORY, EXPENSE = "budget", "category", "expense"
 
@@ -108,6 +108,7 @@ async def submit(database: Database, actor: str, events: Sequence[dict[str, Any]
         lambda budget_id, rows, written_at_ms, origins: None,
         now_ms=lambda: 1_700_000_000_123,
         jitter=lambda: 0.5,
+        timeouts=PATIENT,
     )
     verdicts = await ask(committer, actor, parse_batch(list(events), len(events)), "each")
     await committer.drain()

@@ -19,6 +19,7 @@ from hub.budget.records import BudgetId, UserId
 from hub.budget.rules import LogRow
 from hub.budget.verdicts import Verdict
 from hub.committer import Committer, Mode
+from hub.timeouts import Timeouts
 from hub.tracing import Origins
 from storage.postgres import database as database_module
 from storage.postgres.core.event_log import PostgresLog, PostgresTransaction
@@ -26,6 +27,8 @@ from storage.postgres.core.snapshots import Snapshots
 from storage.postgres.database import Database
 
 DEADLINE_S = 30.0
+PATIENT_S = 60.0
+PATIENT = Timeouts(settle_s=PATIENT_S, turn_s=PATIENT_S)
 NOW_MS = 1_800_000_000_000
 
 Json = dict[str, Any]
@@ -73,7 +76,11 @@ class Node:
         self.snapshots = Snapshots(database, 1)
         self.delivered: list[tuple[BudgetId, int]] = []
         self.committer = Committer(
-            self.log, self.deliver, now_ms=lambda: NOW_MS, jitter=lambda: 0.5, **how
+            self.log,
+            self.deliver,
+            now_ms=lambda: NOW_MS,
+            jitter=lambda: 0.5,
+            **{"timeouts": PATIENT} | how,
         )
 
     def deliver(

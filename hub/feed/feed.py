@@ -26,10 +26,10 @@ from hub.feed.tail import Tail
 from hub.frames import Frame, event_frames
 from hub.measures import Measures
 from hub.ports import EventLog, Page
+from hub.timeouts import Timeouts
 from hub.tracing import Trail
 
 PAGE_EVENTS_MAX = 500
-RETRY_S = 0.25  # between reads while the log is out of reach
 
 _log = structlog.get_logger()
 
@@ -70,6 +70,7 @@ class Shared(NamedTuple):
     log: EventLog
     measures: Measures
     trail: Trail
+    timeouts: Timeouts
     now_ms: Callable[[], int]
     spawn: Callable[[Coroutine[Any, Any, None]], object]
     stirred: Callable[["Feed"], None]
@@ -280,7 +281,7 @@ class Feed:
                         self.budget_id, None, self.position, missing_to, PAGE_EVENTS_MAX
                     )
                 except (Disconnected, Held):
-                    await asyncio.sleep(RETRY_S)
+                    await asyncio.sleep(self._shared.timeouts.retry_s)
                     continue
                 if page is None or not page.events:
                     _log.error("the log is shorter than was said", budget_id=self.budget_id)
@@ -365,7 +366,7 @@ class Feed:
         try:
             page = await self._read(subscription, self.position)
         except (Disconnected, Held):
-            await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(self._shared.timeouts.retry_s)
             return
         except HubError as error:
             self._end(subscription, error.code)
@@ -374,7 +375,7 @@ class Feed:
             return
         if not page.events:
             _log.error("the log is shorter than was delivered", budget_id=self.budget_id)
-            await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(self._shared.timeouts.retry_s)
         self._give(subscription, event_frames(self.budget_id, page.events))
 
     async def _read(self, subscription: Subscription, up_to: int) -> Page | None:

@@ -16,9 +16,8 @@ from hub.feed.sweeper import Sweeper
 from hub.frames import Frame, event_frames
 from hub.measures import Measures
 from hub.ports import Bus, EventLog, NodeId, Page
+from hub.timeouts import Timeouts
 from hub.tracing import Origins, Trail, in_context, shared_ids
-
-PRESENCE_S = 0.5  # how long changes of presence are gathered before they are told
 
 
 class Feeds:
@@ -34,14 +33,17 @@ class Feeds:
         now_ms: Callable[[], int],
         measures: Measures,
         trail: Trail,
+        timeouts: Timeouts,
     ) -> None:
         self._bus = bus
         self._spawn = spawn
         self._trail = trail
         self._feeds: dict[BudgetId, Feed] = {}
         self._stirred: set[Feed] = set()
-        self._shared = Shared(log, measures, trail, now_ms, spawn, self._stir, self._abandon)
-        self.sweeper = Sweeper(log, self._feeds, measures)
+        self._shared = Shared(
+            log, measures, trail, timeouts, now_ms, spawn, self._stir, self._abandon
+        )
+        self.sweeper = Sweeper(log, self._feeds, measures, timeouts.sweep_s)
 
     def __iter__(self) -> Iterator[Feed]:
         return iter(self._feeds.values())
@@ -140,7 +142,7 @@ class Feeds:
         self._stirred.add(feed)
 
     async def _tell_presence(self) -> None:
-        await asyncio.sleep(PRESENCE_S)
+        await asyncio.sleep(self._shared.timeouts.presence_s)
         feeds, self._stirred = self._stirred, set()
         for feed in feeds:
             self._announce(feed)

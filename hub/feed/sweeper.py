@@ -23,7 +23,6 @@ from hub.feed.feed import Feed
 from hub.measures import Measures
 from hub.ports import EventLog
 
-INTERVAL_S = 1.0
 LOOKBACK_S = 5.0
 COMPARED_MAX = 1_000  # feeds in one statement
 COMPARED_ALL_MAX = 5_000  # comparing as many costs less than reading a busy second of the log
@@ -35,17 +34,22 @@ class Sweeper:
     """`feeds` are those of this process, now and later."""
 
     def __init__(
-        self, log: EventLog, feeds: Mapping[BudgetId, Feed], measures: Measures | None = None
+        self,
+        log: EventLog,
+        feeds: Mapping[BudgetId, Feed],
+        measures: Measures,
+        interval_s: float,
     ) -> None:
         self._log = log
-        self._measures = measures or Measures()
         self._feeds = feeds
+        self._measures = measures
+        self._interval_s = interval_s
         self._round: list[BudgetId] = []  # feeds to be compared before it is all feeds' turn again
 
     async def run(self) -> None:
         """Sweep until cancelled."""
         while True:
-            await asyncio.sleep(INTERVAL_S)
+            await asyncio.sleep(self._interval_s)
             if len(self._feeds) <= COMPARED_ALL_MAX:
                 await self.sweep()
                 continue

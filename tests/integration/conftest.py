@@ -7,21 +7,17 @@ from typing import Any
 import asyncpg
 import pytest
 
-from hub import committer
 from storage.objects import s3
 from storage.postgres import database
 from storage.postgres.database import Database
 from storage.redis import bus, cluster_bus, rate_limits
-from tests.racing import Elsewhere, Node, Nodes
+from tests.racing import PATIENT_S, Elsewhere, Node, Nodes
 
-PATIENT_S = 60
 # What hubs wait for an answer, a lock, a turn or a heartbeat.
 WAITS: tuple[tuple[object, str], ...] = (
     (database, "COMMAND_TIMEOUT_S"),
     (database, "ACQUIRE_TIMEOUT_S"),
     (database, "TURN_S"),
-    (committer, "TURN_S"),
-    (committer, "SETTLE_S"),
     (bus, "DEAF_S"),
     (bus, "SILENT_S"),
     (bus, "STALLED_S"),

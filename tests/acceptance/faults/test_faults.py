@@ -18,7 +18,7 @@ import pytest
 from redis.asyncio import Redis
 from websockets import frames
 
-from hub.committer import SETTLE_S
+from hub.timeouts import TIMEOUTS
 from loadtest.cluster import FragilePostgres, FragileRedis
 from loadtest.proxy import Proxy
 from storage.redis.bus import DEAF_S, HEARTBEAT_S
@@ -375,7 +375,7 @@ async def test_p1_p10_postgres_stopped_and_back(
 
         refusals = [refusal for writer in writers for refusal in writer.refusals]
         assert {refusal["message"] for refusal in refusals} <= {"UNAVAILABLE"}
-        assert refusals or away_s < SETTLE_S  # nobody waits for ever
+        assert refusals or away_s < TIMEOUTS.settle_s  # nobody waits for ever
         head = 1 + acknowledged()
         streams = [await device.reached(budget_id, head) for device in devices]
         log = await log_of(away_cluster, budget_id)

@@ -26,6 +26,7 @@ from storage.postgres.people.closed_accounts import ClosedAccounts
 from storage.postgres.people.logins import Logins
 from storage.postgres.people.profiles import Profiles
 from tests.device import budget_create, category_add, new_id
+from tests.racing import PATIENT
 
 SECRET = b"s" * 32
 LATE_S = 300.0  # longer than a test can take
@@ -51,6 +52,7 @@ class World:
             now_ms=self.now_ms,
             jitter=lambda: 0.5,
             rates=Rates(500, 500),
+            timeouts=PATIENT,
         )
         self.profiles = Profiles(database)
         self.logins = Logins(database)

@@ -5,6 +5,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,7 +22,6 @@ from api.rest.core.followers import EventStream
 from api.settings import Settings
 from api.sync.wire import HIGH_WATER_BYTES
 from hub.budget.events import ParticipantAdd, ParticipantRemove, parse_batch
-from hub.feed import sweeper
 from hub.frames import FRAME_BYTES_MAX
 from hub.hub import Hub
 from hub.ports import Page, Principal
@@ -29,14 +29,16 @@ from storage.postgres import database
 from storage.postgres.core.event_log import PostgresLog
 from tests.cluster import AUTH_SECRET, token, until
 from tests.device import Json, budget_create, expense_add, new_id
+from tests.racing import PATIENT
 
 TIMEOUT_S = 30.0
 
 
 @pytest.fixture
-async def app(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[App]:
-    monkeypatch.setattr(sweeper, "INTERVAL_S", 3600.0)  # it would find what the followers missed
-    async with open_app(Settings(database_url=database_url, auth_secret=AUTH_SECRET)) as app:
+async def app(database_url: str) -> AsyncIterator[App]:
+    settings = Settings(database_url=database_url, auth_secret=AUTH_SECRET)
+    # No sweep: it would find what the followers missed.
+    async with open_app(settings, timeouts=replace(PATIENT, sweep_s=3600.0)) as app:
         yield app
 
 

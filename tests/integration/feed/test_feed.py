@@ -12,6 +12,7 @@ import random
 import sys
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import orjson
@@ -21,7 +22,7 @@ from api.http.verdicts import submitted
 from hub.budget.events import EVENTS_PER_FRAME_MAX, ParticipantAdd, ParticipantRemove, parse_batch
 from hub.budget.records import BudgetId, UserId
 from hub.errors import Code, Disconnected
-from hub.feed import feed as feed_module, feeds as feeds_module, tail as tail_module
+from hub.feed import feed as feed_module, tail as tail_module
 from hub.feed.cursors import SubscriptionState
 from hub.feed.feed import Subscription
 from hub.feed.feeds import Feeds
@@ -34,8 +35,10 @@ from storage.postgres.core.event_log import PostgresLog
 from storage.postgres.database import Database
 from tests.cluster import until
 from tests.device import Json, budget_create, expense_add, new_id
+from tests.racing import PATIENT
 
 DEADLINE_S = 30.0
+PRESENCE_S = 0.1
 LOG_ID = "the log"
 OTHER_NODE = b"n" * 16
 
@@ -215,6 +218,7 @@ class Node:
             now_ms=lambda: 1_800_000_000_000,
             jitter=lambda: 0.5,
             rates=Rates(1e9, 1e9),
+            timeouts=replace(PATIENT, presence_s=PRESENCE_S),
         )
 
     def follow(
@@ -356,15 +360,8 @@ def gathering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gathering]:
         await tell(feeds)
 
     monkeypatch.setattr(Feeds, "_tell_presence", tell_afterwards)
-    monkeypatch.setattr(feeds_module, "PRESENCE_S", 0.0)
     yield gathering
     gathering.end()
-
-
-@pytest.fixture
-def quick_presence(monkeypatch: pytest.MonkeyPatch) -> float:
-    monkeypatch.setattr(feeds_module, "PRESENCE_S", 0.1)
-    return 0.1
 
 
 # From history to live
@@ -926,9 +923,7 @@ async def test_p10_a_database_that_is_away_is_told_as_such(node: Node) -> None:
 # Presence
 
 
-async def test_presence_is_told_after_joining_and_when_it_changes(
-    node: Node, quick_presence: float
-) -> None:
+async def test_presence_is_told_after_joining_and_when_it_changes(node: Node) -> None:
     budget_id = await node.budget("bob")
     ann = await node.live("ann", budget_id)
     await until(lambda: ann.of("presence") == [{"ann": 1}], DEADLINE_S)
@@ -973,9 +968,7 @@ async def test_presence_that_has_not_changed_is_told_only_to_who_is_new(
     assert ann.of("presence") == [{"ann": 1, "bob": 1}]
 
 
-async def test_p8_presence_reaches_who_lags_when_he_reads_again(
-    node: Node, quick_presence: float
-) -> None:
+async def test_p8_presence_reaches_who_lags_when_he_reads_again(node: Node) -> None:
     budget_id = await node.budget("bob")
     ann, lagging = await node.live("ann", budget_id), await node.live("ann", budget_id)
     await until(lambda: bool(lagging.of("presence")), DEADLINE_S)
@@ -988,7 +981,7 @@ async def test_p8_presence_reaches_who_lags_when_he_reads_again(
 
 
 async def test_who_is_slow_to_read_the_history_is_present_meanwhile(
-    node: Node, quick_presence: float, monkeypatch: pytest.MonkeyPatch
+    node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed_module, "PAGE_EVENTS_MAX", 2)
     budget_id = await node.budget("bob", expenses=5)
@@ -999,9 +992,7 @@ async def test_who_is_slow_to_read_the_history_is_present_meanwhile(
     assert slow.sequences == [1, 2]
 
 
-async def test_who_does_not_attend_is_neither_present_nor_told(
-    node: Node, quick_presence: float
-) -> None:
+async def test_who_does_not_attend_is_neither_present_nor_told(node: Node) -> None:
     budget_id = await node.budget("bob")
     poll = node.follow("bob", budget_id, attends=False)
     await poll.joins()
@@ -1011,7 +1002,7 @@ async def test_who_does_not_attend_is_neither_present_nor_told(
     assert poll.of("presence") == []
 
 
-async def test_p9_who_was_removed_is_not_present(node: Node, quick_presence: float) -> None:
+async def test_p9_who_was_removed_is_not_present(node: Node) -> None:
     budget_id = await node.budget("bob")
     ann, bob = await node.live("ann", budget_id), await node.live("bob", budget_id)
     await until(lambda: ann.of("presence")[-1:] == [{"ann": 1, "bob": 1}], DEADLINE_S)
@@ -1021,9 +1012,7 @@ async def test_p9_who_was_removed_is_not_present(node: Node, quick_presence: flo
     assert len(bob.of("presence")) == told
 
 
-async def test_presence_counts_other_nodes_until_they_are_silent(
-    pair: tuple[Node, Node], quick_presence: float
-) -> None:
+async def test_presence_counts_other_nodes_until_they_are_silent(pair: tuple[Node, Node]) -> None:
     node, _ = pair
     budget_id = await node.budget("bob")
     node.hub.feeds.attending(budget_id, OTHER_NODE, {"bob": 1}, asks=True)  # nobody here cares
@@ -1036,9 +1025,7 @@ async def test_presence_counts_other_nodes_until_they_are_silent(
     await until(lambda: ann.of("presence")[-1] == {"ann": 1}, DEADLINE_S)
 
 
-async def test_a_node_announces_whom_it_has_and_asks_the_others(
-    pair: tuple[Node, Node], quick_presence: float
-) -> None:
+async def test_a_node_announces_whom_it_has_and_asks_the_others(pair: tuple[Node, Node]) -> None:
     node, _ = pair
     budget_id = await node.budget()
     announced = bus_of(node).announced
@@ -1053,14 +1040,14 @@ async def test_a_node_announces_whom_it_has_and_asks_the_others(
 
 
 async def test_p10_without_the_bus_no_presence_is_told_and_afterwards_it_is(
-    pair: tuple[Node, Node], quick_presence: float
+    pair: tuple[Node, Node],
 ) -> None:
     node, _ = pair
     bus = bus_of(node)
     bus.connected = False
     budget_id, single = await node.budget("bob"), await node.budget()
     ann, bob = await node.live("ann", budget_id), await node.live("bob", budget_id)
-    await asyncio.sleep(3 * quick_presence)  # that nothing comes can only be waited for
+    await asyncio.sleep(3 * PRESENCE_S)  # that nothing comes can only be waited for
     assert ann.of("presence") == bob.of("presence") == []
     bus.connected = True
     bus.announced.clear()
@@ -1083,9 +1070,7 @@ async def assert_forgotten(node: Node, budget_id: BudgetId) -> None:
     assert budget_id not in {announced[0] for announced in bus.announced}
 
 
-async def test_p8_a_feed_that_nobody_follows_any_more_is_forgotten(
-    pair: tuple[Node, Node], quick_presence: float
-) -> None:
+async def test_p8_a_feed_that_nobody_follows_any_more_is_forgotten(pair: tuple[Node, Node]) -> None:
     node, _ = pair
     budget_id, staying = await node.budget("bob"), await node.budget()
     await node.live("ann", staying)

@@ -1,6 +1,7 @@
 """P7: whatever the bus has lost, the sweeper finds, by either of its ways."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from storage.postgres.core.event_log import PostgresLog
 from storage.postgres.database import Database
 from tests.cluster import until
 from tests.device import budget_create, expense_add, new_id
+from tests.racing import PATIENT
 
 
 class Counting:
@@ -63,7 +65,15 @@ class Reader:
 
 
 def hub_on(log: EventLog) -> Hub:
-    return Hub(log, "log", None, now_ms=lambda: 1, jitter=lambda: 0.5, rates=Rates(1000, 1000))
+    return Hub(
+        log,
+        "log",
+        None,
+        now_ms=lambda: 1,
+        jitter=lambda: 0.5,
+        rates=Rates(1000, 1000),
+        timeouts=replace(PATIENT, sweep_s=0.01),
+    )
 
 
 @pytest.mark.parametrize(("few", "asks"), [(5_000, ["behind"]), (0, ["recent", "behind"])])
@@ -71,7 +81,6 @@ async def test_p7_what_the_bus_lost_is_found(
     database: Database, monkeypatch: pytest.MonkeyPatch, few: int, asks: Sequence[str]
 ) -> None:
     monkeypatch.setattr(sweeper_module, "COMPARED_ALL_MAX", few)
-    monkeypatch.setattr(sweeper_module, "INTERVAL_S", 0.01)
     log = Counting(PostgresLog(database))
     here, elsewhere = hub_on(log), hub_on(PostgresLog(database))  # and no bus between them
     budget_id = new_id()

@@ -9,6 +9,7 @@ import gc
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any, Self
 
 import asyncpg
@@ -30,6 +31,7 @@ from storage.postgres.core.event_log import PostgresLog, PostgresTransaction
 from storage.postgres.database import Database, translated
 from tests.racing import (
     AS_IN_SERVICE,
+    PATIENT,
     Elsewhere,
     Halt,
     Halting,
@@ -49,6 +51,8 @@ from tests.racing import (
     set_session,
     within,
 )
+
+HASTY = replace(PATIENT, settle_s=0.1)
 
 # Lock, then load: in two statements.
 
@@ -207,8 +211,7 @@ async def test_p4_p8_many_budgets_locked_elsewhere_are_busy_in_bounded_time(
     """Those that may wait for a lock are few; the others do not wait for these for ever, and count
     as waiting as long as they do."""
     monkeypatch.setattr(committer_module, "APART_MAX", 2)
-    monkeypatch.setattr(committer_module, "TURN_S", 0.5)
-    node = await nodes()
+    node = await nodes(timeouts=replace(PATIENT, turn_s=0.5))
     monkeypatch.setattr(committer_module, "WAITING_EVENTS_MAX", 5)
     held, free = [await node.new_budget() for _ in range(5)], await node.new_budget()
     transactions, refused = node.log.transactions, list[asyncio.Future[list[Verdict]]]()
@@ -575,11 +578,10 @@ async def test_p4_a_commit_that_failed_for_certain_is_no_one_elses_duplicate(
 
 
 async def test_p10_while_postgres_is_away_events_are_unavailable_and_nothing_is_lost(
-    nodes: Nodes, database_url: str, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, database_url: str, elsewhere: Elsewhere
 ) -> None:
-    monkeypatch.setattr(committer_module, "SETTLE_S", 0.1)
     async with Proxy(database_url) as proxy:
-        node = await nodes(proxy.url)
+        node = await nodes(proxy.url, timeouts=HASTY)
         budget_id = await node.new_budget()
         line = expense(budget_id)
         await proxy.cut()
@@ -593,7 +595,7 @@ async def test_p10_while_postgres_is_away_events_are_unavailable_and_nothing_is_
         assert outcomes(each) == ["UNAVAILABLE", "UNAVAILABLE"]
         assert len(await elsewhere.log(budget_id)) == 1
         await proxy.heal()
-        monkeypatch.undo()
+        node.committer._timeouts = PATIENT
         assert outcomes(await node.told("ann", line)) == ["accepted"]
         assert node.delivered == [(budget_id, 1), (budget_id, 2)]
 
@@ -620,11 +622,11 @@ async def test_p10_a_short_absence_of_postgres_is_not_noticed(
 
 
 async def test_p10_while_postgres_has_no_room_events_are_unavailable_and_none_is_blamed(
-    node: Node, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, elsewhere: Elsewhere
 ) -> None:
     """A batch is not taken apart in search of the one that cannot be stored; and all of it is
     accepted as soon as there is room."""
-    monkeypatch.setattr(committer_module, "SETTLE_S", 0.1)
+    node = await nodes(timeouts=HASTY)
     budget_id = await node.new_budget()
     lines = [expense(budget_id) for _ in range(5)]
     await elsewhere.execute(
@@ -647,6 +649,7 @@ async def test_p10_while_postgres_has_no_room_events_are_unavailable_and_none_is
     assert "No space left on device" in given_up["error"]
     assert len(await elsewhere.log(budget_id)) == 1
     await elsewhere.execute("DROP TRIGGER no_room ON accepted_events")
+    node.committer._timeouts = PATIENT
     assert outcomes(await node.told("ann", *lines)) == ["accepted"] * 5
     assert len(await elsewhere.log(budget_id)) == 6
 

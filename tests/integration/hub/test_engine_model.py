@@ -60,7 +60,7 @@ from tests.model import (
     made,
     membership,
 )
-from tests.racing import ask
+from tests.racing import PATIENT, ask
 
 NOW_MS = 1_800_000_000_000
 
@@ -92,7 +92,13 @@ class Bench:
         self.log = PostgresLog(database)
         self.delivered: dict[BudgetId, list[Json]] = {}
         self._nodes = [
-            Committer(self.log, self._deliver, now_ms=lambda: self.now_ms, jitter=lambda: 0.0)
+            Committer(
+                self.log,
+                self._deliver,
+                now_ms=lambda: self.now_ms,
+                jitter=lambda: 0.0,
+                timeouts=PATIENT,
+            )
             for _ in range(2)
         ]
 

@@ -36,6 +36,7 @@ from storage.postgres.database import Database
 from storage.redis.bus import RedisBus
 from tests.cluster import until
 from tests.device import Json, budget_create, expense_add, expense_edit, new_id
+from tests.racing import PATIENT
 
 DEADLINE_S = 30.0
 
@@ -78,6 +79,7 @@ class Node:
             jitter=random.random,
             rates=Rates(1e6, 1e6),
             tracer=self.tracer,
+            timeouts=PATIENT,
         )
 
     def spans(self, name: str) -> Sequence[ReadableSpan]:
