@@ -5,7 +5,7 @@ and carries it through one transaction: lock, load, decide, write, commit (desig
 meanwhile is the next batch; there is no timer. Several lanes work at once on different budgets; a
 budget is in one lane at a time, so that submissions of one budget stay in order.
 
-    submit ──> waiting ──> lane: lock · load · decide · write · commit ──> verdicts, deliver
+    submit ──> waiting ──> lane: lock · load · decide · write · commit ──> publish, verdicts
                              │  a budget locked by another node
                              └─> apart: its own transaction, which waits for the lock (or BUSY)
 

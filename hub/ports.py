@@ -126,7 +126,7 @@ class Bus(Protocol):
 
 
 class BusListener(Protocol):
-    """What a bus tells the hub."""
+    """What a bus tells the feeds."""
 
     def received(self, frame: Frame) -> None:
         """A frame of another node."""
