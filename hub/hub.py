@@ -20,7 +20,7 @@ from hub.measures import Measures
 from hub.ports import Bus, EventLog, Principal, Tracer
 from hub.reconnects import reconnect_spread_ms
 from hub.timeouts import TIMEOUTS, Timeouts
-from hub.tracing import TracedTrail, Trail
+from hub.tracing import Trail
 
 _log = structlog.get_logger()
 
@@ -78,7 +78,7 @@ class Hub:
         self._ended = False  # every connection was told to leave
         self._tasks: set[asyncio.Task[None]] = set()
         self.measures = Measures()
-        trail = Trail() if tracer is None else TracedTrail(tracer)
+        trail = Trail(tracer)
         self.feeds = Feeds(
             log,
             bus,

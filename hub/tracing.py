@@ -5,9 +5,9 @@
             └─ publish ─┬─ deliver        here, and on every other node with followers: the bus
                         └─ deliver …      brings `Context` along
 
-`Trail` is what the engine calls. Where tracing is off it gives `NO_SPAN` at each step: a call that
-allocates nothing. What a feed reads from the log was nobody's frame: it has no context, and no
-`deliver`.
+`Trail` is what the engine calls. Where tracing is off every step is `NO_SPAN`, which costs the same
+however many events there are. What a feed reads from the log was nobody's frame: it has no context,
+and no `deliver`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -62,45 +62,28 @@ NO_ORIGINS: Origins = {}
 
 
 class Trail:
-    """The way of the events, which nobody traces."""
+    """The way of the events, as spans of `tracer`; without one there are none."""
 
-    def submit(self, events: int, correlation: Correlation | None) -> Origin:
-        """A submission of so many events begins here."""
-        return NOWHERE if correlation is None else Origin(correlation)
-
-    def batch(self, origins: Sequence[Origin], events: int) -> Span:
-        """These submissions go on together."""
-        return NO_SPAN
-
-    def commit(self, origins: Iterable[Origin]) -> Span:
-        """One attempt to commit a batch, or a part of it."""
-        return NO_SPAN
-
-    def publish(self, frame: Frame, origins: Origins) -> Span:
-        """The delivery of a frame to all; its context is to be brought to those who deliver."""
-        return NO_SPAN
-
-    def deliver(self, frame: Frame) -> Span:
-        """The delivery of a frame on this node."""
-        return NO_SPAN
-
-
-class TracedTrail(Trail):
-    """The way of the events as spans of `tracer`, each of which ends with its context."""
-
-    def __init__(self, tracer: Tracer) -> None:
+    def __init__(self, tracer: Tracer | None = None) -> None:
         self._tracer = tracer
 
     def submit(self, events: int, correlation: Correlation | None) -> Origin:
-        attributes: dict[str, str | int] = {"events": events}
-        if correlation is not None:
-            attributes["correlation_id"] = correlation.id
-        span = self._tracer.begin("submit", attributes=attributes)
-        return super().submit(events, correlation) if span is None else Origin(correlation, span)
+        """A submission of so many events begins here."""
+        span: Span = NO_SPAN
+        if self._tracer is not None:
+            called = {} if correlation is None else {"correlation_id": correlation.id}
+            span = self._begin("submit", [], {"events": events, **called})
+        if correlation is None and span is NO_SPAN:
+            return NOWHERE
+        return Origin(correlation, span)
 
     def batch(self, origins: Sequence[Origin], events: int) -> Span:
+        """These submissions go on together."""
         traced = _traced(origins)
-        span = self._joining("batch", traced, {"submissions": len(origins), "events": events})
+        if not traced:
+            return NO_SPAN
+        about = {"submissions": len(origins), "events": events}
+        span = self._begin("batch", _contexts(traced), about)
         if span.context is not None:
             for origin in traced:
                 origin.batch = span.context
@@ -109,31 +92,34 @@ class TracedTrail(Trail):
         return span
 
     def commit(self, origins: Iterable[Origin]) -> Span:
-        batch = next(filter(None, (origin.batch for origin in origins)), None)
-        return NO_SPAN if batch is None else self._tracer.begin("commit", parent=batch) or NO_SPAN
+        """One attempt to commit a batch, or a part of it."""
+        batch = next((origin.batch for origin in origins if origin.batch is not None), None)
+        return NO_SPAN if batch is None else self._begin("commit", [batch], {})
 
     def publish(self, frame: Frame, origins: Origins) -> Span:
+        """The delivery of a frame to all; its context is to be brought to those who deliver."""
+        if not origins:
+            return NO_SPAN
         sequences = range(frame.from_sequence, frame.to_sequence + 1)
-        of_frame = [origins[sequence] for sequence in sequences if sequence in origins]
-        return self._joining("publish", _traced(dict.fromkeys(of_frame)), _about(frame))
+        traced = _traced(dict.fromkeys(origins[each] for each in sequences if each in origins))
+        return self._begin("publish", _contexts(traced), _about(frame)) if traced else NO_SPAN
 
     def deliver(self, frame: Frame) -> Span:
-        if frame.context is None or frame.context.trace is None:
+        """The delivery of a frame on this node."""
+        context = frame.context
+        if context is None or context.trace is None:
             return NO_SPAN
-        attributes = _about(frame)
-        if frame.context.correlation_ids:
-            attributes["correlation_id"] = ",".join(frame.context.correlation_ids)
-        parent = frame.context.trace
-        return self._tracer.begin("deliver", parent=parent, attributes=attributes) or NO_SPAN
+        called = ",".join(context.correlation_ids)
+        about = {**_about(frame), "correlation_id": called} if called else _about(frame)
+        return self._begin("deliver", [context.trace], about)
 
-    def _joining(
-        self, name: str, traced: Sequence[Origin], attributes: Mapping[str, str | int]
+    def _begin(
+        self, name: str, contexts: Sequence[str], attributes: Mapping[str, str | int]
     ) -> Span:
-        """In the trace of the first, and linked with the others."""
-        contexts = [origin.span.context or "" for origin in traced[: LINKS_MAX + 1]]
-        if not contexts:
+        """Under the first of the contexts, and linked with the others."""
+        if self._tracer is None:
             return NO_SPAN
-        parent, *links = contexts
+        parent, links = next(iter(contexts), None), contexts[1:]
         span = self._tracer.begin(name, parent=parent, links=links, attributes=attributes)
         return span or NO_SPAN
 
@@ -163,6 +149,11 @@ def shared_ids(origins: Origins) -> Mapping[int, str]:
 
 def _traced(origins: Iterable[Origin]) -> list[Origin]:
     return [origin for origin in origins if origin.span is not NO_SPAN]
+
+
+def _contexts(traced: Sequence[Origin]) -> list[str]:
+    contexts = (origin.span.context for origin in traced[: LINKS_MAX + 1])
+    return [context for context in contexts if context is not None]
 
 
 def _about(frame: Frame) -> dict[str, str | int]:
