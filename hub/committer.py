@@ -404,9 +404,11 @@ class Committer:
                         await transaction.write(changed)
                         # From here on, and until we know better, the commit may have happened.
                         batch.ours.update(
-                            (change.row.budget_id, change.row.event_id)
-                            for state in changed
-                            for change in state.changes
+                            [
+                                (change.row.budget_id, change.row.event_id)
+                                for state in changed
+                                for change in state.changes
+                            ]
                         )
         if written_at_ms is not None:
             self._measures.commit_s.observe(asyncio.get_running_loop().time() - begun_s)

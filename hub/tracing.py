@@ -140,6 +140,8 @@ def correlation_ids(origins: Iterable[Origin]) -> tuple[str, ...]:
 
 def shared_ids(origins: Origins) -> Mapping[int, str]:
     """What the events' readers are told, by sequence."""
+    if not origins:
+        return {}
     return {
         sequence: origin.correlation.id
         for sequence, origin in origins.items()
