@@ -29,7 +29,6 @@ from api.sync.endpoint import SyncSocket
 from api.telemetry import loop_lag, metrics
 from api.telemetry.siblings import Siblings
 from api.timeouts import APP_TIMEOUTS, AppTimeouts
-from hub.feed import sweeper
 from hub.hub import Hub
 from hub.ports import Authenticator
 from hub.service import Service
@@ -80,7 +79,7 @@ async def running(services: Services) -> AsyncIterator[None]:
     work: list[Coroutine[Any, Any, None]] = [each.run() for each in background(services)]
     work.append(loop_lag.watch(services.lag_s))  # a loop of its own: its pause is what it measures
     if services.bus is not None:
-        work.append(services.bus.run(services.hub))  # a connection, and no schedule
+        work.append(services.bus.run(services.hub.feeds))  # a connection, and no schedule
     # A sweeper or bus that died of a defect must take the process with it: without them the
     # hub would go on and quietly break P7. The task group does that.
     async with asyncio.TaskGroup() as group:
@@ -99,7 +98,7 @@ def background(services: Services) -> list[Service]:
     chores = {"photo uploads": services.photos.forget, "closing accounts": services.closing.finish}
     keeper = Housekeeping(services.database, chores, now=time.time)
     found = [
-        Service("sweeper", sweeper.INTERVAL_S, services.hub.sweeper.run_once),
+        Service("sweeper", services.timeouts.sweep_s, services.hub.feeds.sweeper.run_once),
         Service(
             "photos", photos.SWEEP_S, services.photos.sweep, first_s=0.0, retry_s=photos.RETRY_S
         ),

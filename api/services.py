@@ -37,7 +37,7 @@ from storage.postgres.people.logins import Logins
 from storage.postgres.people.profiles import Profiles
 from storage.redis.bus import RedisBus
 from storage.redis.cluster_bus import ClusterBus
-from storage.timeouts import TIMEOUTS, Timeouts
+from storage.timeouts import STORAGE_TIMEOUTS, StorageTimeouts
 
 if TYPE_CHECKING:
     from api.telemetry.tracing import OpenTelemetry
@@ -94,7 +94,16 @@ async def open_services(
         bus = open_bus(settings, log_id, timeouts)
         tracer = _tracer(settings)
         rates = Rates(settings.events_per_s_connection, settings.events_per_s_user)
-        hub = Hub(log, log_id, bus, now_ms=now_ms, jitter=random.random, rates=rates, tracer=tracer)
+        hub = Hub(
+            log,
+            log_id,
+            bus,
+            now_ms=now_ms,
+            jitter=random.random,
+            rates=rates,
+            tracer=tracer,
+            timeouts=timeouts,
+        )
         identity = _identity(settings, database, timeouts)
         tokens = CachedTokens(identity.authenticator, now_ms=now_ms)
         accounts = ClosedAccounts(database)
@@ -135,7 +144,9 @@ async def open_services(
 
 
 @asynccontextmanager
-async def open_database(url: str, timeouts: Timeouts = TIMEOUTS) -> AsyncIterator[Database]:
+async def open_database(
+    url: str, timeouts: StorageTimeouts = STORAGE_TIMEOUTS
+) -> AsyncIterator[Database]:
     """Raises `Disconnected` if Postgres is out of reach, `NotMigrated`."""
     database = await Database.connect(url, timeouts=timeouts)
     try:
@@ -176,7 +187,9 @@ def _identity(settings: Settings, database: Database, timeouts: AppTimeouts) -> 
     return Identity(Tokens(secrets, now=time.time), local=local)
 
 
-def open_bus(settings: Settings, log_id: str, timeouts: Timeouts) -> RedisBus | ClusterBus | None:
+def open_bus(
+    settings: Settings, log_id: str, timeouts: StorageTimeouts
+) -> RedisBus | ClusterBus | None:
     """None for a single node."""
     if settings.redis_url is None:
         return None
@@ -193,7 +206,7 @@ def open_bus(settings: Settings, log_id: str, timeouts: Timeouts) -> RedisBus | 
     )
 
 
-def photo_store(settings: Settings, timeouts: Timeouts = TIMEOUTS) -> PhotoStore:
+def photo_store(settings: Settings, timeouts: StorageTimeouts = STORAGE_TIMEOUTS) -> PhotoStore:
     """S3 where there is a bucket, else a folder."""
     if settings.s3_bucket is None:
         return DiskPhotos(

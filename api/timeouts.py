@@ -1,12 +1,12 @@
-"""How long the edge waits, beside storage. Passed in where something is opened."""
+"""How long all parts wait, in one object. Passed in where something is opened."""
 
 from dataclasses import dataclass
 
-from storage.timeouts import Timeouts
+from storage.timeouts import StorageTimeouts
 
 
 @dataclass(frozen=True)
-class AppTimeouts(Timeouts):
+class AppTimeouts(StorageTimeouts):
     """In seconds."""
 
     # Firebase

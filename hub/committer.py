@@ -5,7 +5,7 @@ and carries it through one transaction: lock, load, decide, write, commit (desig
 meanwhile is the next batch; there is no timer. Several lanes work at once on different budgets; a
 budget is in one lane at a time, so that submissions of one budget stay in order.
 
-    submit ──> waiting ──> lane: lock · load · decide · write · commit ──> verdicts, deliver
+    submit ──> waiting ──> lane: lock · load · decide · write · commit ──> publish, verdicts
                              │  a budget locked by another node
                              └─> apart: its own transaction, which waits for the lock (or BUSY)
 
@@ -16,11 +16,11 @@ What can go wrong with a transaction, and what follows:
 | `LostRace`              | rolled back; decided afresh at once, after a short random pause if it  |
 |                         | happens again                                                          |
 | `BadData`               | the batch is halved until the one bad event is alone: it is rejected   |
-| `Disconnected`          | retried with backoff until `SETTLE_S` have passed, then `UNAVAILABLE`; |
+| `Disconnected`          | retried with backoff until `settle_s` have passed, then `UNAVAILABLE`; |
 |                         | so is what a full disk turns down: no event is to blame for it         |
 | … in COMMIT             | the same: an event found in the log by the retry is our own (P4)       |
 | `Held`                  | every budget apart, in a transaction of its own; held there, or no     |
-|                         | turn within `TURN_S`: `BUSY`                                           |
+|                         | turn within `turn_s`: `BUSY`                                           |
 
 A verdict is given only after the commit that made it true (P1). Nobody can cancel a lane: a closing
 socket only loses the answer.
@@ -28,8 +28,7 @@ socket only loses the answer.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import structlog
@@ -41,13 +40,15 @@ from hub.budget.state import BudgetState, Change, LogRow, Want
 from hub.budget.verdicts import Verdict
 from hub.errors import BadData, Code, Disconnected, Held, LostRace
 from hub.measures import Measures
-from hub.ports import EventLog, Tracer
+from hub.ports import EventLog
+from hub.timeouts import TIMEOUTS, Timeouts
 from hub.tracing import (
     NO_ORIGINS,
+    NOWHERE,
+    Correlation,
     Origin,
     Origins,
-    begin_batch,
-    begin_commit,
+    Trail,
     correlation_ids,
 )
 
@@ -55,10 +56,8 @@ Mode: TypeAlias = Literal["stop", "each"]
 
 LANES = 2
 APART_MAX = 4  # transactions at a time that wait for another node's lock
-TURN_S = 5.0  # how long one waits to be among them
 BATCH_EVENTS_MAX = 1_000
 WAITING_EVENTS_MAX = 20_000  # queued and set apart
-SETTLE_S = 8.0  # how long a lane tries before it answers UNAVAILABLE
 RACES_MAX = 50
 BACKOFF_S = (0.05, 1.0)  # first and longest pause
 
@@ -96,7 +95,7 @@ class Submission:
         mode: Mode,
         answer: Answer,
         measures: Measures,
-        origin: Origin | None = None,
+        origin: Origin,
     ) -> None:
         self.actor = actor
         self.events = events
@@ -115,13 +114,12 @@ class Submission:
         if verdict.status != "accepted":
             if self.mode == "stop":
                 self.halted = True
-            if self.origin is not None:
+            if self.origin.correlation is not None:
                 self._tell(verdict)
         if self.halted or len(self.verdicts) == len(self.events):
             if not self.answer.done():
                 self.answer.set_result(self.verdicts)
-            if self.origin is not None:
-                self.origin.end()
+            self.origin.span.end()
 
     def _tell(self, verdict: Verdict) -> None:
         """Log at debug under the client's correlation id: a rejected event is not our failure."""
@@ -152,25 +150,39 @@ class _Run(NamedTuple):
         return {*self.budgets(), self.submission}
 
 
+class _Batch(NamedTuple):
+    """Runs that go through one transaction after another until each event has its verdict. With
+    `wait` they wait for budgets that another node holds, else they are left out. `ours` are events
+    that an earlier attempt may have committed. A lost connection is retried until `until_s` on the
+    loop's clock."""
+
+    runs: list[_Run]
+    wait: bool
+    ours: set[tuple[BudgetId, str]]
+    until_s: float
+
+
 class Committer:
-    """`deliver` is called after each commit, for each budget, with its new rows in order and the
-    time they were written (epoch milliseconds; 0: by an earlier attempt, nobody knows when), and
+    """`publish` is called after each commit, for each budget, with its new rows in order and the
+    time they were written (epoch milliseconds; None: by an earlier attempt, nobody knows when), and
     where they came from."""
 
     def __init__(
         self,
         log: EventLog,
-        deliver: Callable[[BudgetId, Sequence[LogRow], int, Origins], None],
+        publish: Callable[[BudgetId, Sequence[LogRow], int | None, Origins], None],
         *,
         now_ms: Callable[[], int],
         jitter: Callable[[], float],
         lanes: int = LANES,
         measures: Measures | None = None,
-        tracer: Tracer | None = None,
+        trail: Trail | None = None,
+        timeouts: Timeouts = TIMEOUTS,
     ) -> None:
         self._log = log
-        self._tracer = tracer
-        self._deliver = deliver
+        self._publish = publish
+        self._trail = trail or Trail()
+        self._timeouts = timeouts
         self._now_ms = now_ms
         self._jitter = jitter  # a random number from 0 to 1
         self._measures = measures or Measures()
@@ -193,26 +205,15 @@ class Committer:
         actor: UserId,
         events: Sequence[Submitted],
         mode: Mode,
-        origin: Origin | None = None,
-    ) -> asyncio.Future[list[Verdict]]:
-        """Queue the events; the future gives their verdicts: in `stop` mode up to and with the
-        first that is not accepted. Cancelling the future does not cancel the commit."""
-        answer: asyncio.Future[list[Verdict]] = asyncio.get_running_loop().create_future()
-        self.post(actor, events, mode, answer, origin)
-        return answer
-
-    def post(
-        self,
-        actor: UserId,
-        events: Sequence[Submitted],
-        mode: Mode,
         answer: Answer,
-        origin: Origin | None = None,
+        correlation: Correlation | None = None,
     ) -> None:
-        """The same for an answer of the caller's; it may be given at once, where there is no room.
+        """Queue the events, to be decided and committed in order. `answer` takes their verdicts: in
+        `stop` mode up to and with the first that is not accepted; at once where there is no room.
 
         All answers of a commit are given in one turn of the loop, so that those of one socket can
-        leave in one write."""
+        leave in one write. Nobody who stops to wait for an answer cancels the commit."""
+        origin = self._trail.submit(len(events), correlation)
         submission = Submission(actor, events, mode, answer, self._measures, origin)
         if self._waiting_events + len(events) > WAITING_EVENTS_MAX:
             _refuse([_Run(submission, 0, len(events))], Code.BUSY)
@@ -268,39 +269,34 @@ class Committer:
         if not task.cancelled() and (error := task.exception()) is not told:
             _log.error("commit failed", exc_info=error)
 
-    async def _lane(self, batch: list[Submission]) -> None:
-        runs = [_Run(submission, 0, len(submission.events)) for submission in batch]
-        span = None
-        if self._tracer is not None:
-            origins = [submission.origin for submission in batch]
-            span = begin_batch(self._tracer, origins, _events(runs))
+    async def _lane(self, submissions: list[Submission]) -> None:
+        runs = [_Run(submission, 0, len(submission.events)) for submission in submissions]
+        batch = _Batch(runs, False, set(), self._settling())
         held: list[_Run] = []
-        ours: set[tuple[BudgetId, str]] = set()
         try:
-            held = await self._settle(runs, wait=False, ours=ours, until_s=_settling())
+            with self._trail.batch([each.origin for each in submissions], _events(runs)):
+                held = await self._settle(batch)
         except BaseException as error:
             self._measures.commit_failures["defect"] += 1
             self._fail(runs, error)
             raise
         finally:
-            if span is not None:
-                span.end()
             held_budgets = {budget for run in held for budget in run.budgets()}
-            for submission in batch:
+            for submission in submissions:
                 self._busy -= submission.budgets
             self._busy |= held_budgets
             for group in _groups(held):
                 self._waiting_events += _events(group)
-                self._start(self._lane_apart(group, ours))
+                self._start(self._lane_apart(group, batch.ours))
             self._lanes_free += 1
             self._pump()
 
     async def _lane_apart(self, runs: list[_Run], ours: set[tuple[BudgetId, str]]) -> None:
         """Commit runs whose budgets another node held: wait for its lock, and hold up nobody."""
         try:
-            async with asyncio.timeout(TURN_S) as turn, self._apart_slots:
+            async with asyncio.timeout(self._timeouts.turn_s) as turn, self._apart_slots:
                 turn.reschedule(None)
-                await self._settle(runs, wait=True, ours=ours, until_s=_settling())
+                await self._settle(_Batch(runs, True, ours, self._settling()))
         except TimeoutError:
             _refuse(runs, Code.BUSY)
         except BaseException as error:
@@ -313,6 +309,10 @@ class Committer:
                 self._busy -= run.budgets()
             self._pump()
 
+    def _settling(self) -> float:
+        """Until when a transaction that begins now is retried, on the loop's clock."""
+        return asyncio.get_running_loop().time() + self._timeouts.settle_s
+
     def _fail(self, runs: Sequence[_Run], error: BaseException) -> None:
         """A defect of ours: nobody waits for ever (P4), the connections end. Whoever submitted
         logs it, each for himself; the lane does only if none of them is there any more."""
@@ -323,142 +323,120 @@ class Committer:
                 submission.answer.set_exception(error)
                 if lane is not None:
                     self._told[lane] = error
-            if submission.origin is not None:
-                submission.origin.end(type(error).__name__)
+            submission.origin.span.end(type(error).__name__)
 
-    async def _settle(
-        self,
-        runs: list[_Run],
-        *,
-        wait: bool,
-        ours: set[tuple[BudgetId, str]],
-        until_s: float,
-    ) -> list[_Run]:
-        """Bring every event of the runs to its verdict, whatever it takes; return the runs that
-        were left out because another node holds their budgets (never with `wait`).
-
-        `ours` are events that an earlier attempt may have committed. A lost connection is retried
-        until `until_s` on the loop's clock."""
+    async def _settle(self, batch: _Batch) -> list[_Run]:
+        """Bring every event of the batch to its verdict, whatever it takes; return the runs that
+        were left out because another node holds their budgets."""
+        runs = batch.runs
         failures = self._measures.commit_failures
         races = 0
         pause_s, pause_max_s = BACKOFF_S
         while True:
             try:
-                return await self._attempt(runs, wait=wait, ours=ours)
+                return await self._attempt(batch)
             except LostRace as race:
                 failures["race"] += 1
                 races += 1
                 if races == RACES_MAX:
-                    _log.error("commit keeps losing races", error=str(race), **_named(runs))
+                    called = _called(runs)
+                    _log.error("commit keeps losing races", error=str(race), correlation_ids=called)
                     _refuse(runs, Code.BUSY)
                     return []
                 await asyncio.sleep(0.01 * self._jitter() if races > 1 else 0)
             except Held:
                 failures["held"] += 1
-                if not wait:  # another node is just creating one of the budgets
+                if not batch.wait:  # another node is just creating one of the budgets
                     return runs
                 _refuse(runs, Code.BUSY)
                 return []
             except BadData as bad:
                 failures["bad data"] += 1
-                return await self._split(runs, bad, wait=wait, ours=ours, until_s=until_s)
+                return await self._split(batch, bad)
             except Disconnected as lost:
                 failures["disconnected"] += 1
-                if asyncio.get_running_loop().time() >= until_s:
-                    _log.warning("commit given up", error=str(lost), **_named(runs))
+                if asyncio.get_running_loop().time() >= batch.until_s:
+                    _log.warning("commit given up", error=str(lost), correlation_ids=_called(runs))
                     _refuse(runs, Code.UNAVAILABLE)
                     return []
                 await asyncio.sleep(pause_s * (0.5 + self._jitter()))
                 pause_s = min(2 * pause_s, pause_max_s)
 
-    async def _split(
-        self,
-        runs: list[_Run],
-        bad: BadData,
-        *,
-        wait: bool,
-        ours: set[tuple[BudgetId, str]],
-        until_s: float,
-    ) -> list[_Run]:
+    async def _split(self, batch: _Batch, bad: BadData) -> list[_Run]:
         """Something among the events cannot be stored: try the halves, the second after the
         first."""
-        halves = _halves(runs)
+        halves = _halves(batch.runs)
         if halves is None:
-            _log.error("an event cannot be stored", error=str(bad), **_named(runs))
-            _refuse(runs, Code.INTERNAL_SERVER_ERROR)
+            called = _called(batch.runs)
+            _log.error("an event cannot be stored", error=str(bad), correlation_ids=called)
+            _refuse(batch.runs, Code.INTERNAL_SERVER_ERROR)
             return []
         held: list[_Run] = []
         for half in halves:
             free, behind = _apart(half, set(), after=held)
             if free:
-                held += await self._settle(free, wait=wait, ours=ours, until_s=until_s)
+                held += await self._settle(batch._replace(runs=free))
             held += behind  # last: it may come after what was just found held
         return held
 
-    async def _attempt(
-        self, runs: list[_Run], *, wait: bool, ours: set[tuple[BudgetId, str]]
-    ) -> list[_Run]:
-        """One transaction. Verdicts and deliveries only after it has committed."""
-        decided: list[tuple[Submission, Verdict]] = []
-        held: list[_Run] = []
-        found: list[LogRow] = []
+    async def _attempt(self, batch: _Batch) -> list[_Run]:
+        """One transaction. Rows are published and verdicts given only after it has committed."""
+        runs, held = batch.runs, list[_Run]()
         states: dict[BudgetId, BudgetState] = {}
-        written_at_ms = 0
+        written_at_ms: int | None = None
         want = _wanted(runs)
-        if want.budgets:
-            begun_s = asyncio.get_running_loop().time()
-            async with self._traced(runs), self._log.transaction() as transaction:
-                away = await transaction.lock(want.budgets, wait=wait)
-                free, held = _apart(runs, away)
-                if held:
-                    if not free:
-                        return held
-                    want = _wanted(free)
-                states = await transaction.load(want)
-                decided = self._decide(free, states, ours, found)
-                changed = [state for state in states.values() if state.changes]
-                if changed:
-                    written_at_ms = self._now_ms()
-                    await transaction.write(changed)
-                    # From here on, and until we know better, the commit may have happened.
-                    ours |= {
-                        (change.row.budget_id, change.row.event_id)
-                        for state in changed
-                        for change in state.changes
-                    }
+        if not want.budgets:
+            decided, found = self._decide(runs, states, batch.ours)
         else:
-            decided = self._decide(runs, states, ours, found)
-        if written_at_ms:
+            begun_s = asyncio.get_running_loop().time()
+            with self._trail.commit(run.submission.origin for run in runs):
+                async with self._log.transaction() as transaction:
+                    away = await transaction.lock(want.budgets, wait=batch.wait)
+                    free, held = _apart(runs, away)
+                    if held:
+                        if not free:
+                            return held
+                        want = _wanted(free)
+                    states = await transaction.load(want)
+                    decided, found = self._decide(free, states, batch.ours)
+                    changed = [state for state in states.values() if state.changes]
+                    if changed:
+                        written_at_ms = self._now_ms()
+                        await transaction.write(changed)
+                        # From here on, and until we know better, the commit may have happened.
+                        batch.ours.update(
+                            [
+                                (change.row.budget_id, change.row.event_id)
+                                for state in changed
+                                for change in state.changes
+                            ]
+                        )
+        if written_at_ms is not None:
             self._measures.commit_s.observe(asyncio.get_running_loop().time() - begun_s)
             self._measures.batch_events.observe(len(decided))
-        origins = _origins(decided) if any(run.submission.origin for run in runs) else {}
+        origins = _origins(decided)
         for row in found:
-            self._deliver(row.budget_id, [row], 0, origins.get(row.budget_id, NO_ORIGINS))
+            self._publish(row.budget_id, [row], None, origins.get(row.budget_id, NO_ORIGINS))
         for budget_id, state in states.items():
             if state.changes:
                 rows = [change.row for change in state.changes]
-                self._deliver(budget_id, rows, written_at_ms, origins.get(budget_id, NO_ORIGINS))
+                self._publish(budget_id, rows, written_at_ms, origins.get(budget_id, NO_ORIGINS))
         for submission, verdict in decided:
             submission.settle(verdict)
         return held
 
-    def _traced(self, runs: Sequence[_Run]) -> AbstractAsyncContextManager[None]:
-        """A span of the transaction, where somebody wants one."""
-        return _UNTRACED if self._tracer is None else _commit(self._tracer, runs)
-
     def _decide(
         self,
         runs: Sequence[_Run],
-        states: dict[BudgetId, BudgetState],
-        ours: set[tuple[BudgetId, str]],
-        found: list[LogRow],
-    ) -> list[tuple[Submission, Verdict]]:
-        """Verdicts of all runs, each decision seen by the next. Rows of our own earlier attempt
-        that turn out to be committed are added to `found`."""
+        states: Mapping[BudgetId, BudgetState],
+        ours: Collection[tuple[BudgetId, str]],
+    ) -> tuple[list[tuple[Submission, Verdict]], Collection[LogRow]]:
+        """Verdicts of all runs, each decision seen by the next; and those rows of our own earlier
+        attempt that turn out to be committed."""
         now_ms = self._now_ms()
         decided: list[tuple[Submission, Verdict]] = []
+        found: dict[tuple[BudgetId, str], LogRow] = {}
         nothing = BudgetState()
-        mine = set(ours)
         stopped: set[Submission] = set()
         for submission, start, stop in runs:
             if submission.halted or submission in stopped:
@@ -471,50 +449,32 @@ class Committer:
                     verdict = outcome.verdict()
                 else:
                     verdict = outcome
-                    if verdict.duplicate and (verdict.budget_id, verdict.event_id) in mine:
+                    if verdict.duplicate:
                         row = state.known[verdict.event_id]
-                        mine.discard((row.budget_id, row.event_id))
-                        verdict = row.verdict()
-                        found.append(row)
+                        key = row.budget_id, row.event_id
+                        if key in ours and key not in found:
+                            found[key] = row
+                            verdict = row.verdict()
                 decided.append((submission, verdict))
                 if submission.mode == "stop" and not verdict.accepted:
                     stopped.add(submission)
                     break
-        return decided
-
-
-_UNTRACED = nullcontext()
-
-
-@asynccontextmanager
-async def _commit(tracer: Tracer, runs: Sequence[_Run]) -> AsyncIterator[None]:
-    span = begin_commit(tracer, [run.submission.origin for run in runs])
-    failure: str | None = None
-    try:
-        yield
-    except BaseException as error:
-        failure = type(error).__name__
-        raise
-    finally:
-        if span is not None:
-            span.end(failure)
+        return decided, found.values()
 
 
 def _origins(decided: Sequence[tuple[Submission, Verdict]]) -> dict[BudgetId, dict[int, Origin]]:
     """Of the events that are new in the log, by budget and sequence."""
     origins: dict[BudgetId, dict[int, Origin]] = {}
     for submission, verdict in decided:
-        origin, sequence, budget_id = submission.origin, verdict.sequence, verdict.budget_id
-        if origin is None or sequence is None or budget_id is None or verdict.duplicate:
+        if submission.origin is NOWHERE or verdict.duplicate:
             continue
-        origins.setdefault(budget_id, {})[sequence] = origin
+        if verdict.budget_id is not None and verdict.sequence is not None:
+            origins.setdefault(verdict.budget_id, {})[verdict.sequence] = submission.origin
     return origins
 
 
-def _named(runs: Sequence[_Run]) -> dict[str, tuple[str, ...]]:
-    """What the clients call it, for a log line."""
-    ids = correlation_ids(run.submission.origin for run in runs)
-    return {"correlation_ids": ids} if ids else {}
+def _called(runs: Sequence[_Run]) -> tuple[str, ...]:
+    return correlation_ids(run.submission.origin for run in runs)
 
 
 def _budgets(events: Sequence[Submitted]) -> set[BudgetId]:
@@ -523,11 +483,6 @@ def _budgets(events: Sequence[Submitted]) -> set[BudgetId]:
 
 def _events(runs: Sequence[_Run]) -> int:
     return sum(run.stop - run.start for run in runs)
-
-
-def _settling() -> float:
-    """Until when a transaction that begins now is retried, on the loop's clock."""
-    return asyncio.get_running_loop().time() + SETTLE_S
 
 
 def _wanted(runs: Sequence[_Run]) -> Want:

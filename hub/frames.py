@@ -131,6 +131,9 @@ def _request_id(raw: Mapping[str, object]) -> RequestId:
 # To the client
 
 
+NAMED_MAX = 20  # correlation ids in one log line, and with one frame on the bus
+
+
 class Context(NamedTuple):
     """What is known about how a frame's events came: the span that published them (a W3C
     `traceparent`), and what their clients call them."""
@@ -144,7 +147,8 @@ class Frame(NamedTuple):
 
     A frame ends at a `participant.remove` (`removes` is the user) and at `budget.delete`
     (`deletes`), because subscriptions end there. `written_at_ms` is when its first event was
-    written to the log (epoch milliseconds; 0: not known). `context` is not sent to sockets.
+    written to the log (epoch milliseconds), None where that is not known. `context` is not sent to
+    sockets.
     """
 
     budget_id: BudgetId
@@ -153,8 +157,13 @@ class Frame(NamedTuple):
     data: bytes
     removes: UserId | None = None
     deletes: bool = False
-    written_at_ms: int = 0
+    written_at_ms: int | None = None
     context: Context | None = None
+
+    @property
+    def events(self) -> int:
+        """How many it carries."""
+        return self.to_sequence - self.from_sequence + 1
 
 
 class Streamed(Protocol):
@@ -173,7 +182,7 @@ class Streamed(Protocol):
 def event_frames(
     budget_id: BudgetId,
     rows: Iterable[Streamed],
-    written_at_ms: int = 0,
+    written_at_ms: int | None = None,
     correlation_ids: Mapping[int, str] = {},
 ) -> Iterator[Frame]:
     """The `events` frames that carry these consecutive rows of the log, the first of which was
@@ -198,15 +207,16 @@ def event_frames(
 def _event_frame(
     budget_id: BudgetId,
     rows: Sequence[Streamed],
-    written_at_ms: int,
+    written_at_ms: int | None,
     correlation_ids: Mapping[int, str],
 ) -> Frame:
     first, last = rows[0], rows[-1]
-    called = b""
+    called, context = b"", None
     if correlation_ids:
         ids = {str(s): id for row in rows if (id := correlation_ids.get(s := row.sequence))}
         if ids:
             called = b',"correlationIds":%b' % orjson.dumps(ids)
+            context = Context(None, tuple(dict.fromkeys(ids.values()))[:NAMED_MAX])
     text = (
         b'{"type":"events","budgetId":"%b","fromSequence":%d,"toSequence":%d%b,"events":[%b]}'
         % (
@@ -225,6 +235,7 @@ def _event_frame(
         last.record_id if last.event_type == "participant.remove" else None,
         last.event_type == "budget.delete",
         written_at_ms,
+        context,
     )
 
 

@@ -1,43 +1,26 @@
-"""The hub: the one door for events, and the feeds of this process.
+"""The hub: the one door for events, the connections of this process, and its drain.
 
-The way of an event: frame → `Session` → `Hub.post` → `Committer` → `rules.decide` → the log →
-`Feed.offer` → every wire, and through the bus to the feeds of the other nodes (hub/README.md).
+The way of an event: frame → `Session` → `Hub.submit`, which is the committer's → `rules.decide` →
+the log → `Feeds.publish` → `Feed.offer` → every wire, and over the bus to the feeds of the other
+nodes (hub/README.md).
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import structlog
 
-from hub.budget.events import Submitted
-from hub.budget.records import BudgetId, UserId
-from hub.budget.scalars import INTEGER_MAX
-from hub.budget.state import LogRow
-from hub.budget.verdicts import Verdict
-from hub.committer import Answer, Committer, Mode
-from hub.feed.feed import Feed, Follower, Subscription, permitted
-from hub.feed.sweeper import Sweeper
-from hub.frames import Frame, event_frames
+from hub.budget.records import UserId
+from hub.committer import Committer
+from hub.feed.feeds import Feeds
 from hub.limits import Rates
 from hub.measures import Measures
-from hub.ports import Bus, EventLog, NodeId, Page, Principal, Tracer
+from hub.ports import Bus, EventLog, Principal, Tracer
 from hub.reconnects import reconnect_spread_ms
-from hub.tracing import (
-    Correlation,
-    Origin,
-    Origins,
-    begin_deliver,
-    begin_publish,
-    begin_submission,
-    of_frame,
-    shared_ids,
-)
-
-READERS_MAX = 4  # reads of the log at a time, for all users together
-DRAIN_S = 8.0
-PRESENCE_S = 0.5  # how long changes of presence are gathered before they are told
+from hub.timeouts import TIMEOUTS, Timeouts
+from hub.tracing import Trail
 
 _log = structlog.get_logger()
 
@@ -85,111 +68,36 @@ class Hub:
         jitter: Callable[[], float],
         rates: Rates,
         tracer: Tracer | None = None,
+        timeouts: Timeouts = TIMEOUTS,
     ) -> None:
         self.rates = rates
-        self._tracer = tracer
-        self.log = log
         self.log_id = log_id
-        self._bus = bus
         self._jitter = jitter
+        self._timeouts = timeouts
         self.connections: set[Connection] = set()
         self._ended = False  # every connection was told to leave
-        self._feeds: dict[BudgetId, Feed] = {}
-        self._stirred: set[Feed] = set()
-        self.gate = asyncio.Semaphore(READERS_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
         self.measures = Measures()
-        self._now_ms = now_ms
-        self.sweeper = Sweeper(log, self._feeds, self.measures)
+        trail = Trail(tracer)
+        self.feeds = Feeds(
+            log,
+            bus,
+            spawn=self.spawn,
+            now_ms=now_ms,
+            measures=self.measures,
+            trail=trail,
+            timeouts=timeouts,
+        )
         self._committer = Committer(
             log,
-            self._committed,
+            self.feeds.publish,
             now_ms=now_ms,
             jitter=jitter,
             measures=self.measures,
-            tracer=tracer,
+            trail=trail,
+            timeouts=timeouts,
         )
-
-    def submit(
-        self,
-        actor: UserId,
-        events: Sequence[Submitted],
-        mode: Mode,
-        correlation: Correlation | None = None,
-    ) -> asyncio.Future[list[Verdict]]:
-        """Decide and commit the events in order; the future gives their verdicts: in `stop` mode up
-        to and with the first that is not accepted. Cancelling it does not cancel the commit."""
-        origin = self._origin(correlation, len(events))
-        return self._committer.submit(actor, events, mode, origin)
-
-    def post(
-        self,
-        actor: UserId,
-        events: Sequence[Submitted],
-        mode: Mode,
-        answer: Answer,
-        correlation: Correlation | None = None,
-    ) -> None:
-        """The same without waiting for the loop's next turn; see `Committer.post`."""
-        origin = self._origin(correlation, len(events))
-        self._committer.post(actor, events, mode, answer, origin)
-
-    def subscribe(
-        self, user_id: UserId, budget_id: BudgetId, key: int, follower: Follower
-    ) -> Subscription:
-        """Follow a budget from `key` on. `follower.joined` comes before the first event, or
-        `follower.refused`; later `follower.ended` may say that it is over."""
-        feed = self._feeds.get(budget_id)
-        if feed is None:
-            feed = Feed(budget_id, self)
-            self._feeds[budget_id] = feed
-            self.spawn(self._listen(feed))
-        return feed.subscribe(user_id, key, follower)
-
-    async def read(self, budget_id: BudgetId, user_id: UserId, key: int, count: int) -> Page:
-        """At most `count` events after `key`. Raises `HubError` where the user may not read them,
-        `Disconnected`."""
-        async with self.gate:
-            page = await self.log.page(budget_id, user_id, key, INTEGER_MAX, count)
-        return permitted(page)
-
-    def followers(self, budget_id: BudgetId) -> int:
-        """How many live subscriptions the budget has here."""
-        feed = self._feeds.get(budget_id)
-        return 0 if feed is None else len(feed.live)
-
-    def received(self, frame: Frame) -> None:
-        """A frame from the bus."""
-        feed = self._feeds.get(frame.budget_id)
-        if feed is not None:
-            self._offer(feed, frame, "bus")
-
-    def attending(
-        self, budget_id: BudgetId, node_id: NodeId, users: Mapping[UserId, int], *, asks: bool
-    ) -> None:
-        """Another node tells which users it has on a budget, and may ask for the same."""
-        feed = self._feeds.get(budget_id)
-        if feed is None:
-            return
-        if feed.presence.heard(node_id, users):
-            self.stirred(feed)
-        if asks and self._bus is not None:
-            self._bus.announce(budget_id, feed.presence.here, asks=False)
-
-    def silent(self, node_id: NodeId) -> None:
-        """Another node is gone, and its users with it."""
-        for feed in self._feeds.values():
-            if feed.presence.silent(node_id):
-                self.stirred(feed)
-
-    async def restored(self) -> None:
-        """The bus is back: what it carried meanwhile is lost."""
-        if self._bus is not None:
-            for feed in self._feeds.values():
-                feed.presence.forget()
-                self._bus.announce(feed.budget_id, feed.presence.here, asks=True)
-                self.stirred(feed)
-        await self.sweeper.sweep()
+        self.submit = self._committer.submit  # the one door for events
 
     def attach(self, connection: Connection) -> None:
         """Register a connection for drain and sign-out. After a drain it has to leave at once, or
@@ -221,7 +129,7 @@ class Hub:
         for connection in list(self.connections):
             connection.go_away(int(self._jitter() * spread_ms))
         try:
-            async with asyncio.timeout(DRAIN_S):
+            async with asyncio.timeout(self._timeouts.drain_s):
                 await self._committer.drain()
         except TimeoutError:
             _log.warning("drain ended before every event had its verdict")
@@ -236,127 +144,19 @@ class Hub:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _origin(self, correlation: Correlation | None, events: int) -> Origin | None:
-        if correlation is None and self._tracer is None:
-            return None
-        return begin_submission(self._tracer, correlation, events)
-
-    def _committed(
-        self,
-        budget_id: BudgetId,
-        rows: Sequence[LogRow],
-        written_at_ms: int,
-        origins: Origins,
-    ) -> None:
-        if not origins:
-            self._publish(budget_id, list(event_frames(budget_id, rows, written_at_ms)))
-            return
-        spans = []
-        frames = []
-        for frame in event_frames(budget_id, rows, written_at_ms, shared_ids(origins)):
-            said, span = begin_publish(self._tracer, of_frame(origins, frame), frame)
-            frames.append(said)
-            spans.append(span)
-        self._publish(budget_id, frames)
-        for span in spans:
-            if span is not None:
-                span.end()
-
-    def _publish(self, budget_id: BudgetId, frames: Sequence[Frame]) -> None:
-        feed = self._feeds.get(budget_id)
-        if feed is not None:
-            for frame in frames:
-                self._offer(feed, frame, "commit")
-        if self._bus is not None:
-            self._bus.publish(frames)
-
-    def _offer(self, feed: Feed, frame: Frame, source: str) -> None:
-        """To the feed, from a commit here or from the bus."""
-        context, span = frame.context, None
-        if context is not None and self._tracer is not None:
-            span = begin_deliver(self._tracer, context, frame)
-        delivered = feed.offer(frame)
-        if delivered:
-            self.measures.fed[source] += _events(frame)
-        if context is None:
-            return
-        if span is not None:
-            span.end(None if delivered else "not the next one")
-        if context.correlation_ids:
-            _log.debug(
-                "events delivered" if delivered else "events not next",
-                correlation_ids=context.correlation_ids,
-                budget_id=frame.budget_id,
-                from_sequence=frame.from_sequence,
-                to_sequence=frame.to_sequence,
-                source=source,
-            )
-
-    async def _listen(self, feed: Feed) -> None:
-        # It may have been abandoned already, and then nobody would unsubscribe.
-        if self._bus is not None and self._feeds.get(feed.budget_id) is feed:
-            await self._bus.subscribe(feed.budget_id)
-            self._bus.announce(feed.budget_id, {}, asks=True)
-        feed.listening.set()
-
-    def abandoned(self, feed: Feed) -> None:
-        """Nobody follows the feed any more."""
-        if self._feeds.get(feed.budget_id) is feed:
-            del self._feeds[feed.budget_id]
-            if self._bus is not None:
-                self._announce(feed)
-                self._bus.unsubscribe(feed.budget_id)
-
-    def delivered(self, frame: Frame, wires: int) -> None:
-        """See `hub.feed.feed.Home`."""
-        if wires and frame.written_at_ms:
-            # Two machines' clocks may differ by more than it took.
-            took_s = max(self._now_ms() - frame.written_at_ms, 0) / 1000
-            self.measures.delivery_s.observe(took_s, wires * _events(frame))
-
-    def filled(self, events: int) -> None:
-        """See `hub.feed.feed.Home`."""
-        self.measures.gaps_filled += 1
-        self.measures.fed["log"] += events
-
     def census(self) -> Census:
         """What is here now."""
-        feeds = self._feeds.values()
         return Census(
             Counter(type(connection).__name__ for connection in self.connections),
-            len(feeds),
-            live=sum(len(feed.live) for feed in feeds),
-            lagging=sum(feed.lagging for feed in feeds),
-            followers=sum(feed.followers for feed in feeds),
+            len(self.feeds),
+            live=sum(len(feed.live) for feed in self.feeds),
+            lagging=sum(feed.lagging for feed in self.feeds),
+            followers=sum(feed.followers for feed in self.feeds),
             waiting_events=self._committer.waiting_events,
         )
-
-    def stirred(self, feed: Feed) -> None:
-        """Presence has changed on this feed, or somebody has not been told of it."""
-        if not self._stirred:
-            self.spawn(self._tell_presence())
-        self._stirred.add(feed)
-
-    async def _tell_presence(self) -> None:
-        await asyncio.sleep(PRESENCE_S)
-        feeds, self._stirred = self._stirred, set()
-        for feed in feeds:
-            self._announce(feed)
-            # Without the bus nobody knows who is elsewhere: better nothing than half the truth.
-            if self._bus is None or self._bus.connected:
-                feed.tell_presence()
-
-    def _announce(self, feed: Feed) -> None:
-        if self._bus is not None and feed.presence.moved:
-            feed.presence.moved = False
-            self._bus.announce(feed.budget_id, feed.presence.here, asks=False)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run it in the background, until `close`."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _events(frame: Frame) -> int:
-    return frame.to_sequence - frame.from_sequence + 1

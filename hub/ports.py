@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, Self, TypeAlias
 
 from hub.budget.records import BudgetId, UserId
 from hub.budget.state import BudgetState, Want
@@ -43,7 +43,7 @@ class LogEvent(NamedTuple):
     event_type: str
     record_id: str
     event: bytes
-    written_at_ms: int = 0
+    written_at_ms: int | None = None
 
 
 class Page(NamedTuple):
@@ -59,7 +59,8 @@ class Page(NamedTuple):
 
 
 class EventLog(Protocol):
-    """The log in Postgres. All methods raise `Disconnected` while it is out of reach."""
+    """The log in Postgres. All methods raise `Disconnected` while it is out of reach, all that read
+    `Held` where no turn comes."""
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
         """Commit on leaving, roll back on an exception. Raises `LostRace`, `Held`, `BadData` or
@@ -109,7 +110,7 @@ class Bus(Protocol):
 
 
 class BusListener(Protocol):
-    """What a bus tells the hub."""
+    """What a bus tells the feeds."""
 
     def received(self, frame: Frame) -> None:
         """A frame of another node."""
@@ -131,11 +132,11 @@ class BusListener(Protocol):
 
 
 class Span(Protocol):
-    """One step on the way of an event, from its beginning to `end`."""
+    """One step on the way of an event, from its beginning to `end`; as a context it ends itself."""
 
     @property
-    def context(self) -> str:
-        """What names it to other nodes and spans: a W3C `traceparent`."""
+    def context(self) -> str | None:
+        """What names it to other nodes and spans: a W3C `traceparent`; None if nobody traces it."""
         ...
 
     def link(self, context: str) -> None:
@@ -143,8 +144,12 @@ class Span(Protocol):
         ...
 
     def end(self, failure: str | None = None) -> None:
-        """It is over, or failed for that reason: a word of ours, never what a client wrote."""
+        """It is over, or failed for that reason: a word of ours, never what a client wrote. It ends
+        once; what comes later counts no more."""
         ...
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None: ...
 
 
 class Tracer(Protocol):

@@ -397,7 +397,7 @@ class Session:
         self._in_flight += len(events)
         answer = _Answer(self, frame.id, len(events), correlation_id)
         correlation = None if correlation_id is None else Correlation(correlation_id, shared=True)
-        self._hub.post(self._user_id, events, frame.mode, answer, correlation)
+        self._hub.submit(self._user_id, events, frame.mode, answer, correlation)
 
     def answered(self, request_id: RequestId, events: int, verdicts: list[Verdict]) -> None:
         """The verdicts of events that were in flight."""
@@ -431,7 +431,7 @@ class Session:
             return
         following = _Following(self._wire, self._following, self._hub, budget_id, request_id)
         self._following[budget_id] = following
-        following.subscription = self._hub.subscribe(self._user_id, budget_id, key, following)
+        following.subscription = self._hub.feeds.subscribe(self._user_id, budget_id, key, following)
 
     def _unfollow(self, frame: frames.Unsubscribe) -> None:
         following = self._following.pop(frame.budget_id, None)

@@ -1,13 +1,15 @@
-"""How long storage waits. Passed in where something is opened, so that a test may have its own.
+"""How long storage waits, beside the hub.
 
 What a session of Postgres may take the server counts (`SESSION` in `storage.postgres.database`).
 """
 
 from dataclasses import dataclass
 
+from hub.timeouts import Timeouts
+
 
 @dataclass(frozen=True)
-class Timeouts:
+class StorageTimeouts(Timeouts):
     """In seconds."""
 
     # Postgres
@@ -30,9 +32,9 @@ class Timeouts:
     away_s: float = 1.0  # between two attempts while it does not answer: one request has to wait
 
     # S3
-    turn_s: float = 5.0  # for others' calls
+    s3_turn_s: float = 5.0  # for others' calls
     s3_connect_s: float = 3.0
     s3_answer_s: float = 5.0
 
 
-TIMEOUTS = Timeouts()
+STORAGE_TIMEOUTS = StorageTimeouts()

@@ -10,6 +10,8 @@ from hub.budget.verdicts import Verdict
 from hub.committer import Committer
 from storage.postgres.core.event_log import PostgresLog
 from storage.postgres.database import Database
+from tests.patience import PATIENT
+from tests.racing import ask
 
 BUDGET, CATEGORY, EXPENSE = "budget", "category", "expense"
 
@@ -111,8 +113,9 @@ async def decided(
         lambda budget_id, rows, written_at_ms, origins: None,
         now_ms=lambda: now_ms,
         jitter=lambda: 0.5,
+        timeouts=PATIENT,
     )
-    verdicts = await committer.submit(actor, events, "each")
+    verdicts = await ask(committer, actor, events, "each")
     await committer.drain()
     return verdicts
 

@@ -6,7 +6,7 @@ history checker has to find. The product itself knows nothing of this.
 
 import asyncio
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import count
 
 from api.cli.main import main
@@ -72,16 +72,15 @@ def ack_before_commit() -> None:
     def hasty(
         self: Committer,
         runs: Sequence[_Run],
-        states: dict[BudgetId, BudgetState],
-        ours: set[tuple[BudgetId, str]],
-        found: list[LogRow],
-    ) -> list[tuple[Submission, Verdict]]:
-        decided = decide(self, runs, states, ours, found)
+        states: Mapping[BudgetId, BudgetState],
+        ours: Collection[tuple[BudgetId, str]],
+    ) -> tuple[list[tuple[Submission, Verdict]], Collection[LogRow]]:
+        decided, found = decide(self, runs, states, ours)
         if any(verdict.event_type in BEGINNINGS for _, verdict in decided):
-            return decided
+            return decided, found
         for submission, verdict in decided:
             submission.settle(verdict)
-        return []
+        return [], found
 
     async def slow(self: PostgresTransaction, states: Sequence[BudgetState]) -> None:
         if all(state.changes[0].row.event_type not in BEGINNINGS for state in states):
@@ -131,10 +130,10 @@ def gap_fill_dropped() -> None:
     def lossy(self: RedisBus, frames: Sequence[Frame]) -> None:
         publish(self, [frame for frame in frames if next(published) % 5])
 
-    def careless(self: Feed, frame: Frame) -> None:
+    def careless(self: Feed, frame: Frame, source: str) -> None:
         if self.track.known:
             self.track.position = max(self.track.position, frame.from_sequence - 1)
-        offer(self, frame)
+        offer(self, frame, source)
 
     _plant(RedisBus, "publish", lossy)
     _plant(Feed, "offer", careless)

@@ -14,7 +14,7 @@ import asyncpg
 import orjson
 import pytest
 
-from hub.budget.events import EVENTS_PER_FRAME_MAX, parse_batch
+from hub.budget.events import EVENTS_PER_FRAME_MAX, Submitted, parse_batch
 from hub.budget.records import BudgetId, UserId
 from hub.budget.state import LogRow
 from hub.budget.verdicts import Verdict
@@ -24,6 +24,7 @@ from storage.postgres import database as database_module
 from storage.postgres.core.event_log import PostgresLog, PostgresTransaction
 from storage.postgres.core.snapshots import Snapshots
 from storage.postgres.database import Database
+from tests.patience import PATIENT
 
 DEADLINE_S = 30.0
 NOW_MS = 1_800_000_000_000
@@ -56,6 +57,15 @@ def expense(budget_id: BudgetId, **fields: Any) -> Json:
     return event("expense.add", budget_id, **of_expense | fields)
 
 
+def ask(
+    committer: Committer, actor: UserId, events: Sequence[Submitted], mode: Mode
+) -> asyncio.Future[list[Verdict]]:
+    """Submit the events at once; the future gives their verdicts."""
+    answer: asyncio.Future[list[Verdict]] = asyncio.get_running_loop().create_future()
+    committer.submit(actor, events, mode, answer)
+    return answer
+
+
 class Node:
     """The committer of one hub, and what it delivered."""
 
@@ -64,19 +74,22 @@ class Node:
         self.snapshots = Snapshots(database)
         self.delivered: list[tuple[BudgetId, int]] = []
         self.committer = Committer(
-            self.log, self.deliver, now_ms=lambda: NOW_MS, jitter=lambda: 0.5, **how
+            self.log,
+            self.deliver,
+            now_ms=lambda: NOW_MS,
+            jitter=lambda: 0.5,
+            **{"timeouts": PATIENT} | how,
         )
 
     def deliver(
-        self, budget_id: BudgetId, rows: Sequence[LogRow], written_at_ms: int, origins: Origins
+        self, budget_id: BudgetId, rows: Sequence[LogRow], at_ms: int | None, origins: Origins
     ) -> None:
         self.delivered += [(budget_id, row.sequence) for row in rows]
 
     def send(
         self, user: UserId, *events: Json, mode: Mode = "stop"
     ) -> asyncio.Future[list[Verdict]]:
-        submitted = parse_batch(list(events), EVENTS_PER_FRAME_MAX)
-        return self.committer.submit(user, submitted, mode)
+        return ask(self.committer, user, parse_batch(list(events), EVENTS_PER_FRAME_MAX), mode)
 
     async def told(self, user: UserId, *events: Json, mode: Mode = "stop") -> list[Json]:
         """The verdicts, on the wire."""

@@ -122,9 +122,7 @@ STORY = [
 
 
 async def main(url: str, other_url: str) -> None:
-    database, other = [
-        await Database.connect(u, commits_max=1, reads_max=2) for u in (url, other_url)
-    ]
+    database, other = [await Database.connect(u) for u in (url, other_url)]
     for each in (url, other_url):
         raw = await asyncpg.connect(each)
         await raw.execute(TABLE)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from api.auth.closed_accounts import ClosedAccountWatch
+from api.http.verdicts import submitted
 from api.timeouts import APP_TIMEOUTS, AppTimeouts
 from hub.budget.events import Leaving
 from hub.errors import Code, HubError
@@ -78,7 +79,7 @@ class AccountClosing:
         await self._profiles.delete(user_id, made_until=until)
         for budget_id in await self._profiles.budgets(user_id, joined_until=until):
             event = Leaving(self._new_id(), budget_id, user_id, self._now_ms(), closes_account=True)
-            [verdict] = await self._hub.submit(user_id, [event], "stop", correlation)
+            [verdict] = await submitted(self._hub, user_id, [event], "stop", correlation)
             if verdict.error is not None and verdict.error not in GONE:
                 raise HubError(verdict.error, verdict.detail)
         await self._photos.clear(user_id)

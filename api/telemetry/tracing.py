@@ -10,6 +10,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Mapping, Sequence
+from typing import Self
 from uuid import uuid4
 
 import structlog
@@ -137,9 +138,16 @@ class _Span:
         self._span.add_link(_span_context(context))
 
     def end(self, failure: str | None = None) -> None:
-        if failure is not None:
-            self._span.set_status(Status(StatusCode.ERROR, failure))
-        self._span.end()
+        if self._span.is_recording():
+            if failure is not None:
+                self._span.set_status(Status(StatusCode.ERROR, failure))
+            self._span.end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.end(None if kind is None else kind.__name__)
 
 
 def _context(traceparent: str | None) -> Context:

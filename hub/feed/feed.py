@@ -11,22 +11,25 @@ between the two.
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import structlog
 
 from hub import frames
+from hub.budget.access import ending, standing
 from hub.budget.records import BudgetId, UserId
 from hub.budget.scalars import INTEGER_MAX
-from hub.errors import Code, Disconnected, HubError
+from hub.errors import Code, Disconnected, Held, HubError
 from hub.feed.cursors import Place, Step, SubscriptionState, Track, next_step
 from hub.feed.presence import Presence
 from hub.feed.tail import Tail
 from hub.frames import Frame, event_frames
+from hub.measures import Measures
 from hub.ports import EventLog, Page
+from hub.timeouts import Timeouts
+from hub.tracing import Trail
 
 PAGE_EVENTS_MAX = 500
-RETRY_S = 0.25  # between reads while the log is out of reach
 
 _log = structlog.get_logger()
 
@@ -59,39 +62,24 @@ class Follower(Protocol):
         ...
 
 
-class Home(Protocol):
-    """What a feed needs of the hub. `gate` bounds the readers of the log."""
+class Shared(NamedTuple):
+    """What the feeds of a process have in common. `spawn` runs a coroutine in the background;
+    `stirred` says that presence has changed, or somebody has not been told of it, `abandoned` that
+    nobody follows the feed any more."""
 
-    @property
-    def log(self) -> EventLog: ...
-    @property
-    def gate(self) -> asyncio.Semaphore: ...
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run it in the background."""
-        ...
-
-    def stirred(self, feed: "Feed") -> None:
-        """Presence has changed, or somebody has not been told of it."""
-        ...
-
-    def abandoned(self, feed: "Feed") -> None:
-        """Nobody follows the feed any more."""
-        ...
-
-    def delivered(self, frame: Frame, wires: int) -> None:
-        """A frame was written to `wires` followers, each of which had everything before it."""
-        ...
-
-    def filled(self, events: int) -> None:
-        """A gap was filled with `events` events of the log."""
-        ...
+    log: EventLog
+    measures: Measures
+    trail: Trail
+    timeouts: Timeouts
+    now_ms: Callable[[], int]
+    spawn: Callable[[Coroutine[Any, Any, None]], object]
+    stirred: Callable[["Feed"], None]
+    abandoned: Callable[["Feed"], None]
 
 
 class Subscription:
-    """`member_at` is how long the log was when its user was last seen to take part, `removed_at`
-    which event had removed them before that; `greeted` is whether it was told who is present since
-    it went live."""
+    """`member_at`, `removed_at`: see `hub.budget.access`. `greeted` is whether it was told who is
+    present since it went live."""
 
     __slots__ = (
         "attends",
@@ -112,8 +100,8 @@ class Subscription:
         self.cursor = cursor
         self.follower = follower
         self.state = SubscriptionState.CATCHING_UP
-        self.member_at = 0
-        self.removed_at = 0
+        self.member_at: int | None = None
+        self.removed_at: int | None = None
         self.joined = False  # its follower was told so
         self.attends = False  # not before that
         self.greeted = False
@@ -138,7 +126,7 @@ class Subscription:
 
 
 class Feed:
-    def __init__(self, budget_id: BudgetId, home: Home) -> None:
+    def __init__(self, budget_id: BudgetId, shared: Shared) -> None:
         self.budget_id = budget_id
         self.presence = Presence()
         # Each with its follower's `write`: to look it up costs a twentieth of all a delivery costs.
@@ -147,9 +135,10 @@ class Feed:
         self.track = Track()
         self.listening = asyncio.Event()  # set once the bus carries this budget's frames to us
         self._caught_up = asyncio.Event()
+        self._deleted_at: int | None = None
         self._tail: Tail | None = None
         self._presence_told = b""
-        self._home = home
+        self._shared = shared
 
     @property
     def position(self) -> int:
@@ -159,7 +148,7 @@ class Feed:
         """Register, then catch up in the background; `follower.joined` or `.refused` answers."""
         subscription = Subscription(self, user_id, key, follower)
         self._all.add(subscription)
-        self._home.spawn(self._join(subscription))
+        self._shared.spawn(self._join(subscription))
         return subscription
 
     def leave(self, subscription: Subscription) -> None:
@@ -168,9 +157,9 @@ class Feed:
         if subscription.attends:
             subscription.attends = False
             self.presence.left(subscription.user_id)
-            self._home.stirred(self)
+            self._shared.stirred(self)
         if not self._all:
-            self._home.abandoned(self)
+            self._shared.abandoned(self)
 
     @property
     def followers(self) -> int:
@@ -184,17 +173,27 @@ class Feed:
             return 0
         return sum(each.state is SubscriptionState.LAGGING for each in self._all)
 
-    def offer(self, frame: Frame) -> bool:
-        """Deliver the frame if it is the next one; whether it was."""
-        match self.track.offered(frame.from_sequence, frame.to_sequence):
-            case Place.DELIVER:
+    def offer(self, frame: Frame, source: str) -> None:
+        """Deliver the frame if it is the next one. `source` is where it comes from, for the
+        measures: a commit here, or the bus."""
+        with self._shared.trail.deliver(frame) as span:
+            placed = self.track.offered(frame.from_sequence, frame.to_sequence)
+            if placed is Place.DELIVER:
                 self._deliver(frame)
-                return True
-            case Place.GAP:
-                self._fill_if_behind()
-            case Place.SKIP:
-                pass
-        return False
+                self._shared.measures.fed[source] += frame.events
+            else:
+                span.end("not the next one")
+                if placed is Place.GAP:
+                    self._fill_if_behind()
+        if frame.context is not None and frame.context.correlation_ids:
+            _log.debug(
+                "events delivered" if placed is Place.DELIVER else "events not next",
+                correlation_ids=frame.context.correlation_ids,
+                budget_id=frame.budget_id,
+                from_sequence=frame.from_sequence,
+                to_sequence=frame.to_sequence,
+                source=source,
+            )
 
     def noticed(self, head: int) -> None:
         """The log is at least this long: read what is missing."""
@@ -202,7 +201,7 @@ class Feed:
         self._fill_if_behind()
 
     def catch_up(self, subscription: Subscription) -> None:
-        self._home.spawn(self._catch_up(subscription))
+        self._shared.spawn(self._catch_up(subscription))
 
     def tell_presence(self) -> None:
         """To everybody live if it has changed, else to those who do not know yet."""
@@ -220,20 +219,36 @@ class Feed:
         wires = list(self.live.values())
         for write in wires:  # a wire that fills up takes itself out (`lag`)
             write(data)
-        self._home.delivered(frame, len(wires))
+        if wires and frame.written_at_ms is not None:
+            # Two machines' clocks may differ by more than it took.
+            took_s = max(self._shared.now_ms() - frame.written_at_ms, 0) / 1000
+            self._shared.measures.delivery_s.observe(took_s, len(wires) * frame.events)
         self._remember(frame)
-        if frame.removes is not None:
-            # Who was seen to take part at a later sequence has come back meanwhile.
-            removed = []
-            for subscription in self._all:
-                if subscription.user_id == frame.removes:
-                    if subscription.member_at == 0:  # its first read decides
-                        subscription.removed_at = frame.to_sequence
-                    elif subscription.member_at < frame.to_sequence:
-                        removed.append(subscription)
-            self._end(removed, Code.NOT_PARTICIPANT)
+        if frame.removes is not None or frame.deletes:
+            self._part(frame)
+
+    def _part(self, frame: Frame) -> None:
+        """With somebody who is removed, or, at the budget's end, with everybody."""
         if frame.deletes:
-            self._end(list(self.live), Code.BUDGET_DELETED)
+            self._deleted_at = frame.to_sequence
+        for subscription in list(self._all):
+            if subscription.user_id == frame.removes:
+                subscription.removed_at = frame.to_sequence
+            self._end_if_over(subscription)
+
+    def _end_if_over(self, subscription: Subscription) -> bool:
+        at = subscription.cursor if subscription.joined else None
+        if subscription.state is SubscriptionState.LIVE:
+            at = self.position
+        code = ending(
+            at,
+            member_at=subscription.member_at,
+            removed_at=subscription.removed_at,
+            deleted_at=self._deleted_at,
+        )
+        if code is not None:
+            self._end(subscription, code)
+        return code is not None
 
     def _remember(self, frame: Frame) -> None:
         if len(self._all) == len(self.live):
@@ -243,20 +258,18 @@ class Feed:
             self._tail = Tail()
         self._tail.append(frame)
 
-    def _end(self, subscriptions: list[Subscription], code: Code) -> None:
-        for subscription in subscriptions:
-            if subscription.state is not SubscriptionState.ENDED:
-                subscription.end()
-                follower = subscription.follower
-                if subscription.joined:
-                    follower.ended(code)
-                else:
-                    follower.refused(code)
+    def _end(self, subscription: Subscription, code: Code) -> None:
+        if subscription.state is not SubscriptionState.ENDED:
+            subscription.end()
+            if subscription.joined:
+                subscription.follower.ended(code)
+            else:
+                subscription.follower.refused(code)
 
     def _fill_if_behind(self) -> None:
         if not self.track.filling and self.track.missing_to is not None:
             self.track.filling = True
-            self._home.spawn(self._fill())
+            self._shared.spawn(self._fill())
 
     async def _fill(self) -> None:
         """The single reader: deliver from the log until nothing is known to be missing."""
@@ -264,12 +277,11 @@ class Feed:
         try:
             while self._all and (missing_to := self.track.missing_to) is not None:
                 try:
-                    async with self._home.gate:
-                        page = await self._home.log.page(
-                            self.budget_id, None, self.position, missing_to, PAGE_EVENTS_MAX
-                        )
-                except Disconnected:
-                    await asyncio.sleep(RETRY_S)
+                    page = await self._shared.log.page(
+                        self.budget_id, None, self.position, missing_to, PAGE_EVENTS_MAX
+                    )
+                except (Disconnected, Held):
+                    await asyncio.sleep(self._shared.timeouts.retry_s)
                     continue
                 if page is None or not page.events:
                     _log.error("the log is shorter than was said", budget_id=self.budget_id)
@@ -280,7 +292,8 @@ class Feed:
                     self._deliver(frame)
         finally:
             if self.position > begun_at:
-                self._home.filled(self.position - begun_at)
+                self._shared.measures.gaps_filled += 1
+                self._shared.measures.fed["log"] += self.position - begun_at
             self.track.filling = False
             # Wake up who waits for the feed to get where its client is already.
             self._caught_up.set()
@@ -300,10 +313,13 @@ class Feed:
             if subscription.cursor > page.head:
                 raise HubError(Code.CURSOR_AHEAD)
         except Disconnected:
-            self._end([subscription], Code.UNAVAILABLE)
+            self._end(subscription, Code.UNAVAILABLE)
+            return
+        except Held:
+            self._end(subscription, Code.BUSY)
             return
         except HubError as error:
-            self._end([subscription], error.code)
+            self._end(subscription, error.code)
             return
         while subscription.cursor > self.position:  # the client may be ahead of this node
             await self._caught_up.wait()
@@ -314,10 +330,9 @@ class Feed:
         if subscription.follower.attends:
             subscription.attends = True
             self.presence.came(subscription.user_id)
-            self._home.stirred(self)
-        self._give(subscription, event_frames(self.budget_id, page.events))
-        if page.deleted and subscription.cursor == page.head:
-            self._end([subscription], Code.BUDGET_DELETED)
+            self._shared.stirred(self)
+        if not self._end_if_over(subscription):  # of a deleted budget it may have had all before
+            self._give(subscription, event_frames(self.budget_id, page.events))
         await self._catch_up(subscription)
 
     async def _catch_up(self, subscription: Subscription) -> None:
@@ -335,7 +350,7 @@ class Feed:
                     if len(self._all) == len(self.live):
                         self._tail = None  # nobody is behind any more
                     subscription.greeted = False
-                    self._home.stirred(self)
+                    self._shared.stirred(self)
                     return
                 case Step.WAIT:
                     await self._caught_up.wait()
@@ -350,52 +365,49 @@ class Feed:
             return
         try:
             page = await self._read(subscription, self.position)
-        except Disconnected:
-            await asyncio.sleep(RETRY_S)
+        except (Disconnected, Held):
+            await asyncio.sleep(self._shared.timeouts.retry_s)
             return
         except HubError as error:
-            self._end([subscription], error.code)
+            self._end(subscription, error.code)
             return
         if page is None:
             return
         if not page.events:
             _log.error("the log is shorter than was delivered", budget_id=self.budget_id)
-            await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(self._shared.timeouts.retry_s)
         self._give(subscription, event_frames(self.budget_id, page.events))
 
     async def _read(self, subscription: Subscription, up_to: int) -> Page | None:
         """The next page for this subscription, None if it ended meanwhile.
 
-        Raises `HubError` where its user may not read (any more), `Disconnected`."""
-        async with self._home.gate:
-            page = await self._home.log.page(
-                self.budget_id, subscription.user_id, subscription.cursor, up_to, PAGE_EVENTS_MAX
-            )
+        Raises `HubError` where its user may not read (any more), `Disconnected`, `Held`."""
+        page = await self._shared.log.page(
+            self.budget_id, subscription.user_id, subscription.cursor, up_to, PAGE_EVENTS_MAX
+        )
         if subscription.state is SubscriptionState.ENDED:
             return None
         page = permitted(page)
-        if page.head < subscription.removed_at:
-            raise HubError(Code.NOT_PARTICIPANT)
-        if page.member:
-            subscription.member_at = page.head
-        return page
+        if page.deleted:
+            self._deleted_at = page.head
+        subscription.member_at = page.head
+        return None if self._end_if_over(subscription) else page
 
     def _give(self, subscription: Subscription, pieces: Iterable[Frame]) -> None:
         for frame in pieces:
             subscription.follower.write(frame.data)
             subscription.cursor = frame.to_sequence
-            if frame.deletes:
-                self._end([subscription], Code.BUDGET_DELETED)
+            if self._end_if_over(subscription):
                 return
             if subscription.follower.full:
                 return  # the rest is read again when there is room for it
 
 
 def permitted(page: Page | None) -> Page:
-    """The page, if its reader takes part (or did when the budget was deleted). Raises `HubError`
-    for the others (P9)."""
-    if page is None or page.member is None:
+    """The page, if its reader takes part, or did when the budget was deleted. Raises `HubError` for
+    the others (P9)."""
+    if page is None:
         raise HubError(Code.BUDGET_NOT_EXISTS)
-    if not page.member:
-        raise HubError(Code.BUDGET_NOT_EXISTS if page.deleted else Code.NOT_PARTICIPANT)
+    if (refusal := standing(page.deleted, page.member, past_counts=True)) is not None:
+        raise HubError(refusal)
     return page

@@ -17,12 +17,11 @@ from contextlib import contextmanager
 import structlog
 
 from hub.budget.records import BudgetId
-from hub.errors import Disconnected
+from hub.errors import Disconnected, Held
 from hub.feed.feed import Feed
 from hub.measures import Measures
 from hub.ports import EventLog
 
-INTERVAL_S = 1.0
 LOOKBACK_S = 5.0
 COMPARED_MAX = 1_000  # feeds in one statement
 COMPARED_ALL_MAX = 5_000  # comparing as many costs less than reading a busy second of the log
@@ -34,15 +33,20 @@ class Sweeper:
     """`feeds` are those of this process, now and later."""
 
     def __init__(
-        self, log: EventLog, feeds: Mapping[BudgetId, Feed], measures: Measures | None = None
+        self,
+        log: EventLog,
+        feeds: Mapping[BudgetId, Feed],
+        measures: Measures,
+        interval_s: float,
     ) -> None:
         self._log = log
-        self._measures = measures or Measures()
         self._feeds = feeds
+        self._measures = measures
+        self._interval_s = interval_s
         self._round: list[BudgetId] = []  # feeds to be compared before it is all feeds' turn again
 
     async def run_once(self) -> None:
-        """Sweep, every `INTERVAL_S`."""
+        """All feeds in turn, and those with recent events."""
         if len(self._feeds) <= COMPARED_ALL_MAX:
             await self.sweep()
             return
@@ -65,7 +69,7 @@ class Sweeper:
         try:
             yield
             outcome = "clean" if self._measures.swept_behind == before else "found"
-        except Disconnected as lost:
+        except (Disconnected, Held) as lost:
             _log.debug("no sweep: the log is out of reach", error=str(lost))
         finally:
             self._measures.sweeps[outcome] += 1

@@ -97,7 +97,7 @@ async def measure(url: str, program: Path, idle_sockets: int) -> list[Row]:
     async with hub_here(url) as (hub, port, token):
         request = upgrade(token, f"/sync?budgetId={budget.id}&key={budget.head}")
         async with drain(program, port, SOCKETS, request) as received:
-            await _until(lambda: hub.followers(budget.id) == SOCKETS)
+            await _until(lambda: hub.feeds.followers(budget.id) == SOCKETS)
             gc.collect()
             gc.freeze()
             head = budget.head
@@ -138,7 +138,7 @@ async def _through_hub(
     due = await received() + SOCKETS * sum(len(frame.data) for frame in frames)
     began_s = time.perf_counter()
     for frame in frames:
-        hub.received(frame)
+        hub.feeds.received(frame)
         await asyncio.sleep(0)  # each frame by itself, as the bus brings them
     while await received() < due:  # noqa: ASYNC110 - another process has no event to wait for
         await asyncio.sleep(0.002)  # asking costs the drain time

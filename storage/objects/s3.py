@@ -19,7 +19,7 @@ from hub.errors import StoreDown
 from storage.objects.media_types import HEAD_BYTES, PhotoType
 from storage.objects.names import public_object, public_path, temp_object
 from storage.objects.store import CACHE_CONTROL, Uploaded
-from storage.timeouts import TIMEOUTS, Timeouts
+from storage.timeouts import STORAGE_TIMEOUTS, StorageTimeouts
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -44,9 +44,9 @@ class S3Photos:
         *,
         endpoint_url: str | None,
         cdn_base_url: str,
-        timeouts: Timeouts = TIMEOUTS,
+        timeouts: StorageTimeouts = STORAGE_TIMEOUTS,
     ) -> None:
-        self._turn_s = timeouts.turn_s
+        self._turn_s = timeouts.s3_turn_s
         self._bucket = bucket
         self._base_url = cdn_base_url.rstrip("/")
         self._turns = asyncio.Semaphore(CALLS_MAX)

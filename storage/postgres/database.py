@@ -9,7 +9,7 @@ import asyncpg
 
 from hub.committer import APART_MAX, LANES
 from hub.errors import BadData, Disconnected, Held, LostRace, StorageError
-from storage.timeouts import TIMEOUTS, Timeouts
+from storage.timeouts import STORAGE_TIMEOUTS, StorageTimeouts
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -127,7 +127,7 @@ class Database:
         cls,
         url: str,
         quotas: Mapping[Purpose, Quota] = QUOTAS,
-        timeouts: Timeouts = TIMEOUTS,
+        timeouts: StorageTimeouts = STORAGE_TIMEOUTS,
     ) -> "Database":
         """Open the pools; connections themselves are made when first needed.
 
@@ -166,7 +166,7 @@ class Database:
         return {purpose: counted.use() for purpose, counted in self._pools.items()}
 
 
-async def _pool(url: str, purpose: Purpose, quota: Quota, timeouts: Timeouts) -> _Counted:
+async def _pool(url: str, purpose: Purpose, quota: Quota, timeouts: StorageTimeouts) -> _Counted:
     commits = purpose == "commits"
     # Nothing here changes a session's state, so the reset between two users of a connection, a
     # round trip each, is left out.

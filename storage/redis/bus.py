@@ -26,7 +26,7 @@ from hub.frames import Context, Frame
 from hub.outage import Outage
 from hub.ports import BusListener, NodeId
 from storage.redis.channels import Channels, Shard, ShardChannels
-from storage.timeouts import TIMEOUTS, Timeouts
+from storage.timeouts import STORAGE_TIMEOUTS, StorageTimeouts
 
 BACKOFF_S = (0.1, 2.0)  # first and longest pause between two attempts to connect
 OUTGOING_BYTES_MAX = 32 * 1024 * 1024
@@ -61,7 +61,7 @@ class RedisBus:
         *,
         jitter: Callable[[], float],
         shard: Shard | None = None,
-        timeouts: Timeouts = TIMEOUTS,
+        timeouts: StorageTimeouts = STORAGE_TIMEOUTS,
     ) -> None:
         self._timeouts = timeouts
         self._url = url
@@ -324,7 +324,11 @@ def _driver() -> Iterator[None]:
 def _pack(node_id: NodeId, frame: Frame) -> bytes:
     removes = (frame.removes or "").encode()
     head = _EVENTS_HEAD.pack(
-        frame.written_at_ms, frame.from_sequence, frame.to_sequence, frame.deletes, len(removes)
+        frame.written_at_ms or 0,
+        frame.from_sequence,
+        frame.to_sequence,
+        frame.deletes,
+        len(removes),
     )
     return b"".join((_ORIGIN.pack(_EVENTS, node_id), head, removes, frame.data))
 
@@ -345,4 +349,6 @@ def _unpack(budget_id: BudgetId, payload: bytes) -> Frame:
     start = _ORIGIN.size + _EVENTS_HEAD.size
     removes = payload[start : start + size].decode() or None
     data = payload[start + size :]
-    return Frame(budget_id, from_sequence, to_sequence, data, removes, deletes, written_at_ms)
+    return Frame(
+        budget_id, from_sequence, to_sequence, data, removes, deletes, written_at_ms or None
+    )

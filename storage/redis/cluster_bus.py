@@ -27,7 +27,7 @@ from hub.outage import Outage
 from hub.ports import BusListener
 from storage.redis.bus import RedisBus
 from storage.redis.channels import BUCKETS, Shard, bucket_of
-from storage.timeouts import TIMEOUTS, Timeouts
+from storage.timeouts import STORAGE_TIMEOUTS, StorageTimeouts
 
 _log = structlog.get_logger()
 
@@ -55,7 +55,7 @@ class ClusterBus:
         *,
         new_node_id: Callable[[], bytes],
         jitter: Callable[[], float],
-        timeouts: Timeouts = TIMEOUTS,
+        timeouts: StorageTimeouts = STORAGE_TIMEOUTS,
     ) -> None:
         self._timeouts = timeouts
         self._url = url

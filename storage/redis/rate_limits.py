@@ -17,7 +17,7 @@ from redis.exceptions import RedisClusterException, RedisError
 
 from hub.outage import Outage
 from hub.recent import Recent
-from storage.timeouts import TIMEOUTS, Timeouts
+from storage.timeouts import STORAGE_TIMEOUTS, StorageTimeouts
 
 ASKED_MAX = 16  # questions to Redis at once, each on a connection of its own
 WINDOWS_MAX = 50_000  # counted here; above, the oldest is forgotten
@@ -46,7 +46,7 @@ class RateLimits:
         *,
         now: Callable[[], float],
         cluster: bool = False,
-        timeouts: Timeouts = TIMEOUTS,
+        timeouts: StorageTimeouts = STORAGE_TIMEOUTS,
     ) -> None:
         self._prefix = f"budget-hub:{log_id}:rate"
         self._secret = secret[: blake2b.MAX_KEY_SIZE]
@@ -149,7 +149,7 @@ class Windows:
         return 0.0 if window.count <= limit.most else window.ends_at_s - now_s
 
 
-def _client(url: str, cluster: bool, timeouts: Timeouts) -> Redis | RedisCluster:
+def _client(url: str, cluster: bool, timeouts: StorageTimeouts) -> Redis | RedisCluster:
     how: dict[str, Any] = {
         "max_connections": ASKED_MAX,
         # Without this the driver tries again and again by itself.

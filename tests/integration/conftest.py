@@ -7,17 +7,12 @@ from typing import Any
 import asyncpg
 import pytest
 
-from hub import committer
 from storage.postgres import database
 from storage.postgres.database import Database
 from tests.patience import PATIENT, PATIENT_S
 from tests.racing import Elsewhere, Node, Nodes
 
-# What hubs wait for a turn; for answers, see `PATIENT`.
-WAITS: tuple[tuple[object, str], ...] = (
-    (committer, "TURN_S"),
-    (committer, "SETTLE_S"),
-)
+WAITS: tuple[tuple[object, str], ...] = ()
 SERVER_WAITS = ("lock_timeout", "idle_in_transaction_session_timeout", "statement_timeout")
 
 
@@ -26,8 +21,6 @@ def patience() -> Iterator[None]:
     """On a machine that is slow, or stops for some seconds, nothing here runs into a timeout that
     it is not about; who is about one sets it."""
     with pytest.MonkeyPatch.context() as patch:
-        for where, name in WAITS:
-            patch.setattr(where, name, PATIENT_S)
         for purpose, quota in database.QUOTAS.items():
             patch.setitem(database.QUOTAS, purpose, quota._replace(wait_s=PATIENT_S))
         for session in (database.SESSION, database.COMMIT_SESSION):

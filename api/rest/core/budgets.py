@@ -8,6 +8,7 @@ from starlette.routing import Route
 from api.http.answers import VARY, respond, respond_large
 from api.http.errors import error_response
 from api.http.requests import correlation, json_body, path_id, principal, query_int
+from api.http.verdicts import submitted
 from hub.budget.events import parse_batch
 from hub.errors import Code, HubError
 from hub.hub import Hub
@@ -26,7 +27,8 @@ def routes(hub: Hub, snapshots: Snapshots, authenticator: Authenticator) -> list
             raise HubError(Code.BAD_REQUEST, "the body is not an object")
         event = {**raw, "eventType": "budget.create", "budgetId": raw.get("id")}
         events = parse_batch([event], 1)
-        [verdict] = await hub.submit(who.user_id, events, "stop", correlation(request))
+        called = correlation(request)
+        [verdict] = await submitted(hub, who.user_id, events, "stop", called)
         if verdict.error is not None:
             return error_response(request, verdict.error, verdict.detail)
         return respond(verdict.to_json(legacy_event=True), 201)

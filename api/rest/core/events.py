@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from api.http.answers import respond
 from api.http.requests import as_int, as_uuid, correlation, json_body, path_id, principal, query_int
+from api.http.verdicts import submitted
 from api.rest.core.followers import EventStream, EventStreamResponse, Poll, RestEvent, rest_event
 from hub.budget.events import EVENTS_PER_REQUEST_MAX, parse_batch
 from hub.committer import Mode
@@ -30,7 +31,7 @@ def routes(hub: Hub, authenticator: Authenticator, *, now_ms: Callable[[], int])
         events = parse_batch(
             raw.get("events") if isinstance(raw, dict) else None, EVENTS_PER_REQUEST_MAX
         )
-        verdicts = await hub.submit(who.user_id, events, mode, correlation(request))
+        verdicts = await submitted(hub, who.user_id, events, mode, correlation(request))
         partly = mode == "each" and not all(verdict.accepted for verdict in verdicts)
         return respond(
             {"events": [verdict.to_json(legacy_event=True) for verdict in verdicts]},
@@ -43,7 +44,7 @@ def routes(hub: Hub, authenticator: Authenticator, *, now_ms: Callable[[], int])
         key = query_int(request, "key", 0)
         count = min(query_int(request, "count", COUNT_MAX, least=1), COUNT_MAX)
         wait_s = query_int(request, "wait", WAIT_S, most=WAIT_S_MAX)
-        page = await hub.read(budget_id, who.user_id, key, count)
+        page = await hub.feeds.read(budget_id, who.user_id, key, count)
         if key > page.head:
             raise HubError(Code.CURSOR_AHEAD)
         head = page.head
@@ -54,7 +55,7 @@ def routes(hub: Hub, authenticator: Authenticator, *, now_ms: Callable[[], int])
         if not events and wait_s and not page.deleted:
             poll = Poll(who)
             await poll.wait(hub, budget_id, key, wait_s, request)
-            head, events = max(head, poll.head), poll.events[:count]
+            head, events = max(head, poll.head or 0), poll.events[:count]
         next_key = events[-1].sequence if events else key
         return respond(
             {

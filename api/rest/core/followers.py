@@ -45,7 +45,7 @@ class Poll:
         self.principal = principal
         self.full = False
         self.events: list[RestEvent] = []
-        self.head = -1  # once it has joined
+        self.head: int | None = None  # before it has joined
         self._refusal: Code | None = None
         self._over = asyncio.Event()
 
@@ -61,7 +61,7 @@ class Poll:
         client of `request` is gone: a client that retries in a loop would pile up waiting polls.
 
         Raises `HubError` where the user may not read, or may no longer."""
-        subscription = hub.subscribe(self.principal.user_id, budget_id, key, self)
+        subscription = hub.feeds.subscribe(self.principal.user_id, budget_id, key, self)
         hub.attach(self)
         watching = asyncio.create_task(self._watch(request))
         try:
@@ -83,7 +83,7 @@ class Poll:
 
     def write(self, data: bytes) -> None:
         self.events += _rest_events(data)
-        self.head = max(self.head, self.events[-1].sequence)
+        self.head = max(self.head or 0, self.events[-1].sequence)
         self.full = True
         self._over.set()
 
@@ -130,7 +130,7 @@ class EventStream:
     async def open(self, budget_id: BudgetId, key: int) -> None:
         """Subscribe; `close` ends it. Raises `HubError` where the user may not read."""
         self._hub.attach(self)
-        self._subscription = self._hub.subscribe(self.principal.user_id, budget_id, key, self)
+        self._subscription = self._hub.feeds.subscribe(self.principal.user_id, budget_id, key, self)
         try:
             await self._joined.wait()
         except asyncio.CancelledError:

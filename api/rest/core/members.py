@@ -14,6 +14,7 @@ from starlette.routing import Route
 from api.http.answers import respond
 from api.http.errors import error_response
 from api.http.requests import correlation, path_id, principal
+from api.http.verdicts import submitted
 from api.rest.core.invites import invite_hash
 from hub.budget.events import Joining, Leaving
 from hub.budget.records import UserId
@@ -72,7 +73,7 @@ def routes(
         return respond({"budgetId": budget_id, "userId": user_id})
 
     async def refusal(actor: UserId, event: Joining | Leaving, called: Correlation) -> Code | None:
-        [verdict] = await hub.submit(actor, [event], "stop", called)
+        [verdict] = await submitted(hub, actor, [event], "stop", called)
         return verdict.error
 
     joining = Route("/budgets/{budget_id}/join", join, methods=["GET", "POST"])

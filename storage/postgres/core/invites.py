@@ -7,6 +7,7 @@ lets the user in (`storage.postgres.core.event_log`).
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from hub.budget.access import standing
 from hub.budget.records import BudgetId, Invite, UserId
 from hub.errors import Code, HubError
 from storage.postgres.database import Database
@@ -103,10 +104,10 @@ class Invites:
     ) -> list["asyncpg.Record"]:
         async with self._database.connection("owners") as connection, connection.transaction():
             stands = await connection.fetchrow(READ_OWNER, budget_id, user_id)
-            if stands is None or stands[0] or stands[1] is None:
+            if stands is None:
                 raise HubError(Code.BUDGET_NOT_EXISTS)
-            if not stands[1]:
-                raise HubError(Code.NOT_PARTICIPANT)
+            if (refusal := standing(stands[0], stands[1])) is not None:
+                raise HubError(refusal)
             if not stands[2]:
                 raise HubError(Code.NOT_OWNER)
             return await connection.fetch(statement, budget_id, *arguments)

@@ -8,6 +8,7 @@ the same instant (P9).
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hub.budget.access import standing
 from hub.budget.records import BudgetId, UserId
 from hub.errors import Code, HubError
 from storage.postgres.database import Database
@@ -289,10 +290,10 @@ class Snapshots:
 
 
 def _permitted(row: "asyncpg.Record | None") -> Sequence[Any]:
-    if row is None or row["deleted"] or row["active"] is None:
+    if row is None:
         raise HubError(Code.BUDGET_NOT_EXISTS)
-    if not row["active"]:
-        raise HubError(Code.NOT_PARTICIPANT)
+    if (refusal := standing(row["deleted"], row["active"])) is not None:
+        raise HubError(refusal)
     return tuple(row)[2:]
 
 

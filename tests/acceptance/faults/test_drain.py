@@ -17,7 +17,7 @@ import asyncpg
 import pytest
 
 from api.sync.wire import FAREWELL_S
-from hub.committer import SETTLE_S
+from hub.timeouts import TIMEOUTS
 from loadtest.process import START_TIMEOUT_S
 from loadtest.proxy import Proxy
 from storage.embedded.redis import EmbeddedRedis
@@ -87,7 +87,7 @@ async def test_p11_sigterm_tells_everybody_and_finishes_what_was_begun(
             await spectator.joined(budget_id)
 
         # No longer than the hub waits for the database, and for verdicts when it drains.
-        stack.enter_context(in_time(min(SETTLE_S, DRAIN_S)))
+        stack.enter_context(in_time(min(TIMEOUTS.settle_s, DRAIN_S)))
         proxy.black_hole()
         posted = [
             await writer.post([expense_add(budget_id) for _ in range(20)]) for writer in writers

@@ -18,17 +18,16 @@ import pytest
 from redis.asyncio import Redis
 from websockets import frames
 
-from hub.committer import SETTLE_S
 from loadtest.cluster import FragilePostgres, FragileRedis
 from loadtest.proxy import Proxy
-from storage.timeouts import TIMEOUTS
+from storage.timeouts import STORAGE_TIMEOUTS
 from tests.acceptance.conftest import Pair
 from tests.cluster import BUSY_S, P7_S, POLL_S, REST_S, Cluster, Node, all_say, checked, until
 from tests.conftest import migrated
 from tests.device import Device, Json, Refused, budget_create, connect, expense_add, new_id
 from tests.storm import SEED
 
-DEAF_AFTER_S = TIMEOUTS.deaf_s + TIMEOUTS.heartbeat_s
+DEAF_AFTER_S = STORAGE_TIMEOUTS.deaf_s + STORAGE_TIMEOUTS.heartbeat_s
 LONG_S = 10.0
 AWAY_S = 4.0  # of Postgres
 AT_ONCE_S = 0.5  # as a rule; by the bus, where the sweeper would take a second each time
@@ -375,7 +374,7 @@ async def test_p1_p10_postgres_stopped_and_back(
 
         refusals = [refusal for writer in writers for refusal in writer.refusals]
         assert {refusal["message"] for refusal in refusals} <= {"UNAVAILABLE"}
-        assert refusals or away_s < SETTLE_S  # nobody waits for ever
+        assert refusals or away_s < STORAGE_TIMEOUTS.settle_s  # nobody waits for ever
         head = 1 + acknowledged()
         streams = [await device.reached(budget_id, head) for device in devices]
         log = await log_of(away_cluster, budget_id)

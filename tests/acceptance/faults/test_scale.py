@@ -324,7 +324,7 @@ async def test_p8_sockets_that_vanish_leave_no_task(
             vanishing = await Vanishing.with_budgets(url, 5, crowd)
             await vanishing.vanish(100)
             await until(
-                lambda: not (app.hub.connections or app.hub._feeds or app.hub._tasks), LEFT_S
+                lambda: not (app.hub.connections or app.hub.feeds or app.hub._tasks), LEFT_S
             )
             before = asyncio.all_tasks()
             await vanishing.vanish(300)
@@ -334,7 +334,7 @@ async def test_p8_sockets_that_vanish_leave_no_task(
 async def nothing_left(app: App, before: set["asyncio.Task[object]"]) -> None:
     def left() -> list[object]:
         tasks = [task for task in asyncio.all_tasks() - before if "/asyncpg/" not in str(task)]
-        return [*tasks, *app.hub.connections, *app.hub._feeds, *app.hub._tasks]
+        return [*tasks, *app.hub.connections, *app.hub.feeds, *app.hub._tasks]
 
     try:
         await until(lambda: not left(), LEFT_S)

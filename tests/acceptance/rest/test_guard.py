@@ -22,7 +22,7 @@ from api.settings import Settings
 from hub.errors import Code
 from hub.frames import PROTOCOL
 from loadtest.cluster import FragileRedis
-from storage.timeouts import TIMEOUTS
+from storage.timeouts import STORAGE_TIMEOUTS
 from tests.acceptance.rest.test_rest import BODY_BYTES_MAX, a_budget, refused
 from tests.cluster import AUTH_SECRET, REST_S, Cluster, Node, until
 from tests.device import category_add, connect, new_id, open_device
@@ -564,7 +564,7 @@ async def test_p10_without_redis_requests_are_answered_and_limited(
                 began_s = time.monotonic()
                 assert (await bob.get("/errors")).status_code == 200
                 took_s.append(time.monotonic() - began_s)
-            assert median(took_s) < TIMEOUTS.redis_connect_s / 4  # it is not waited for
+            assert median(took_s) < STORAGE_TIMEOUTS.redis_connect_s / 4  # it is not waited for
             answered = await passed([ada], "/budgets", USER_LIMIT)
             assert USER_LIMIT - 1 <= answered <= 2 * USER_LIMIT
             await redis.restart()

@@ -7,7 +7,7 @@ from itertools import count, pairwise
 
 import pytest
 
-from hub.hub import PRESENCE_S
+from hub.timeouts import TIMEOUTS
 from tests.acceptance.conftest import Pair
 from tests.cluster import Cluster, Node, all_say
 from tests.device import TIMEOUT_S, Device, Refused, budget_create, connect, new_id
@@ -156,7 +156,7 @@ async def test_p10_nothing_is_told_while_redis_is_away(fragile_pair: Pair, party
         await tablet.socket.close()
         desk = await party.comes(here, "bob")
         watch = await party.comes(there, "ada")
-        await asyncio.sleep(2 * PRESENCE_S)  # time enough to be told
+        await asyncio.sleep(2 * TIMEOUTS.presence_s)  # time enough to be told
         for device in (desk, watch):
             await device.ping()
             assert party.told(device) == []

@@ -20,7 +20,7 @@ from websockets.frames import Opcode
 from api.app import App
 from api.process import server
 from api.settings import Settings
-from hub.committer import SETTLE_S
+from hub.timeouts import TIMEOUTS
 from loadtest.proxy import Proxy
 from storage.embedded.redis import EmbeddedRedis
 from tests.cluster import AUTH_SECRET, BUSY_S, Cluster, Node, token, until
@@ -315,7 +315,7 @@ async def left_nothing(app: App, before: set["asyncio.Task[object]"], state: str
     def left() -> list[object]:
         new = asyncio.all_tasks() - before
         of_hub = [task for task in new if "/asyncpg/" not in str(task)]
-        return [*of_hub, *app.hub.connections, *app.hub._feeds]
+        return [*of_hub, *app.hub.connections, *app.hub.feeds]
 
     try:
         await until(lambda: not left(), WAIT_S)
@@ -464,7 +464,7 @@ async def test_p8_p4_hub_reads_no_further_than_400_events_in_flight(
         ):
             await sender.accepted(budget_create(budget_id))
             # Then the hub answers that it cannot tell.
-            with in_time(SETTLE_S):
+            with in_time(TIMEOUTS.settle_s):
                 proxy.black_hole()
                 batches = [[expense_add(budget_id) for _ in range(100)] for _ in range(6)]
                 posted = [await sender.post(events) for events in batches[:4]]

@@ -12,6 +12,7 @@ import pytest
 
 from api.auth.closed_accounts import ClosedAccountWatch
 from api.auth.closing import AccountClosing
+from api.http.verdicts import submitted
 from hub.budget.events import Joining, parse_batch
 from hub.errors import Code, HubError
 from hub.hub import Hub
@@ -52,6 +53,7 @@ class World:
             now_ms=self.now_ms,
             jitter=lambda: 0.5,
             rates=Rates(500, 500),
+            timeouts=PATIENT,
         )
         self.profiles = Profiles(database)
         self.logins = Logins(database)
@@ -80,7 +82,7 @@ class World:
         """One of the user's, in which the others take part too."""
         budget_id = new_id()
         events = [budget_create(budget_id), category_add(budget_id)]
-        verdicts = await self.hub.submit(user_id, parse_batch(events, 2), "stop")
+        verdicts = await submitted(self.hub, user_id, parse_batch(events, 2), "stop")
         assert [verdict.status for verdict in verdicts] == ["accepted"] * 2
         for other in others:
             await self.join(budget_id, other)
@@ -88,7 +90,7 @@ class World:
 
     async def join(self, budget_id: str, user_id: str) -> None:
         event = Joining(new_id(), budget_id, user_id, self.now_ms(), participants_max=10)
-        [verdict] = await self.hub.submit(user_id, [event], "stop")
+        [verdict] = await submitted(self.hub, user_id, [event], "stop")
         assert verdict.status == "accepted"
 
     async def taking_part(self, budget_id: str) -> list[str]:

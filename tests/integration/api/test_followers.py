@@ -5,6 +5,8 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -14,16 +16,16 @@ import uvloop
 from starlette.types import Message
 
 from api.app import App, open_app
+from api.http.verdicts import submitted
 from api.rest.core import events as events_module, followers
 from api.rest.core.followers import EventStream
 from api.settings import Settings
 from api.sync.wire import HIGH_WATER_BYTES
 from hub.budget.events import Joining, Leaving, parse_batch
-from hub.budget.records import BudgetId, UserId
-from hub.feed import sweeper
 from hub.frames import FRAME_BYTES_MAX
 from hub.hub import Hub
-from hub.ports import EventLog, Page, Principal
+from hub.ports import Page, Principal
+from storage.postgres.core.event_log import PostgresLog
 from storage.postgres.database import QUOTAS
 from tests.cluster import AUTH_SECRET, token, until
 from tests.device import Json, budget_create, expense_add, new_id
@@ -36,9 +38,9 @@ TIMEOUT_S = 30.0
 async def app(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[App]:
     for purpose in ("rest", "owners"):
         monkeypatch.setitem(QUOTAS, purpose, QUOTAS[purpose]._replace(wait_s=0.5))
-    monkeypatch.setattr(sweeper, "INTERVAL_S", 3600.0)  # it would find what the followers missed
     settings = Settings(database_url=database_url, auth_secret=AUTH_SECRET)
-    async with open_app(settings, timeouts=PATIENT) as app:
+    # No sweep: it would find what the followers missed.
+    async with open_app(settings, timeouts=replace(PATIENT, sweep_s=3600.0)) as app:
         yield app
 
 
@@ -52,7 +54,7 @@ async def budget_id(app: App) -> str:
 async def submit(hub: Hub, *events: Json) -> None:
     for start in range(0, len(events), 100):
         some = list(events[start : start + 100])
-        verdicts = await hub.submit("ann", parse_batch(some, len(some)), "stop")
+        verdicts = await submitted(hub, "ann", parse_batch(some, len(some)), "stop")
         assert [verdict.error for verdict in verdicts] == [None] * len(some)
 
 
@@ -130,31 +132,28 @@ def poll_path(budget_id: str, key: int, wait_s: int = 60) -> str:
 class Halting:
     """The log; what the `nth` page holds is known, and its reader is not told before `go_on`."""
 
-    def __init__(self, log: EventLog, nth: int) -> None:
-        self._log = log
-        self._left = nth
-        self.transaction = log.transaction
-        self.behind = log.behind
-        self.recent = log.recent
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
         self.read = asyncio.Event()
         self.go_on = asyncio.Event()
+        page, left = PostgresLog.page, nth
 
-    async def page(
-        self, budget_id: BudgetId, user_id: UserId | None, after: int, up_to: int, limit: int
-    ) -> Page | None:
-        page = await self._log.page(budget_id, user_id, after, up_to, limit)
-        self._left -= 1
-        if self._left == 0:
-            self.read.set()
-            await self.go_on.wait()
-        return page
+        async def halting(log: PostgresLog, *asked: Any) -> Page | None:
+            nonlocal left
+            found = await page(log, *asked)
+            left -= 1
+            if left == 0:
+                self.read.set()
+                await self.go_on.wait()
+            return found
+
+        monkeypatch.setattr(PostgresLog, "page", halting)
 
 
 @pytest.mark.parametrize("nth", [1, 2], ids=["before it subscribes", "before it waits"])
 async def test_p2_an_event_between_the_read_and_the_wait_is_not_missed(
-    app: App, budget_id: str, nth: int
+    app: App, budget_id: str, nth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app.hub.log = halting = Halting(app.hub.log, nth)
+    halting = Halting(monkeypatch, nth)
     request = Request(poll_path(budget_id, 1))
     async with under_way(app, request) as polling, asyncio.timeout(TIMEOUT_S):
         await halting.read.wait()
@@ -169,11 +168,11 @@ async def test_p2_an_event_between_the_read_and_the_wait_is_not_missed(
 async def test_p8_a_poll_whose_client_has_gone_is_over(app: App, budget_id: str) -> None:
     request = Request(poll_path(budget_id, 1))
     async with under_way(app, request) as polling:
-        await until(lambda: app.hub.followers(budget_id) == 1, TIMEOUT_S)
+        await until(lambda: app.hub.feeds.followers(budget_id) == 1, TIMEOUT_S)
         request.gone.set()
         async with asyncio.timeout(TIMEOUT_S):
             await polling
-        assert app.hub.followers(budget_id) == 0
+        assert app.hub.feeds.followers(budget_id) == 0
 
 
 @pytest.mark.parametrize("path", ["/events?budgetId={}&key=1&wait=60", "/budgets/{}/stream?key=1"])
@@ -201,11 +200,11 @@ async def test_p8_a_stream_whose_client_has_gone_is_over(
     async with under_way(app, request) as streaming:
         if when == "while it waits":
             await until(lambda: request.sequences() == [1], TIMEOUT_S)
-        await until(lambda: app.hub.followers(budget_id) == 1 or streaming.done(), TIMEOUT_S)
+        await until(lambda: app.hub.feeds.followers(budget_id) == 1 or streaming.done(), TIMEOUT_S)
         request.gone.set()
         async with asyncio.timeout(TIMEOUT_S):
             await streaming
-        assert app.hub.followers(budget_id) == 0
+        assert app.hub.feeds.followers(budget_id) == 0
         assert not app.hub.connections
 
 
@@ -225,18 +224,18 @@ async def test_p8_a_slow_stream_holds_little_and_converges(
     slow.taking.clear()
     note = "x" * 2000
     async with under_way(app, slow), under_way(app, fast):
-        await until(lambda: app.hub.followers(budget_id) == 2, TIMEOUT_S)
+        await until(lambda: app.hub.feeds.followers(budget_id) == 2, TIMEOUT_S)
         for _ in range(15):  # 3 MB, far more than there is room for
             await submit(app.hub, *(expense_add(budget_id, note=note) for _ in range(100)))
         await until(lambda: fast.sequences()[-1:] == [1501], TIMEOUT_S)
         # The slow one lags; the other one is live again.
-        await until(lambda: app.hub.followers(budget_id) == 1, TIMEOUT_S)
+        await until(lambda: app.hub.feeds.followers(budget_id) == 1, TIMEOUT_S)
         assert slow.sequences() == []
         # The live frame that did not fit any more is the last one of its kind.
         assert peak <= HIGH_WATER_BYTES + FRAME_BYTES_MAX + 512
         slow.taking.set()
         await until(lambda: slow.sequences()[-1:] == [1501], TIMEOUT_S)
-        await until(lambda: app.hub.followers(budget_id) == 2, TIMEOUT_S)
+        await until(lambda: app.hub.feeds.followers(budget_id) == 2, TIMEOUT_S)
         await submit(app.hub, expense_add(budget_id))
         await until(lambda: slow.sequences()[-1:] == [1502], TIMEOUT_S)
     assert slow.sequences() == fast.sequences() == list(range(1, 1503))
@@ -251,7 +250,7 @@ async def test_p9_a_slow_stream_ends_with_its_token_too(
     monkeypatch.setattr(loop, "time", lambda: now_s() + ahead_s)
     request = Request(f"/budgets/{budget_id}/stream?key=1", token("ann", ttl_s=60))
     async with under_way(app, request) as streaming:
-        await until(lambda: app.hub.followers(budget_id) == 1, TIMEOUT_S)
+        await until(lambda: app.hub.feeds.followers(budget_id) == 1, TIMEOUT_S)
         request.taking.clear()
         for _ in range(10):  # each is a piece of its own
             await submit(app.hub, expense_add(budget_id))
@@ -267,16 +266,16 @@ async def test_p9_a_slow_stream_ends_with_the_removal_and_without_what_it_missed
 ) -> None:
     joins = Joining(new_id(), budget_id, "ben", 1, participants_max=10)
     removes = Leaving(new_id(), budget_id, "ben", 1)
-    await app.hub.submit("ben", [joins], "stop")
+    await submitted(app.hub, "ben", [joins], "stop")
     request = Request(f"/budgets/{budget_id}/stream?key=2", token("ben"))
     async with under_way(app, request) as streaming, asyncio.timeout(TIMEOUT_S):
-        await until(lambda: app.hub.followers(budget_id) == 1, TIMEOUT_S)
+        await until(lambda: app.hub.feeds.followers(budget_id) == 1, TIMEOUT_S)
         request.taking.clear()
         await submit(app.hub, expense_add(budget_id))  # on its way
         for _ in range(2):
             await submit(app.hub, *(expense_add(budget_id, note="x" * 2000) for _ in range(100)))
-        await until(lambda: app.hub.followers(budget_id) == 0, TIMEOUT_S)
-        await app.hub.submit("ann", [removes], "stop")
+        await until(lambda: app.hub.feeds.followers(budget_id) == 0, TIMEOUT_S)
+        await submitted(app.hub, "ann", [removes], "stop")
         request.taking.set()
         await streaming
     assert request.sequences() == [3]
@@ -338,7 +337,7 @@ async def test_p7_what_waits_for_the_database_leaves_the_feeds_their_connections
             while len(waiting) > at_once:  # the others are told to come again
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 waiting = [task for task in waiting if not task.done()]
-            page = await app.hub.read(budget_id, "ann", 0, 100)
+            page = await app.hub.feeds.read(budget_id, "ann", 0, 100)
             assert [event.sequence for event in page.events] == [1]
             await holding.rollback()
             await asyncio.gather(*reading)

@@ -12,18 +12,20 @@ import random
 import sys
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import orjson
 import pytest
 
-from hub import hub as hub_module
+from api.http.verdicts import submitted
 from hub.budget.events import EVENTS_PER_FRAME_MAX, Joining, Leaving, parse_batch
 from hub.budget.records import BudgetId, UserId
 from hub.errors import Code, Disconnected
 from hub.feed import feed as feed_module, tail as tail_module
 from hub.feed.cursors import SubscriptionState
 from hub.feed.feed import Subscription
+from hub.feed.feeds import Feeds
 from hub.feed.tail import TAIL_BYTES_MAX
 from hub.frames import Frame, event_frames, texts
 from hub.hub import Hub
@@ -33,8 +35,10 @@ from storage.postgres.core.event_log import PostgresLog
 from storage.postgres.database import Database
 from tests.cluster import until
 from tests.device import Json, budget_create, expense_add, new_id
+from tests.patience import PATIENT
 
 DEADLINE_S = 30.0
+PRESENCE_S = 0.1
 LOG_ID = "the log"
 OTHER_NODE = b"n" * 16
 
@@ -214,6 +218,7 @@ class Node:
             now_ms=lambda: 1_800_000_000_000,
             jitter=lambda: 0.5,
             rates=Rates(1e9, 1e9),
+            timeouts=replace(PATIENT, presence_s=PRESENCE_S),
         )
 
     def follow(
@@ -227,14 +232,14 @@ class Node:
     ) -> Recorder:
         follower = Recorder(key, room, attends)
         self.followers.append(follower)
-        follower.subscription = self.hub.subscribe(user_id, budget_id, key, follower)
+        follower.subscription = self.hub.feeds.subscribe(user_id, budget_id, key, follower)
         return follower
 
     async def live(self, user_id: UserId, budget_id: BudgetId, key: int = 0) -> Recorder:
         """A follower that has joined and is live."""
-        count = self.hub.followers(budget_id)
+        count = self.hub.feeds.followers(budget_id)
         follower = self.follow(user_id, budget_id, key)
-        await until(lambda: self.hub.followers(budget_id) > count, DEADLINE_S)
+        await until(lambda: self.hub.feeds.followers(budget_id) > count, DEADLINE_S)
         return follower
 
     async def made(self, user_id: UserId, *events: Json) -> int:
@@ -273,7 +278,7 @@ class Node:
 
     async def _made(self, user_id: UserId, events: Any) -> int:
         async with asyncio.timeout(DEADLINE_S):
-            verdicts = await self.hub.submit(user_id, events, "stop")
+            verdicts = await submitted(self.hub, user_id, events, "stop")
         assert [verdict.status for verdict in verdicts] == ["accepted"] * len(events)
         assert verdicts[-1].sequence is not None
         return verdicts[-1].sequence
@@ -346,22 +351,15 @@ class Gathering:
 @pytest.fixture
 def gathering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gathering]:
     gathering = Gathering()
-    tell = Hub._tell_presence
+    tell = Feeds._tell_presence
 
-    async def tell_afterwards(hub: Hub) -> None:
+    async def tell_afterwards(feeds: Feeds) -> None:
         await gathering.wait()
-        await tell(hub)
+        await tell(feeds)
 
-    monkeypatch.setattr(Hub, "_tell_presence", tell_afterwards)
-    monkeypatch.setattr(hub_module, "PRESENCE_S", 0.0)
+    monkeypatch.setattr(Feeds, "_tell_presence", tell_afterwards)
     yield gathering
     gathering.end()
-
-
-@pytest.fixture
-def quick_presence(monkeypatch: pytest.MonkeyPatch) -> float:
-    monkeypatch.setattr(hub_module, "PRESENCE_S", 0.1)
-    return 0.1
 
 
 # From history to live
@@ -446,7 +444,7 @@ async def test_p2_p7_many_follow_while_two_nodes_commit_and_their_bus_does_what_
 
         def carry(frame: Frame, there: Node = there) -> None:
             for _ in range(rng.choice((0, 1, 1, 2))):
-                loop.call_later(rng.random() * 0.03, there.hub.received, frame)
+                loop.call_later(rng.random() * 0.03, there.hub.feeds.received, frame)
 
         bus_of(here).carry = carry
     budget_id = await pair[0].budget(expenses=10)
@@ -482,7 +480,7 @@ async def test_p2_p7_many_follow_while_two_nodes_commit_and_their_bus_does_what_
         for work in (write(), come(), read()):
             tasks.create_task(work)
     for node in pair:
-        await node.hub.sweeper.sweep()
+        await node.hub.feeds.sweeper.sweep()
         for follower in node.followers:
             follower.drain()
     staying = [
@@ -511,12 +509,12 @@ async def test_p7_p8_a_gap_has_a_single_reader_however_much_is_offered(
     await other.spend(budget_id, 30)
     halt = node.log.halt(None)
     for frame in frames[1:]:
-        node.hub.received(frame)
+        node.hub.feeds.received(frame)
     async with halt:
         for frame in frames:
-            node.hub.received(frame)
+            node.hub.feeds.received(frame)
         head = await other.spend(budget_id, 5)
-        node.hub.received(frames[-1])
+        node.hub.feeds.received(frames[-1])
         assert follower.sequences == [1]
     await follower.reaches(head)
     assert node.log.at_once_max == 1
@@ -531,7 +529,7 @@ async def test_p7_a_gap_is_filled_though_the_database_was_away(pair: tuple[Node,
     bus_of(other).carry = frames.append
     head = await other.spend(budget_id, 3)
     node.log.lose(None, times=2)
-    node.hub.received(frames[-1])
+    node.hub.feeds.received(frames[-1])
     await follower.reaches(head)
 
 
@@ -540,7 +538,7 @@ async def test_p10_a_frame_from_beyond_the_log_harms_nobody(pair: tuple[Node, No
     node, _ = pair
     budget_id = await node.budget()
     follower = await node.live("ann", budget_id)
-    node.hub.received(Frame(budget_id, 50, 60, b""))
+    node.hub.feeds.received(Frame(budget_id, 50, 60, b""))
     missing = follower.subscription.feed.track
     await until(lambda: missing.missing_to is None and not missing.filling, DEADLINE_S)
     assert node.log.reads.count(None) == 1
@@ -645,7 +643,7 @@ async def test_p8_who_was_full_when_he_joined_gets_nothing_live_before_he_reads(
     follower = Recorder(1, None, attends=True)
     node.followers.append(follower)
     follower.full = True  # of what another budget wrote
-    follower.subscription = node.hub.subscribe("ann", budget_id, 1, follower)
+    follower.subscription = node.hub.feeds.subscribe("ann", budget_id, 1, follower)
     await follower.joins()
     head = await node.spend(budget_id, 5)
     await other.reaches(head)
@@ -665,7 +663,7 @@ async def test_p8_who_lags_costs_no_more_than_the_tail(node: Node) -> None:
             event = orjson.dumps({"sequence": sequence, "note": "n" * 10_000})
             row = LogEvent(sequence, "expense.add", "", event)
             [frame] = event_frames(budget_id, [row])
-            node.hub.received(frame)
+            node.hub.feeds.received(frame)
             delivered.append(frame.data)
         del frame
         holders = [sys.getrefcount(data) for data in delivered]
@@ -689,7 +687,7 @@ async def test_p9_a_removal_ends_all_subscriptions_of_the_user_on_every_node(
 ) -> None:
     """The lagging ones at once and without backlog; nobody else's."""
     node, other = pair
-    bus_of(node).carry = other.hub.received
+    bus_of(node).carry = other.hub.feeds.received
     budget_id, another = await node.budget("bob", "cid"), await node.budget("bob")
     staying, going, lagging = [], [], []
     for place in pair:
@@ -734,7 +732,7 @@ async def test_p9_what_is_committed_with_a_removal_and_after_it_does_not_reach_h
     ann, bob = await node.live("ann", budget_id), await node.live("bob", budget_id)
     removal = await other.remove("ann", budget_id, "bob")
     head = await other.spend(budget_id, 3)
-    await node.hub.sweeper.sweep()
+    await node.hub.feeds.sweeper.sweep()
     await ann.reaches(head)
     assert await bob.ends() is Code.NOT_PARTICIPANT
     await bob.reaches(removal)
@@ -797,7 +795,7 @@ async def test_who_has_come_back_keeps_his_new_subscription_when_his_removal_com
     assert await before.ends() is Code.NOT_PARTICIPANT
     await before.reaches(removal)
     head = await other.spend(budget_id)
-    await node.hub.sweeper.sweep()
+    await node.hub.feeds.sweeper.sweep()
     await back.reaches(head)
     assert back.over is None
 
@@ -814,7 +812,7 @@ async def test_who_has_come_back_joins_though_his_removal_comes_while_he_does(
     halt = node.log.halt("bob")
     back = node.follow("bob", budget_id)
     async with halt:
-        await node.hub.sweeper.sweep()
+        await node.hub.feeds.sweeper.sweep()
         await ann.reaches(head)
     await until(lambda: back.over is not None or bool(back.of("joined")), DEADLINE_S)
     assert back.over is None
@@ -838,7 +836,7 @@ async def test_budget_delete_gives_everyone_the_log_up_to_it(
     assert await live.ends() is Code.BUDGET_DELETED
     assert lagging.over is None  # he has not got it yet
     lagging.drain()
-    await other.hub.sweeper.sweep()
+    await other.hub.feeds.sweeper.sweep()
     for follower in (live, lagging, elsewhere):
         assert await follower.ends() is Code.BUDGET_DELETED
         await follower.reaches(head)
@@ -856,6 +854,19 @@ async def test_the_log_of_a_deleted_budget_can_still_be_followed_to_its_end(
     assert await follower.ends() is Code.BUDGET_DELETED
     assert follower.happened[0] == ("joined", head - behind, head)
     assert follower.sequences == list(range(head - behind + 1, head + 1))
+
+
+async def test_a_deletion_that_fills_a_wire_ends_its_subscription_too(node: Node) -> None:
+    """It lags, but it has been given everything."""
+    budget_id = await node.budget("bob")
+    live = await node.live("ann", budget_id)
+    filled = node.follow("bob", budget_id, key=2, room=1)
+    await until(lambda: node.hub.feeds.followers(budget_id) == 2, DEADLINE_S)
+    head = await node.delete(budget_id)
+    assert await live.ends() is Code.BUDGET_DELETED
+    assert filled.full
+    assert await filled.ends() is Code.BUDGET_DELETED
+    await filled.reaches(head)
 
 
 async def test_a_deletion_while_somebody_joins(node: Node) -> None:
@@ -895,7 +906,7 @@ async def test_p9_who_may_not_follow_is_told_why_and_nothing_else(node: Node, kn
         refused = node.follow(user_id, wanted, key)
         await refused.ends()
         assert refused.happened == [("refused", code)]
-    assert node.hub.followers(budget_id) == known
+    assert node.hub.feeds.followers(budget_id) == known
 
 
 async def test_p10_a_database_that_is_away_is_told_as_such(node: Node) -> None:
@@ -910,9 +921,7 @@ async def test_p10_a_database_that_is_away_is_told_as_such(node: Node) -> None:
 # Presence
 
 
-async def test_presence_is_told_after_joining_and_when_it_changes(
-    node: Node, quick_presence: float
-) -> None:
+async def test_presence_is_told_after_joining_and_when_it_changes(node: Node) -> None:
     budget_id = await node.budget("bob")
     ann = await node.live("ann", budget_id)
     await until(lambda: ann.of("presence") == [{"ann": 1}], DEADLINE_S)
@@ -957,9 +966,7 @@ async def test_presence_that_has_not_changed_is_told_only_to_who_is_new(
     assert ann.of("presence") == [{"ann": 1, "bob": 1}]
 
 
-async def test_p8_presence_reaches_who_lags_when_he_reads_again(
-    node: Node, quick_presence: float
-) -> None:
+async def test_p8_presence_reaches_who_lags_when_he_reads_again(node: Node) -> None:
     budget_id = await node.budget("bob")
     ann, lagging = await node.live("ann", budget_id), await node.live("ann", budget_id)
     await until(lambda: bool(lagging.of("presence")), DEADLINE_S)
@@ -972,7 +979,7 @@ async def test_p8_presence_reaches_who_lags_when_he_reads_again(
 
 
 async def test_who_is_slow_to_read_the_history_is_present_meanwhile(
-    node: Node, quick_presence: float, monkeypatch: pytest.MonkeyPatch
+    node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed_module, "PAGE_EVENTS_MAX", 2)
     budget_id = await node.budget("bob", expenses=5)
@@ -983,9 +990,7 @@ async def test_who_is_slow_to_read_the_history_is_present_meanwhile(
     assert slow.sequences == [1, 2]
 
 
-async def test_who_does_not_attend_is_neither_present_nor_told(
-    node: Node, quick_presence: float
-) -> None:
+async def test_who_does_not_attend_is_neither_present_nor_told(node: Node) -> None:
     budget_id = await node.budget("bob")
     poll = node.follow("bob", budget_id, attends=False)
     await poll.joins()
@@ -995,7 +1000,7 @@ async def test_who_does_not_attend_is_neither_present_nor_told(
     assert poll.of("presence") == []
 
 
-async def test_p9_who_was_removed_is_not_present(node: Node, quick_presence: float) -> None:
+async def test_p9_who_was_removed_is_not_present(node: Node) -> None:
     budget_id = await node.budget("bob")
     ann, bob = await node.live("ann", budget_id), await node.live("bob", budget_id)
     await until(lambda: ann.of("presence")[-1:] == [{"ann": 1, "bob": 1}], DEADLINE_S)
@@ -1005,31 +1010,27 @@ async def test_p9_who_was_removed_is_not_present(node: Node, quick_presence: flo
     assert len(bob.of("presence")) == told
 
 
-async def test_presence_counts_other_nodes_until_they_are_silent(
-    pair: tuple[Node, Node], quick_presence: float
-) -> None:
+async def test_presence_counts_other_nodes_until_they_are_silent(pair: tuple[Node, Node]) -> None:
     node, _ = pair
     budget_id = await node.budget("bob")
-    node.hub.attending(budget_id, OTHER_NODE, {"bob": 1}, asks=True)  # nobody here cares
+    node.hub.feeds.attending(budget_id, OTHER_NODE, {"bob": 1}, asks=True)  # nobody here cares
     assert bus_of(node).announced == []
     ann = await node.live("ann", budget_id)
     await until(lambda: ann.of("presence") == [{"ann": 1}], DEADLINE_S)
-    node.hub.attending(budget_id, OTHER_NODE, {"bob": 2}, asks=False)
+    node.hub.feeds.attending(budget_id, OTHER_NODE, {"bob": 2}, asks=False)
     await until(lambda: ann.of("presence")[-1] == {"ann": 1, "bob": 2}, DEADLINE_S)
-    node.hub.silent(OTHER_NODE)
+    node.hub.feeds.silent(OTHER_NODE)
     await until(lambda: ann.of("presence")[-1] == {"ann": 1}, DEADLINE_S)
 
 
-async def test_a_node_announces_whom_it_has_and_asks_the_others(
-    pair: tuple[Node, Node], quick_presence: float
-) -> None:
+async def test_a_node_announces_whom_it_has_and_asks_the_others(pair: tuple[Node, Node]) -> None:
     node, _ = pair
     budget_id = await node.budget()
     announced = bus_of(node).announced
     ann = await node.live("ann", budget_id)
     await until(lambda: len(announced) == 2, DEADLINE_S)
     assert announced == [(budget_id, {}, True), (budget_id, {"ann": 1}, False)]
-    node.hub.attending(budget_id, OTHER_NODE, {}, asks=True)
+    node.hub.feeds.attending(budget_id, OTHER_NODE, {}, asks=True)
     assert announced[2:] == [(budget_id, {"ann": 1}, False)]
     ann.subscription.end()
     await until(lambda: len(announced) == 4, DEADLINE_S)
@@ -1037,18 +1038,18 @@ async def test_a_node_announces_whom_it_has_and_asks_the_others(
 
 
 async def test_p10_without_the_bus_no_presence_is_told_and_afterwards_it_is(
-    pair: tuple[Node, Node], quick_presence: float
+    pair: tuple[Node, Node],
 ) -> None:
     node, _ = pair
     bus = bus_of(node)
     bus.connected = False
     budget_id, single = await node.budget("bob"), await node.budget()
     ann, bob = await node.live("ann", budget_id), await node.live("bob", budget_id)
-    await asyncio.sleep(3 * quick_presence)  # that nothing comes can only be waited for
+    await asyncio.sleep(3 * PRESENCE_S)  # that nothing comes can only be waited for
     assert ann.of("presence") == bob.of("presence") == []
     bus.connected = True
     bus.announced.clear()
-    await node.hub.restored()
+    await node.hub.feeds.restored()
     await until(lambda: bool(ann.of("presence") and bob.of("presence")), DEADLINE_S)
     assert ann.of("presence") == bob.of("presence") == [{"ann": 1, "bob": 1}]
     assert (budget_id, {"ann": 1, "bob": 1}, True) in bus.announced
@@ -1063,13 +1064,11 @@ async def assert_forgotten(node: Node, budget_id: BudgetId) -> None:
     bus = bus_of(node)
     await until(lambda: budget_id not in bus.channels, DEADLINE_S)
     bus.announced.clear()
-    await node.hub.restored()
+    await node.hub.feeds.restored()
     assert budget_id not in {announced[0] for announced in bus.announced}
 
 
-async def test_p8_a_feed_that_nobody_follows_any_more_is_forgotten(
-    pair: tuple[Node, Node], quick_presence: float
-) -> None:
+async def test_p8_a_feed_that_nobody_follows_any_more_is_forgotten(pair: tuple[Node, Node]) -> None:
     node, _ = pair
     budget_id, staying = await node.budget("bob"), await node.budget()
     await node.live("ann", staying)

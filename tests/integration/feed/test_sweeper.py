@@ -1,9 +1,11 @@
 """P7: whatever the bus has lost, the sweeper finds, by either of its ways."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
+from api.http.verdicts import submitted
 from hub.budget.events import Joining, parse_batch
 from hub.budget.records import BudgetId, UserId
 from hub.budget.scalars import INTEGER_MAX
@@ -16,6 +18,7 @@ from storage.postgres.core.event_log import PostgresLog
 from storage.postgres.database import Database
 from tests.cluster import until
 from tests.device import budget_create, expense_add, new_id
+from tests.patience import PATIENT
 
 
 class Counting:
@@ -64,7 +67,15 @@ class Reader:
 
 
 def hub_on(log: EventLog) -> Hub:
-    return Hub(log, "log", None, now_ms=lambda: 1, jitter=lambda: 0.5, rates=Rates(1000, 1000))
+    return Hub(
+        log,
+        "log",
+        None,
+        now_ms=lambda: 1,
+        jitter=lambda: 0.5,
+        rates=Rates(1000, 1000),
+        timeouts=replace(PATIENT, sweep_s=0.01),
+    )
 
 
 @pytest.mark.parametrize(("few", "asks"), [(5_000, ["behind"]), (0, ["recent", "behind"])])
@@ -75,14 +86,14 @@ async def test_p7_what_the_bus_lost_is_found(
     log = Counting(PostgresLog(database))
     here, elsewhere = hub_on(log), hub_on(PostgresLog(database))  # and no bus between them
     budget_id = new_id()
-    await elsewhere.submit("ann", parse_batch([budget_create(budget_id)], 1), "stop")
+    await submitted(elsewhere, "ann", parse_batch([budget_create(budget_id)], 1), "stop")
     reader = Reader()
-    here.subscribe("ann", budget_id, 1, reader)
+    here.feeds.subscribe("ann", budget_id, 1, reader)
     await until(lambda: reader.head == 1, 30)
-    here.spawn(Service("sweeper", 0.01, here.sweeper.run_once).run())
-    await elsewhere.submit("ann", parse_batch([expense_add(budget_id)], 1), "stop")
+    here.spawn(Service("sweeper", 0.01, here.feeds.sweeper.run_once).run())
+    await submitted(elsewhere, "ann", parse_batch([expense_add(budget_id)], 1), "stop")
     join = Joining(new_id(), budget_id, "ben", 1, participants_max=INTEGER_MAX)
-    await elsewhere.submit("ben", [join], "stop")
+    await submitted(elsewhere, "ben", [join], "stop")
     await until(lambda: b'"toSequence":3' in reader.got, 30)
     assert reader.got.count(b'"sequence":') == 2
     assert log.asked[: len(asks)] == list(asks)

@@ -9,6 +9,7 @@ import gc
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any, Self
 
 import asyncpg
@@ -27,6 +28,7 @@ from loadtest.proxy import Proxy
 from loadtest.replica import Replica
 from storage.postgres.core.event_log import PostgresLog, PostgresTransaction
 from storage.postgres.database import QUOTAS, Database, translated
+from tests.patience import PATIENT
 from tests.racing import (
     AS_IN_SERVICE,
     Elsewhere,
@@ -48,6 +50,8 @@ from tests.racing import (
     set_session,
     within,
 )
+
+HASTY = replace(PATIENT, settle_s=0.1)
 
 # Lock, then load: in two statements.
 
@@ -206,8 +210,7 @@ async def test_p4_p8_many_budgets_locked_elsewhere_are_busy_in_bounded_time(
     """Those that may wait for a lock are few; the others do not wait for these for ever, and count
     as waiting as long as they do."""
     monkeypatch.setattr(committer_module, "APART_MAX", 2)
-    monkeypatch.setattr(committer_module, "TURN_S", 0.5)
-    node = await nodes()
+    node = await nodes(timeouts=replace(PATIENT, turn_s=0.5))
     monkeypatch.setattr(committer_module, "WAITING_EVENTS_MAX", 5)
     held, free = [await node.new_budget() for _ in range(5)], await node.new_budget()
     transactions, refused = node.log.transactions, list[asyncio.Future[list[Verdict]]]()
@@ -574,11 +577,10 @@ async def test_p4_a_commit_that_failed_for_certain_is_no_one_elses_duplicate(
 
 
 async def test_p10_while_postgres_is_away_events_are_unavailable_and_nothing_is_lost(
-    nodes: Nodes, database_url: str, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, database_url: str, elsewhere: Elsewhere
 ) -> None:
-    monkeypatch.setattr(committer_module, "SETTLE_S", 0.1)
     async with Proxy(database_url) as proxy:
-        node = await nodes(proxy.url)
+        node = await nodes(proxy.url, timeouts=HASTY)
         budget_id = await node.new_budget()
         line = expense(budget_id)
         await proxy.cut()
@@ -592,7 +594,7 @@ async def test_p10_while_postgres_is_away_events_are_unavailable_and_nothing_is_
         assert outcomes(each) == ["UNAVAILABLE", "UNAVAILABLE"]
         assert len(await elsewhere.log(budget_id)) == 1
         await proxy.heal()
-        monkeypatch.undo()
+        node.committer._timeouts = PATIENT
         assert outcomes(await node.told("ann", line)) == ["accepted"]
         assert node.delivered == [(budget_id, 1), (budget_id, 2)]
 
@@ -619,11 +621,11 @@ async def test_p10_a_short_absence_of_postgres_is_not_noticed(
 
 
 async def test_p10_while_postgres_has_no_room_events_are_unavailable_and_none_is_blamed(
-    node: Node, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, elsewhere: Elsewhere
 ) -> None:
     """A batch is not taken apart in search of the one that cannot be stored; and all of it is
     accepted as soon as there is room."""
-    monkeypatch.setattr(committer_module, "SETTLE_S", 0.1)
+    node = await nodes(timeouts=HASTY)
     budget_id = await node.new_budget()
     lines = [expense(budget_id) for _ in range(5)]
     await elsewhere.execute(
@@ -646,6 +648,7 @@ async def test_p10_while_postgres_has_no_room_events_are_unavailable_and_none_is
     assert "No space left on device" in given_up["error"]
     assert len(await elsewhere.log(budget_id)) == 1
     await elsewhere.execute("DROP TRIGGER no_room ON accepted_events")
+    node.committer._timeouts = PATIENT
     assert outcomes(await node.told("ann", *lines)) == ["accepted"] * 5
     assert len(await elsewhere.log(budget_id)) == 6
 
@@ -894,7 +897,7 @@ async def test_p6_a_servers_own_way_of_writing_dates_changes_nothing(
 # A defect of ours.
 
 
-@pytest.mark.parametrize("where", ["decide", "deliver", "write"])
+@pytest.mark.parametrize("where", ["decide", "publish", "write"])
 async def test_p4_a_defect_fails_the_answers_and_nothing_hangs(
     where: str, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -911,8 +914,8 @@ async def test_p4_a_defect_fails_the_answers_and_nothing_hangs(
     with monkeypatch.context() as patch:
         if where == "decide":
             patch.setattr(committer_module, "decide", broken)
-        elif where == "deliver":
-            patch.setattr(node.committer, "_deliver", broken)
+        elif where == "publish":
+            patch.setattr(node.committer, "_publish", broken)
         else:
             patch.setattr(PostgresTransaction, "write", broken)
         answers = [
@@ -928,7 +931,7 @@ async def test_p4_a_defect_fails_the_answers_and_nothing_hangs(
     loop.set_exception_handler(None)
     assert complaints == []  # each edge logs its own
     # The connections end; a resend settles it, and no budget or lane is stuck.
-    expected = ["duplicate"] if where == "deliver" else ["accepted"]
+    expected = ["duplicate"] if where == "publish" else ["accepted"]
     assert outcomes(await node.told("ann", line)) == expected
     assert outcomes(await node.told("ann", expense(other_id))) == ["accepted"]
 

@@ -56,6 +56,8 @@ from tests.model import (
     made,
     membership,
 )
+from tests.patience import PATIENT
+from tests.racing import ask
 
 NOW_MS = 1_800_000_000_000
 
@@ -87,7 +89,13 @@ class Bench:
         self.log = PostgresLog(database)
         self.delivered: dict[BudgetId, list[Json]] = {}
         self._nodes = [
-            Committer(self.log, self._deliver, now_ms=lambda: self.now_ms, jitter=lambda: 0.0)
+            Committer(
+                self.log,
+                self._deliver,
+                now_ms=lambda: self.now_ms,
+                jitter=lambda: 0.0,
+                timeouts=PATIENT,
+            )
             for _ in range(2)
         ]
 
@@ -98,14 +106,15 @@ class Bench:
         return f"00000000-0000-4000-a000-{next(self._numbers):012x}"
 
     def _deliver(
-        self, budget_id: BudgetId, rows: Sequence[LogRow], written_at_ms: int, origins: Origins
+        self, budget_id: BudgetId, rows: Sequence[LogRow], at_ms: int | None, origins: Origins
     ) -> None:
         self.delivered.setdefault(budget_id, []).extend(orjson.loads(row.event) for row in rows)
 
     async def submit(self, batches: Sequence[Batch], node: int = 0) -> list[list[Json]]:
         """The verdicts of batches that arrive at a node in one turn of its loop."""
         answers = [
-            self._nodes[node].submit(
+            ask(
+                self._nodes[node],
                 user,
                 [made(events[0], PARTICIPANTS_MAX)]
                 if requested
@@ -557,7 +566,9 @@ def an_edit_forgets_its_sequence(patch: pytest.MonkeyPatch) -> None:
 def stop_goes_on(patch: pytest.MonkeyPatch) -> None:
     submit = Committer.submit
     patch.setattr(
-        Committer, "submit", lambda self, user, events, mode: submit(self, user, events, "each")
+        Committer,
+        "submit",
+        lambda self, user, events, mode, answer: submit(self, user, events, "each", answer),
     )
 
 

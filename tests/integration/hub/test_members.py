@@ -30,6 +30,7 @@ from tests.racing import (
     Node,
     Nodes,
     as_json,
+    ask,
     create,
     edit,
     new_id,
@@ -68,7 +69,7 @@ def requested(
 ) -> Answer:
     wire = {"eventId": new_id(), "eventType": event_type, "budgetId": budget_id, "when": 1}
     event = made({**wire, "recordId": user}, limit)
-    return node.committer.submit(actor, [event], "stop")
+    return ask(node.committer, actor, [event], "stop")
 
 
 async def outcome(answer: Awaitable[list[Verdict]]) -> str:
@@ -353,7 +354,7 @@ async def test_p9_who_was_removed_needs_an_invite_made_later_by_whatever_clock(
 
     async def join(token: bytes) -> str:
         event = Joining(new_id(), budget_id, "ben", 1, participants_max=LIMIT, invite=token)
-        return await outcome(node.committer.submit("ben", [event], "stop"))
+        return await outcome(ask(node.committer, "ben", [event], "stop"))
 
     for token in (b"before", b"after"):
         invite = Invite(budget_id, new_id(), token, at_ms, end_ms, 1, uses=0, revoked=False)

@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
+from api.http.verdicts import submitted
 from api.services import now_ms
 from api.settings import Settings, SettingsError
 from api.telemetry.tracing import OpenTelemetry
@@ -28,7 +29,7 @@ from hub.errors import Code
 from hub.frames import Context, Frame, texts
 from hub.hub import Hub
 from hub.limits import Rates
-from hub.tracing import Correlation
+from hub.tracing import NO_ORIGINS, NO_SPAN, NOWHERE, Correlation, Trail, in_context
 from storage.embedded.redis import EmbeddedRedis
 from storage.postgres.core.event_log import PostgresLog
 from storage.postgres.database import Database
@@ -78,6 +79,7 @@ class Node:
             jitter=random.random,
             rates=Rates(1e6, 1e6),
             tracer=self.tracer,
+            timeouts=PATIENT,
         )
 
     def spans(self, name: str) -> Sequence[ReadableSpan]:
@@ -85,15 +87,15 @@ class Node:
 
     async def follow(self, budget_id: str) -> Wire:
         wire = Wire()
-        self.hub.subscribe("ann", budget_id, 0, wire)
-        await until(lambda: self.hub.followers(budget_id) > 0, DEADLINE_S)
+        self.hub.feeds.subscribe("ann", budget_id, 0, wire)
+        await until(lambda: self.hub.feeds.followers(budget_id) > 0, DEADLINE_S)
         return wire
 
     async def made(self, *events: Json, called: Correlation | None = None) -> int:
         """Commit them; the sequence of the last."""
         async with asyncio.timeout(DEADLINE_S):
             batch = parse_batch(list(events), 100)
-            verdicts = await self.hub.submit("ann", batch, "stop", called)
+            verdicts = await submitted(self.hub, "ann", batch, "stop", called)
         assert [verdict.status for verdict in verdicts] == ["accepted"] * len(events)
         assert verdicts[-1].sequence is not None
         return verdicts[-1].sequence
@@ -108,7 +110,7 @@ async def running(
     for sampler in samplers:
         bus = RedisBus(redis.url, log_id, uuid4().bytes, jitter=random.random, timeouts=PATIENT)
         nodes.append(Node(database, bus, log_id, sampler))
-    tasks = [asyncio.create_task(node.bus.run(node.hub)) for node in nodes]
+    tasks = [asyncio.create_task(node.bus.run(node.hub.feeds)) for node in nodes]
     try:
         await until(lambda: all(node.bus.connected for node in nodes), DEADLINE_S)
         yield nodes
@@ -206,7 +208,7 @@ async def test_a_failed_commit_and_a_refused_event_are_said_so(
         called = Correlation("tap-18", shared=True)
         with capture_logs() as lines:
             stale = parse_batch([expense_edit(budget_id, new_id(), 1, note="secret")], 1)
-            [verdict] = await node.hub.submit("ann", stale, "stop", called)
+            [verdict] = await submitted(node.hub, "ann", stale, "stop", called)
     assert verdict.error is Code.EXPENSE_NOT_EXISTS
     [line] = lines
     assert line["log_level"] == "debug"
@@ -291,7 +293,9 @@ async def test_a_context_stays_with_its_own_frame(redis: EmbeddedRedis) -> None:
 async def test_tracing_that_is_off_is_never_called(
     database: Database, redis: EmbeddedRedis, on: bool
 ) -> None:
-    """Counted, not timed: with tracing on the same count sees the calls."""
+    """Nothing of OpenTelemetry is; what the engine calls instead is called for each submission,
+    batch and frame, and costs the same however many events they have. Counted, not timed: with
+    tracing on the same count sees the calls."""
     calls: Counter[str] = Counter()
 
     def count(frame: FrameType, event: str, argument: object) -> None:
@@ -301,19 +305,38 @@ async def test_tracing_that_is_off_is_never_called(
         ):
             calls[module.partition(".")[0] + "." + frame.f_code.co_name] += 1
 
-    budget_id = new_id()
+    counted: list[Counter[str]] = []
     async with running(database, redis, *[ALWAYS_ON if on else None] * 2) as (here, there):
-        await here.made(budget_create(budget_id))
-        wire = await there.follow(budget_id)
-        gc.collect()  # what others left is not called here
-        sys.setprofile(count)
-        try:
-            for _ in range(5):
-                await here.made(*(expense_add(budget_id) for _ in range(4)))
-            await until(lambda: wire.frames[-1]["toSequence"] == 21, DEADLINE_S)
-        finally:
-            sys.setprofile(None)
-    assert bool(calls) is on, calls
+        for events in (1, 20):
+            budget_id = new_id()
+            await here.made(budget_create(budget_id))
+            wire = await there.follow(budget_id)
+            gc.collect()  # what others left is not called here
+            calls.clear()
+            sys.setprofile(count)
+            try:
+                for _ in range(5):
+                    last = await here.made(*(expense_add(budget_id) for _ in range(events)))
+                await until(lambda: wire.frames[-1]["toSequence"] == last, DEADLINE_S)  # noqa: B023
+            finally:
+                sys.setprofile(None)
+            counted.append(calls.copy())
+    few, many = counted
+    traced = {name for name in many if not name.startswith("hub.")}
+    assert bool(traced) is on, many
+    if not on:
+        assert few == many
+        assert few.total() <= 5 * 25
+
+
+def test_tracing_that_is_off_allocates_nothing() -> None:
+    trail, frame = Trail(), Frame(new_id(), 1, 1, b"")
+    assert trail.submit(1, None) is trail.submit(2, None) is NOWHERE
+    steps = [trail.batch([NOWHERE], 1), trail.commit([NOWHERE])]
+    steps += [trail.publish(frame, NO_ORIGINS), trail.deliver(frame)]
+    assert [step is NO_SPAN for step in steps] == [True] * 4
+    with steps[0] as span:
+        assert in_context(frame, span) is frame
 
 
 def test_tracing_that_is_off_is_never_imported() -> None:

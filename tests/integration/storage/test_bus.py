@@ -23,7 +23,7 @@ from hub.ports import NodeId
 from loadtest.proxy import PIECE_BYTES, Proxy
 from storage.embedded.redis import EmbeddedRedis
 from storage.redis.bus import OUTGOING_BYTES_MAX, RedisBus
-from storage.timeouts import TIMEOUTS, Timeouts
+from storage.timeouts import STORAGE_TIMEOUTS, StorageTimeouts
 from tests.cluster import POLL_S, until
 from tests.device import new_id
 from tests.listener import Listener, linked
@@ -31,7 +31,7 @@ from tests.patience import PATIENT
 
 DEADLINE_S = 30.0
 BEATING = replace(PATIENT, heartbeat_s=0.1)
-SOON_DEAF = replace(PATIENT, deaf_s=TIMEOUTS.deaf_s)
+SOON_DEAF = replace(PATIENT, deaf_s=STORAGE_TIMEOUTS.deaf_s)
 KILLS = 60
 SLOW_S = 0.15  # enough for anything else to happen first
 MIB = 1024 * 1024
@@ -72,7 +72,7 @@ class Deaf:
 class Node(Listener):
     """A bus that runs, and all it told its listener."""
 
-    def __init__(self, url: str, log_id: str, timeouts: Timeouts = PATIENT) -> None:
+    def __init__(self, url: str, log_id: str, timeouts: StorageTimeouts = PATIENT) -> None:
         super().__init__()
         self.node_id = uuid4().bytes
         self.bus = RedisBus(url, log_id, self.node_id, jitter=random.random, timeouts=timeouts)
@@ -94,7 +94,9 @@ class Node(Listener):
 
 
 @asynccontextmanager
-async def running(url: str, log_id: str, timeouts: Timeouts = PATIENT) -> AsyncIterator[Node]:
+async def running(
+    url: str, log_id: str, timeouts: StorageTimeouts = PATIENT
+) -> AsyncIterator[Node]:
     """A node of that log, once it has its connection."""
     node = Node(url, log_id, timeouts)
     async with linked(node.bus, node):
@@ -421,7 +423,7 @@ async def test_p7_a_connection_that_is_never_answered_is_given_up(
     mute = await asyncio.start_server(swallow, "127.0.0.1")
     port = mute.sockets[0].getsockname()[1]
     url = f"redis://127.0.0.1:{port}/0"
-    bus = RedisBus(url, log_id, uuid4().bytes, jitter=random.random, timeouts=TIMEOUTS)
+    bus = RedisBus(url, log_id, uuid4().bytes, jitter=random.random, timeouts=STORAGE_TIMEOUTS)
     running = asyncio.create_task(bus.run(Deaf()))
     try:
         await until(lambda: len(swallowed) >= 2, DEADLINE_S)
@@ -440,7 +442,7 @@ async def test_p7_a_connection_that_takes_frames_and_passes_none_is_given_up(
     """Frames, heartbeats and subscriptions may go by several connections; each of them counts."""
     async with (
         Stalling(redis.url, b"the first") as proxy,
-        running(proxy.url, log_id, replace(PATIENT, stalled_s=TIMEOUTS.stalled_s)) as here,
+        running(proxy.url, log_id, replace(PATIENT, stalled_s=STORAGE_TIMEOUTS.stalled_s)) as here,
         running(redis.url, log_id) as there,
     ):
         await there.follow(budget_id)

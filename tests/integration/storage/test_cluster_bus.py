@@ -22,7 +22,7 @@ from hub.frames import Frame
 from storage.redis.channels import BUCKETS, bucket_of
 from storage.redis.cluster_bus import ClusterBus, address_of
 from storage.redis.rate_limits import Limit, RateLimits
-from storage.timeouts import TIMEOUTS, Timeouts
+from storage.timeouts import STORAGE_TIMEOUTS, StorageTimeouts
 from tests.cluster import POLL_S, until
 from tests.device import new_id
 from tests.listener import Listener, linked
@@ -30,14 +30,14 @@ from tests.patience import PATIENT
 from tests.redis_cluster import NODE_TIMEOUT_MS, Member, RedisCluster
 
 BUDGETS = 30  # of each shard some
-SOON_DEAF = replace(PATIENT, deaf_s=TIMEOUTS.deaf_s)
+SOON_DEAF = replace(PATIENT, deaf_s=STORAGE_TIMEOUTS.deaf_s)
 DEADLINE_S = 60.0
 
 
 class Node(Listener):
     """A bus that runs, and what it told its listener."""
 
-    def __init__(self, url: str, log_id: str, timeouts: Timeouts = PATIENT) -> None:
+    def __init__(self, url: str, log_id: str, timeouts: StorageTimeouts = PATIENT) -> None:
         super().__init__()
         self.bus = ClusterBus(
             url,
@@ -63,7 +63,9 @@ class Node(Listener):
 
 
 @asynccontextmanager
-async def running(url: str, log_id: str, timeouts: Timeouts = PATIENT) -> AsyncIterator[Node]:
+async def running(
+    url: str, log_id: str, timeouts: StorageTimeouts = PATIENT
+) -> AsyncIterator[Node]:
     """A node of that log, once it is linked with every shard."""
     node = Node(url, log_id, timeouts)
     async with linked(node.bus, node):
@@ -71,7 +73,7 @@ async def running(url: str, log_id: str, timeouts: Timeouts = PATIENT) -> AsyncI
 
 
 @pytest.fixture
-def timeouts() -> Timeouts:
+def timeouts() -> StorageTimeouts:
     """Those of `pair`."""
     return PATIENT
 
@@ -102,7 +104,7 @@ def budgets(cluster: RedisCluster, log_id: str) -> dict[BudgetId, Member]:
 
 @pytest.fixture
 async def pair(
-    cluster: RedisCluster, log_id: str, budgets: dict[BudgetId, Member], timeouts: Timeouts
+    cluster: RedisCluster, log_id: str, budgets: dict[BudgetId, Member], timeouts: StorageTimeouts
 ) -> AsyncIterator[tuple[Node, Node]]:
     """Two nodes that follow all budgets, each led to the cluster by another of its servers."""
     await cluster.until_whole()

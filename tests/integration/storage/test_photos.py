@@ -37,7 +37,7 @@ from storage.objects.s3 import S3Photos
 from storage.objects.store import PhotoStore
 from storage.postgres.database import Database
 from storage.postgres.people.profiles import Profiles
-from storage.timeouts import Timeouts
+from storage.timeouts import StorageTimeouts
 from tests.conftest import with_database
 from tests.device import new_id
 from tests.patience import PATIENT
@@ -247,7 +247,7 @@ class OnS3(World):
         self.front, self.proxy, self.bucket = front, proxy, bucket
         self.open(self.photos_of(session))
 
-    def photos_of(self, session: boto3.Session, timeouts: Timeouts = PATIENT) -> S3Photos:
+    def photos_of(self, session: boto3.Session, timeouts: StorageTimeouts = PATIENT) -> S3Photos:
         return S3Photos(
             session,
             self.bucket,
@@ -942,7 +942,7 @@ async def test_s3_silent_is_down_within_its_timeouts(s3: OnS3, session: boto3.Se
 async def test_s3_calls_are_bounded_and_do_not_wait_for_ever(
     s3: OnS3, session: boto3.Session
 ) -> None:
-    store = s3.photos_of(session, replace(PATIENT, turn_s=0.05))
+    store = s3.photos_of(session, replace(PATIENT, s3_turn_s=0.05))
     s3.front.hold(lambda asked: asked.method == "HEAD")
     checks = [asyncio.create_task(store.check()) for _ in range(12)]
     try:

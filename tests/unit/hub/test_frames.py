@@ -214,7 +214,7 @@ def test_an_events_frame() -> None:
         "events": [{"n": 8}, {}],
     }
     assert frame[:3] == (BUDGET, 8, 9)
-    assert frame[4:] == (None, False, 0, None)
+    assert frame[4:] == (None, False, None, None)
 
 
 def test_no_events_no_frame() -> None:

@@ -141,6 +141,7 @@ class FakeHub:
     log_id = LOG_ID
 
     def __init__(self) -> None:
+        self.feeds = self
         self.rates = Rates(100_000, 100_000)
         self.measures = Measures()
         self.ended = False
@@ -156,7 +157,7 @@ class FakeHub:
     def detach(self, session: Session) -> None:
         self.connections.discard(session)
 
-    def post(
+    def submit(
         self,
         user_id: str,
         events: Sequence[Any],
