@@ -60,6 +60,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
+from hub.budget.access import standing
 from hub.budget.digest import DIGEST_MODULUS, digest_text, participant_fingerprint
 from hub.budget.events import (
     FIELD_LIST,
@@ -144,18 +145,17 @@ def _says_the_same(known: LogRow, actor: UserId, event: Decidable) -> bool:
 
 def _access(state: BudgetState, actor: UserId, event: Decidable) -> Code | None:
     budget = state.budget
-    of_budget = isinstance(event, Event) and event.kind is BUDGET
     if isinstance(event, Event) and event.verb == "create":
         return None
     if isinstance(event, Joining):
         there = budget is not None and not budget.deleted
         return None if there else Code.BUDGET_NOT_EXISTS
+    if budget is None:
+        return Code.BUDGET_NOT_EXISTS
     member = state.members.get(actor)
-    if budget is None or member is None:
-        return Code.BUDGET_NOT_EXISTS
-    if budget.deleted and not (member.active and of_budget):
-        return Code.BUDGET_NOT_EXISTS
-    return None if member.active else Code.NOT_PARTICIPANT
+    of_budget = isinstance(event, Event) and event.kind is BUDGET
+    active = None if member is None else member.active
+    return standing(budget.deleted, active, past_counts=of_budget)
 
 
 def _create(
