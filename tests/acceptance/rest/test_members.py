@@ -24,6 +24,7 @@ from tests.device import (
     expense_add,
     new_id,
 )
+from tests.model import weight
 
 P9_S = 2.0  # from removal to the end of the subscription, on every node
 LIMIT = 10
@@ -243,9 +244,13 @@ async def test_membership_is_streamed_to_who_is_there(
             *("sequence", "eventId", "eventType", "budgetId", "recordId", "actorId", "when"),
             *("participant", "digest"),
         }
-    # They change no record: the digest moves with the edit only.
-    assert len({event["digest"] for event in events[:2]}) == 1
-    assert len({event["digest"] for event in events[2:]}) == 1
+    # They change no record, but the digest counts who takes part.
+    added = [weight("participant", user.id, 1, {"role": "editor"}) for user in (ben, zoe)]
+    digests = [int(event["digest"], 16) for event in events]
+    assert (digests[1] - digests[0]) % 2**64 == added[1]
+    assert [(digests[at] - digests[at - 1]) % 2**64 for at in (3, 4)] == [
+        -each % 2**64 for each in added
+    ]
     of_rest = [
         {name: value for name, value in event.items() if name != "event"}
         for event in (await ann.log(budget_id))[1:]

@@ -149,6 +149,22 @@ async def test_bad_header_is_401_and_no_socket(node: Node, header: str) -> None:
     assert error["detail"]
 
 
+async def test_a_client_of_another_version_is_refused_at_the_handshake(
+    node: Node, token: str
+) -> None:
+    """Its digests would never be ours. One that speaks this version too is taken by it."""
+    signed_in = {"Authorization": f"Bearer {token}"}
+    for offered in (["budget.sync.v1"], ["budget.sync.v9", "bearer.bad"]):
+        with pytest.raises(InvalidStatus) as refused:
+            async with open_device(node.url, headers=signed_in, subprotocols=offered):
+                pass
+        assert refused.value.response.status_code == 400
+        assert PROTOCOL.encode() in (refused.value.response.body or b"")
+    both = ["budget.sync.v1", PROTOCOL]
+    async with open_device(node.url, headers=signed_in, subprotocols=both) as device:
+        assert device.socket.subprotocol == PROTOCOL
+
+
 async def test_expired_header_is_401(node: Node, cluster: Cluster, user_id: str) -> None:
     with pytest.raises(InvalidStatus):
         async with connect(node.url, cluster.token(user_id, ttl_s=-1)):
