@@ -1,6 +1,6 @@
 -- The digest of 0.2.0 (design-2 section 3). `fields_hash` is C: SHA-256 of the record's fields, kept
 -- so that a deletion and its restore run in SQL. Empty means that the budget still has the digest of
--- 0.1.0; the step after this file (`storage/care/redigest.py`) fills it, budget by budget.
+-- 0.1.0; the step after this file (`storage/postgres/core/redigest.py`) fills it, budget by budget.
 ALTER TABLE budgets ADD COLUMN fields_hash bytea NOT NULL DEFAULT '';
 ALTER TABLE categories ADD COLUMN fields_hash bytea NOT NULL DEFAULT '';
 ALTER TABLE expenses ADD COLUMN fields_hash bytea NOT NULL DEFAULT '';
