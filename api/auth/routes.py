@@ -1,7 +1,7 @@
 """`/auth/*`: registering, signing in and refreshing, for the local identity only (no token)."""
 
 import re
-from typing import Annotated, TypeAlias
+from typing import Annotated, NamedTuple, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
@@ -15,31 +15,33 @@ from api.http.guard import RequestLimits
 from api.http.requests import body
 
 
-def routes(identity: LocalIdentity, limits: RequestLimits) -> list[Route]:
-    """The handlers, bound to `identity`."""
+class AuthRoutes(NamedTuple):
+    identity: LocalIdentity
+    limits: RequestLimits
 
-    async def register(request: Request) -> Response:
+    def routes(self) -> list[Route]:
+        return [
+            Route("/auth/register", self.register, methods=["POST"]),
+            Route("/auth/login", self.login, methods=["POST"]),
+            Route("/auth/refresh", self.refresh, methods=["POST"]),
+        ]
+
+    async def register(self, request: Request) -> Response:
         asked = await body(request, RegisterRequest)
-        await limits.login(request.scope, asked.email)
-        session = await identity.register(
+        await self.limits.login(request.scope, asked.email)
+        session = await self.identity.register(
             asked.email, asked.password, asked.first_name, asked.last_name
         )
         return respond(_to_json(session), 201)
 
-    async def login(request: Request) -> Response:
+    async def login(self, request: Request) -> Response:
         asked = await body(request, LoginRequest)
-        await limits.login(request.scope, asked.email)
-        return respond(_to_json(await identity.login(asked.email, asked.password)))
+        await self.limits.login(request.scope, asked.email)
+        return respond(_to_json(await self.identity.login(asked.email, asked.password)))
 
-    async def refresh(request: Request) -> Response:
+    async def refresh(self, request: Request) -> Response:
         asked = await body(request, RefreshRequest)
-        return respond(_to_json(await identity.refresh(asked.refresh_token)))
-
-    return [
-        Route("/auth/register", register, methods=["POST"]),
-        Route("/auth/login", login, methods=["POST"]),
-        Route("/auth/refresh", refresh, methods=["POST"]),
-    ]
+        return respond(_to_json(await self.identity.refresh(asked.refresh_token)))
 
 
 # Neither white space nor control characters, spelled out because `\s` means other characters to the
