@@ -82,7 +82,7 @@ class InviteRoutes(NamedTuple):
     async def read(self, request: Request, who: Principal) -> Response:
         budget_id = path_id(request, "budget_id")
         found = await self.invites.of_budget(who.user_id, budget_id)
-        return respond({"budgetId": budget_id, "invites": found})
+        return respond({"budgetId": budget_id, "invites": [_to_json(invite) for invite in found]})
 
     async def revoke(self, request: Request, who: Principal) -> Response:
         budget_id, invite_id = path_id(request, "budget_id"), path_id(request, "invite_id")
@@ -93,6 +93,18 @@ class InviteRoutes(NamedTuple):
         budget_id, wanted = path_id(request, "budget_id"), await body(request, LinkSharing)
         await self.invites.share_link(who.user_id, budget_id, wanted.enabled)
         return respond({"budgetId": budget_id, "enabled": wanted.enabled})
+
+
+def _to_json(invite: Invite) -> dict[str, object]:
+    """Without its token, which nobody knows any more."""
+    return {
+        "inviteId": invite.id,
+        "createdAt": invite.created_at,
+        "expiresAt": invite.expires_at,
+        "maxUses": invite.max_uses,
+        "uses": invite.uses,
+        "revoked": invite.revoked,
+    }
 
 
 def invite_hash(token: str) -> bytes:
