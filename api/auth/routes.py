@@ -3,8 +3,7 @@
 import re
 from typing import Annotated, NamedTuple, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
-from pydantic.alias_generators import to_camel
+from pydantic import AfterValidator, Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -12,7 +11,7 @@ from starlette.routing import Route
 from api.auth.local import LocalIdentity, SignedIn
 from api.http.answers import respond
 from api.http.guard import RequestLimits
-from api.http.requests import body
+from api.http.requests import Body, body
 
 
 class AuthRoutes(NamedTuple):
@@ -66,7 +65,7 @@ Email: TypeAlias = Annotated[
 Name: TypeAlias = Annotated[
     str, StringConstraints(strict=True, min_length=1, max_length=200, pattern=r"^[^\x00]*$")
 ]
-# `repr=False` and `hide_input_in_errors` keep what is secret out of logs and error answers.
+# `repr=False`, and `hide_input_in_errors` of `Body`, keep what is secret out of logs and answers.
 NewPassword: TypeAlias = Annotated[
     str, StringConstraints(strict=True, min_length=8, max_length=128), Field(repr=False)
 ]
@@ -76,25 +75,19 @@ Password: TypeAlias = Annotated[
 ]
 
 
-class _Request(BaseModel):
-    model_config = ConfigDict(
-        alias_generator=to_camel, extra="ignore", frozen=True, hide_input_in_errors=True
-    )
-
-
-class RegisterRequest(_Request):
+class RegisterRequest(Body):
     email: Email
     password: NewPassword
     first_name: Name | None = None
     last_name: Name | None = None
 
 
-class LoginRequest(_Request):
+class LoginRequest(Body):
     email: Email
     password: Password
 
 
-class RefreshRequest(_Request):
+class RefreshRequest(Body):
     refresh_token: Annotated[str, StringConstraints(strict=True), Field(repr=False)]
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.requests import Request
@@ -25,6 +25,15 @@ ForUsers: TypeAlias = Callable[[UserHandler], Handler]  # `signed_in`, its authe
 
 _M = TypeVar("_M", bound=BaseModel)
 _UUID: TypeAdapter[str] = TypeAdapter(Uuid)
+
+
+class Body(BaseModel):
+    """What a client sends: in camelCase, perhaps with fields of a later version, and never quoted
+    in logs and error answers."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
 
 class Opaque(StringConvertor):

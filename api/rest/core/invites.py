@@ -5,14 +5,13 @@ import secrets
 from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import BeforeValidator, Field
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from api.http.answers import respond
-from api.http.requests import ForUsers, body, path_id
+from api.http.requests import Body, ForUsers, body, path_id
 from hub.budget.records import Invite
 from hub.budget.scalars import whole
 from hub.ports import Principal
@@ -25,18 +24,14 @@ USES_MAX = 100
 INVITES = "/budgets/{budget_id}/invites"
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(alias_generator=to_camel, extra="ignore", hide_input_in_errors=True)
-
-
-class NewInvite(_Body):
+class NewInvite(Body):
     expires_in_s: Annotated[
         int, Field(strict=True, ge=1, le=EXPIRES_IN_S_MAX), BeforeValidator(whole)
     ] = WEEK_S
     max_uses: Annotated[int, Field(strict=True, ge=1, le=USES_MAX), BeforeValidator(whole)] = 10
 
 
-class LinkSharing(_Body):
+class LinkSharing(Body):
     enabled: Annotated[bool, Field(strict=True)]
 
 

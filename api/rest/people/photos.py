@@ -3,13 +3,12 @@
 from typing import NamedTuple
 from urllib.parse import urljoin
 
-from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from api.http.answers import respond
-from api.http.requests import ForUsers, as_int, body
+from api.http.requests import Body, ForUsers, as_int, body
 from hub.budget.scalars import Uuid
 from hub.errors import Code, HubError
 from hub.ports import Principal
@@ -17,8 +16,7 @@ from storage.objects.media_types import PhotoType
 from storage.objects.photos import Photos
 
 
-class Confirmation(BaseModel):
-    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+class Confirmation(Body):
     key: Uuid
 
 

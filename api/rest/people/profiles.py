@@ -2,8 +2,7 @@
 
 from typing import Annotated, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
-from pydantic.alias_generators import to_camel
+from pydantic import Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -11,7 +10,7 @@ from starlette.routing import Route
 from api.auth.closing import AccountClosing
 from api.auth.routes import Email
 from api.http.answers import respond
-from api.http.requests import ForUsers, body, correlation
+from api.http.requests import Body, ForUsers, body, correlation
 from hub.errors import Code, HubError
 from hub.ports import Principal
 from storage.postgres.people.profiles import Profile, Profiles
@@ -21,10 +20,9 @@ USER_ID_MAX = 128  # characters
 Name = Annotated[str, StringConstraints(strict=True, max_length=200, pattern=r"^[^\x00]*$")]
 
 
-class ProfileFields(BaseModel):
+class ProfileFields(Body):
     """Absent is unchanged, null clears."""
 
-    model_config = ConfigDict(alias_generator=to_camel, extra="ignore", hide_input_in_errors=True)
     email: Annotated[Email | None, Field(repr=False)] = None
     first_name: Annotated[Name | None, Field(repr=False)] = None
     last_name: Annotated[Name | None, Field(repr=False)] = None
