@@ -7,7 +7,7 @@ quotes a setting whose value is secret, nor what a driver says, which may: only 
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -78,30 +78,24 @@ async def examine(
         yield finding
 
 
-def of_settings(settings: Settings) -> list[Finding]:
-    findings = [ok("settings", "complete")]
+def of_settings(settings: Settings) -> Iterator[Finding]:
+    about = "settings"
+    yield ok(about, "complete")
     if settings.web_concurrency > 1 and settings.redis_url is None:
-        findings.append(
-            note(
-                "settings",
-                "several workers without REDIS_URL get each other's events from the log, up to two"
-                " seconds late",
-                "set REDIS_URL, or WEB_CONCURRENCY=1",
-            )
+        yield note(
+            about,
+            "several workers without REDIS_URL get each other's events from the log, up to two"
+            " seconds late",
+            "set REDIS_URL, or WEB_CONCURRENCY=1",
         )
     if not settings.production:
-        findings.append(
-            note("settings", "PRODUCTION is not set", "where people use this hub, set it to true")
-        )
+        yield note(about, "PRODUCTION is not set", "where people use this hub, set it to true")
     if settings.auth_secret_previous is not None:
-        findings.append(
-            note(
-                "settings",
-                "AUTH_SECRET_PREVIOUS counts too",
-                "take it away once the change of secrets is over (api/README.md)",
-            )
+        yield note(
+            about,
+            "AUTH_SECRET_PREVIOUS counts too",
+            "take it away once the change of secrets is over (api/README.md)",
         )
-    return findings
 
 
 async def of_postgres(
