@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -19,6 +20,7 @@ from api.documents import routes as documents
 from api.http.edge import Edge, cors
 from api.http.errors import ERROR_HANDLERS
 from api.http.guard import ApiKeys, Guard, LimitedByUser, PerMinute, RequestLimits
+from api.http.requests import signed_in
 from api.rest import errors, health
 from api.rest.core import budgets, events, invites, members
 from api.rest.files import disk_store
@@ -151,7 +153,7 @@ async def open_rest(services: Services, siblings: Siblings) -> AsyncIterator[App
     sources = _sources(services, edge)
     tokens = RefusingClosedAccounts(services.tokens, services.closed)
     routes = [
-        *health.routes(services.database, services.bus, services.photos),
+        *health.HealthRoutes(services.database, services.bus, services.photos).routes(),
         *metrics.routes(sources, siblings),
         *errors.routes(),
         *_routes(services, tokens, limits),
@@ -183,28 +185,22 @@ def _sources(services: Services, edge: Edge) -> metrics.Sources:
 def _routes(services: Services, tokens: Authenticator, limits: RequestLimits) -> list[Route]:
     """What users ask for."""
     settings, hub, store = services.settings, services.hub, services.store
-    limited = LimitedByUser(tokens, limits)
+    user = partial(signed_in, LimitedByUser(tokens, limits))
     snapshots = Snapshots(services.database)
     local = services.identity.local
     return [
-        *(auth_routes.routes(local, limits) if local is not None else []),
-        *events.routes(hub, limited, now_ms=now_ms),
-        *budgets.routes(hub, snapshots, limited),
-        *members.routes(
-            hub,
-            snapshots,
-            limited,
-            participants_max=settings.max_participants,
-            now_ms=now_ms,
-            new_id=new_id,
+        *(auth_routes.AuthRoutes(local, limits).routes() if local is not None else []),
+        *events.EventRoutes(hub, now_ms).routes(user),
+        *budgets.BudgetRoutes(hub, snapshots).routes(user),
+        *members.MemberRoutes(hub, snapshots, settings.max_participants, now_ms, new_id).routes(
+            user
         ),
-        *invites.routes(Invites(services.database), limited, now_ms=now_ms, new_id=new_id),
-        *profile_routes.routes(
-            services.profiles,
-            services.closing,
-            limited,
-            closed_too=LimitedByUser(services.tokens, limits),
+        *invites.InviteRoutes(Invites(services.database), now_ms, new_id).routes(user),
+        *profile_routes.ProfileRoutes(services.profiles, services.closing).routes(
+            user, closed_too=partial(signed_in, LimitedByUser(services.tokens, limits))
         ),
-        *photo_routes.routes(services.photos, limited, behind_proxy=settings.trusted_proxies > 0),
-        *(disk_store.routes(store) if isinstance(store, DiskPhotos) else []),
+        *photo_routes.PhotoRoutes(
+            services.photos, behind_proxy=settings.trusted_proxies > 0
+        ).routes(user),
+        *(disk_store.DiskStoreRoutes(store).routes() if isinstance(store, DiskPhotos) else []),
     ]

@@ -1,10 +1,9 @@
 """`/auth/*`: registering, signing in and refreshing, for the local identity only (no token)."""
 
 import re
-from typing import Annotated, TypeAlias
+from typing import Annotated, NamedTuple, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
-from pydantic.alias_generators import to_camel
+from pydantic import AfterValidator, Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -12,34 +11,36 @@ from starlette.routing import Route
 from api.auth.local import LocalIdentity, SignedIn
 from api.http.answers import respond
 from api.http.guard import RequestLimits
-from api.http.requests import body
+from api.http.requests import Body, body
 
 
-def routes(identity: LocalIdentity, limits: RequestLimits) -> list[Route]:
-    """The handlers, bound to `identity`."""
+class AuthRoutes(NamedTuple):
+    identity: LocalIdentity
+    limits: RequestLimits
 
-    async def register(request: Request) -> Response:
+    def routes(self) -> list[Route]:
+        return [
+            Route("/auth/register", self.register, methods=["POST"]),
+            Route("/auth/login", self.login, methods=["POST"]),
+            Route("/auth/refresh", self.refresh, methods=["POST"]),
+        ]
+
+    async def register(self, request: Request) -> Response:
         asked = await body(request, RegisterRequest)
-        await limits.login(request.scope, asked.email)
-        session = await identity.register(
+        await self.limits.login(request.scope, asked.email)
+        session = await self.identity.register(
             asked.email, asked.password, asked.first_name, asked.last_name
         )
         return respond(_to_json(session), 201)
 
-    async def login(request: Request) -> Response:
+    async def login(self, request: Request) -> Response:
         asked = await body(request, LoginRequest)
-        await limits.login(request.scope, asked.email)
-        return respond(_to_json(await identity.login(asked.email, asked.password)))
+        await self.limits.login(request.scope, asked.email)
+        return respond(_to_json(await self.identity.login(asked.email, asked.password)))
 
-    async def refresh(request: Request) -> Response:
+    async def refresh(self, request: Request) -> Response:
         asked = await body(request, RefreshRequest)
-        return respond(_to_json(await identity.refresh(asked.refresh_token)))
-
-    return [
-        Route("/auth/register", register, methods=["POST"]),
-        Route("/auth/login", login, methods=["POST"]),
-        Route("/auth/refresh", refresh, methods=["POST"]),
-    ]
+        return respond(_to_json(await self.identity.refresh(asked.refresh_token)))
 
 
 # Neither white space nor control characters, spelled out because `\s` means other characters to the
@@ -64,7 +65,7 @@ Email: TypeAlias = Annotated[
 Name: TypeAlias = Annotated[
     str, StringConstraints(strict=True, min_length=1, max_length=200, pattern=r"^[^\x00]*$")
 ]
-# `repr=False` and `hide_input_in_errors` keep what is secret out of logs and error answers.
+# `repr=False`, and `hide_input_in_errors` of `Body`, keep what is secret out of logs and answers.
 NewPassword: TypeAlias = Annotated[
     str, StringConstraints(strict=True, min_length=8, max_length=128), Field(repr=False)
 ]
@@ -74,25 +75,19 @@ Password: TypeAlias = Annotated[
 ]
 
 
-class _Request(BaseModel):
-    model_config = ConfigDict(
-        alias_generator=to_camel, extra="ignore", frozen=True, hide_input_in_errors=True
-    )
-
-
-class RegisterRequest(_Request):
+class RegisterRequest(Body):
     email: Email
     password: NewPassword
     first_name: Name | None = None
     last_name: Name | None = None
 
 
-class LoginRequest(_Request):
+class LoginRequest(Body):
     email: Email
     password: Password
 
 
-class RefreshRequest(_Request):
+class RefreshRequest(Body):
     refresh_token: Annotated[str, StringConstraints(strict=True), Field(repr=False)]
 
 

@@ -7,7 +7,7 @@ quotes a setting whose value is secret, nor what a driver says, which may: only 
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,6 +27,7 @@ from storage.postgres.migrate import migrations, pending
 if TYPE_CHECKING:
     from storage.postgres.database import Connection
 
+POSTGRES = "postgres"
 POSTGRES_VERSION_MIN = 15
 REDIS_VERSION_MIN = (6, 2)
 CLOCK_S = 1.0  # beyond it, times on the dashboard and the validity of tokens are off
@@ -77,36 +78,29 @@ async def examine(
         yield finding
 
 
-def of_settings(settings: Settings) -> list[Finding]:
-    findings = [ok("settings", "complete")]
+def of_settings(settings: Settings) -> Iterator[Finding]:
+    about = "settings"
+    yield ok(about, "complete")
     if settings.web_concurrency > 1 and settings.redis_url is None:
-        findings.append(
-            note(
-                "settings",
-                "several workers without REDIS_URL get each other's events from the log, up to two"
-                " seconds late",
-                "set REDIS_URL, or WEB_CONCURRENCY=1",
-            )
+        yield note(
+            about,
+            "several workers without REDIS_URL get each other's events from the log, up to two"
+            " seconds late",
+            "set REDIS_URL, or WEB_CONCURRENCY=1",
         )
     if not settings.production:
-        findings.append(
-            note("settings", "PRODUCTION is not set", "where people use this hub, set it to true")
-        )
+        yield note(about, "PRODUCTION is not set", "where people use this hub, set it to true")
     if settings.auth_secret_previous is not None:
-        findings.append(
-            note(
-                "settings",
-                "AUTH_SECRET_PREVIOUS counts too",
-                "take it away once the change of secrets is over (api/README.md)",
-            )
+        yield note(
+            about,
+            "AUTH_SECRET_PREVIOUS counts too",
+            "take it away once the change of secrets is over (api/README.md)",
         )
-    return findings
 
 
 async def of_postgres(
     settings: Settings, now: Callable[[], float]
 ) -> AsyncGenerator[Finding, None]:
-    about = "postgres"
     began_s = time.monotonic()
     try:
         # As the committer's connections: a pooler that drops its parameters shows here.
@@ -114,19 +108,19 @@ async def of_postgres(
             settings.database_url, timeout=ANSWER_S, server_settings=COMMIT_SESSION
         )
     except asyncpg.InvalidAuthorizationSpecificationError:
-        yield wrong(about, "refuses the user or the password", "correct DATABASE_URL")
+        yield wrong(POSTGRES, "refuses the user or the password", "correct DATABASE_URL")
         return
     except asyncpg.InvalidCatalogNameError:
         yield wrong(
-            about, "has no such database", "create it (infra/README.md), or correct DATABASE_URL"
+            POSTGRES, "has no such database", "create it (infra/README.md), or correct DATABASE_URL"
         )
         return
     except asyncpg.TooManyConnectionsError:
-        yield wrong(about, "has no connection left", "end others, or raise max_connections")
+        yield wrong(POSTGRES, "has no connection left", "end others, or raise max_connections")
         return
     except (OSError, TimeoutError) as error:
         yield wrong(
-            about,
+            POSTGRES,
             f"cannot be reached ({type(error).__name__})",
             "is it started, do host and port in DATABASE_URL lead to it, may this machine connect,"
             " does the certificate fit?",
@@ -134,17 +128,17 @@ async def of_postgres(
         return
     except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
         yield wrong(
-            about,
+            POSTGRES,
             f"cannot be connected to ({type(error).__name__})",
             "check DATABASE_URL; no pooler in transaction mode may stand in between",
         )
         return
-    yield ok(about, f"reached in {(time.monotonic() - began_s) * 1000:.0f} ms")
+    yield ok(POSTGRES, f"reached in {(time.monotonic() - began_s) * 1000:.0f} ms")
     try:
         async for finding in _of_server(connection, settings, now):
             yield finding
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-        yield wrong(about, f"does not answer ({type(error).__name__})", "look into its log")
+        yield wrong(POSTGRES, f"does not answer ({type(error).__name__})", "look into its log")
     finally:
         with suppress(asyncpg.PostgresError, OSError, TimeoutError):
             await connection.close(timeout=ANSWER_S)
@@ -153,115 +147,65 @@ async def of_postgres(
 async def _of_server(
     connection: "Connection", settings: Settings, now: Callable[[], float]
 ) -> AsyncGenerator[Finding, None]:
-    about = "postgres"
-
-    async def ask(query: str) -> Any:
-        return await connection.fetchval(query, timeout=ANSWER_S)
-
     version = connection.get_server_version()
     if version.major < POSTGRES_VERSION_MIN:
-        yield wrong(about, f"is version {version.major}", f"use {POSTGRES_VERSION_MIN} or newer")
+        yield wrong(POSTGRES, f"is version {version.major}", f"use {POSTGRES_VERSION_MIN} or newer")
         return
-    yield ok(about, f"version {version.major}.{version.minor}")
-    if await ask("SELECT pg_is_in_recovery()"):
-        yield wrong(
-            about, "is a standby, which takes no writes", "point DATABASE_URL to the primary"
-        )
+    yield ok(POSTGRES, f"version {version.major}.{version.minor}")
+    for check in (
+        _of_way(connection, settings),
+        _of_durability(connection),
+        _of_database(connection),
+        _of_clocks(connection, now),
+        _of_capacity(connection, settings),
+        _of_tables(connection),
+    ):
+        async for finding in check:
+            yield finding
 
-    if await ask("SHOW plan_cache_mode") != COMMIT_SESSION["plan_cache_mode"]:
+
+async def _of_way(connection: "Connection", settings: Settings) -> AsyncGenerator[Finding, None]:
+    """What DATABASE_URL leads to, and what stands in between."""
+    if await _ask(connection, "SELECT pg_is_in_recovery()"):
         yield wrong(
-            about,
+            POSTGRES, "is a standby, which takes no writes", "point DATABASE_URL to the primary"
+        )
+    if await _ask(connection, "SHOW plan_cache_mode") != COMMIT_SESSION["plan_cache_mode"]:
+        yield wrong(
+            POSTGRES,
             "a pooler stands in between and drops what the hub asks for its sessions: timeouts,"
             " plans, synchronous_commit",
             "connect directly",
         )
     if await _shared(connection, settings):
         yield wrong(
-            about,
+            POSTGRES,
             "a pooler in transaction mode stands in between: prepared statements get lost",
             "connect directly, or through a pooler in session mode that passes parameters on",
         )
-    synchronous = await ask("SHOW synchronous_commit")
+
+
+async def _of_durability(connection: "Connection") -> AsyncGenerator[Finding, None]:
+    synchronous = await _ask(connection, "SHOW synchronous_commit")
     if synchronous in ("on", "remote_apply"):
-        yield ok(about, f"synchronous_commit = {synchronous} in the hub's sessions")
+        yield ok(POSTGRES, f"synchronous_commit = {synchronous} in the hub's sessions")
     else:
         yield wrong(
-            about,
+            POSTGRES,
             f"synchronous_commit = {synchronous}, though the hub asks for `on`: what is"
             " acknowledged can be lost",
             "connect directly",
         )
     for name in ("fsync", "full_page_writes"):
-        if await ask(f"SHOW {name}") == "off":
+        if await _ask(connection, f"SHOW {name}") == "off":
             yield wrong(
-                about,
+                POSTGRES,
                 f"{name} = off: a crash of the machine loses what was acknowledged",
                 f"set {name} = on in postgresql.conf",
             )
 
-    async for finding in _of_locale(connection):
-        yield finding
-    yield ok(about, "extensions: none is needed")
 
-    seconds = await _clock_difference_s(connection, now)
-    if abs(seconds) > CLOCK_S:
-        yield wrong(
-            about,
-            f"this machine's clock is {abs(seconds):.1f} s"
-            f" {'behind' if seconds > 0 else 'ahead of'} the database's",
-            "start NTP on both",
-        )
-    else:
-        yield ok(about, f"clocks are {abs(seconds) * 1000:.0f} ms apart")
-
-    most = int(await ask("SHOW max_connections"))
-    needed = CONNECTIONS_MAX * settings.web_concurrency
-    if most < needed:
-        yield wrong(
-            about,
-            f"max_connections = {most}, and {settings.web_concurrency} workers want up to {needed}",
-            "raise it, or lower WEB_CONCURRENCY",
-        )
-    else:
-        yield ok(about, f"max_connections = {most}; this server wants up to {needed}")
-
-    if lacking := await pending(connection):
-        yield wrong(
-            about,
-            f"lacks {len(lacking)} of {len(migrations())} migrations, from {lacking[0].name} on",
-            "run `budget-hub migrate`",
-        )
-        return
-    yield ok(about, f"all {len(migrations())} migrations are applied")
-    newest = await ask("SELECT max(number) FROM migrations")
-    if newest > migrations()[-1].number:
-        yield note(
-            about,
-            f"knows migration {newest}, which this version does not",
-            "fine while a newer version is deployed; else deploy that",
-        )
-    if not await ask("SELECT has_table_privilege('accepted_events', 'INSERT')"):
-        yield wrong(about, "the user may not write", "connect as the owner of the tables")
-    log_id = await ask("SELECT log_id::text FROM log_identity")
-    yield ok(about, f"logId {log_id}: the same on all nodes of one deployment")
-
-
-async def _shared(connection: "Connection", settings: Settings) -> bool:
-    """Whether two connections have one server process, which only a pooler can bring about."""
-    server = "SELECT pg_backend_pid()"
-    other = await asyncpg.connect(
-        settings.database_url, timeout=ANSWER_S, server_settings=COMMIT_SESSION
-    )
-    try:
-        return bool(
-            await other.fetchval(server, timeout=ANSWER_S)
-            == await connection.fetchval(server, timeout=ANSWER_S)
-        )
-    finally:
-        await other.close(timeout=ANSWER_S)
-
-
-async def _of_locale(connection: "Connection") -> AsyncGenerator[Finding, None]:
+async def _of_database(connection: "Connection") -> AsyncGenerator[Finding, None]:
     row = await connection.fetchrow(
         """
         SELECT pg_encoding_to_char(encoding) AS encoding, datcollate AS name,
@@ -273,18 +217,87 @@ async def _of_locale(connection: "Connection") -> AsyncGenerator[Finding, None]:
     assert row is not None
     if row["encoding"] != "UTF8":
         yield wrong(
-            "postgres",
+            POSTGRES,
             f"the database's encoding is {row['encoding']}",
             "make it anew with ENCODING 'UTF8' TEMPLATE template0",
         )
     elif row["recorded"] is not None and row["recorded"] != row["actual"]:
         yield wrong(
-            "postgres",
+            POSTGRES,
             "the system's collation has changed under the database: indexes of text may be wrong",
             "REINDEX DATABASE, then ALTER DATABASE … REFRESH COLLATION VERSION",
         )
     else:
-        yield ok("postgres", f"encoding UTF8, locale {row['name']}")
+        yield ok(POSTGRES, f"encoding UTF8, locale {row['name']}")
+    yield ok(POSTGRES, "extensions: none is needed")
+
+
+async def _of_clocks(
+    connection: "Connection", now: Callable[[], float]
+) -> AsyncGenerator[Finding, None]:
+    seconds = await _clock_difference_s(connection, now)
+    if abs(seconds) > CLOCK_S:
+        yield wrong(
+            POSTGRES,
+            f"this machine's clock is {abs(seconds):.1f} s"
+            f" {'behind' if seconds > 0 else 'ahead of'} the database's",
+            "start NTP on both",
+        )
+    else:
+        yield ok(POSTGRES, f"clocks are {abs(seconds) * 1000:.0f} ms apart")
+
+
+async def _of_capacity(
+    connection: "Connection", settings: Settings
+) -> AsyncGenerator[Finding, None]:
+    most = int(await _ask(connection, "SHOW max_connections"))
+    needed = CONNECTIONS_MAX * settings.web_concurrency
+    if most < needed:
+        yield wrong(
+            POSTGRES,
+            f"max_connections = {most}, and {settings.web_concurrency} workers want up to {needed}",
+            "raise it, or lower WEB_CONCURRENCY",
+        )
+    else:
+        yield ok(POSTGRES, f"max_connections = {most}; this server wants up to {needed}")
+
+
+async def _of_tables(connection: "Connection") -> AsyncGenerator[Finding, None]:
+    if lacking := await pending(connection):
+        yield wrong(
+            POSTGRES,
+            f"lacks {len(lacking)} of {len(migrations())} migrations, from {lacking[0].name} on",
+            "run `budget-hub migrate`",
+        )
+        return
+    yield ok(POSTGRES, f"all {len(migrations())} migrations are applied")
+    newest = await _ask(connection, "SELECT max(number) FROM migrations")
+    if newest > migrations()[-1].number:
+        yield note(
+            POSTGRES,
+            f"knows migration {newest}, which this version does not",
+            "fine while a newer version is deployed; else deploy that",
+        )
+    if not await _ask(connection, "SELECT has_table_privilege('accepted_events', 'INSERT')"):
+        yield wrong(POSTGRES, "the user may not write", "connect as the owner of the tables")
+    log_id = await _ask(connection, "SELECT log_id::text FROM log_identity")
+    yield ok(POSTGRES, f"logId {log_id}: the same on all nodes of one deployment")
+
+
+async def _ask(connection: "Connection", query: str) -> Any:
+    return await connection.fetchval(query, timeout=ANSWER_S)
+
+
+async def _shared(connection: "Connection", settings: Settings) -> bool:
+    """Whether two connections have one server process, which only a pooler can bring about."""
+    server = "SELECT pg_backend_pid()"
+    other = await asyncpg.connect(
+        settings.database_url, timeout=ANSWER_S, server_settings=COMMIT_SESSION
+    )
+    try:
+        return bool(await _ask(other, server) == await _ask(connection, server))
+    finally:
+        await other.close(timeout=ANSWER_S)
 
 
 async def _clock_difference_s(connection: "Connection", now: Callable[[], float]) -> float:
@@ -292,9 +305,7 @@ async def _clock_difference_s(connection: "Connection", now: Callable[[], float]
     differences = []
     for _ in range(3):
         asked_s = now()
-        theirs_s = await connection.fetchval(
-            "SELECT extract(epoch FROM clock_timestamp())::float8", timeout=ANSWER_S
-        )
+        theirs_s = await _ask(connection, "SELECT extract(epoch FROM clock_timestamp())::float8")
         answered_s = now()
         differences.append((answered_s - asked_s, theirs_s - (asked_s + answered_s) / 2))
     return float(min(differences)[1])  # that of the quickest answer

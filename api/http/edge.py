@@ -100,10 +100,7 @@ def id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
 
 def given_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     """The request's own id, if it could be repeated."""
-    request_id = ""
-    for name, value in headers:
-        if name == b"x-request-id":
-            request_id = value.decode("latin-1")
+    request_id = dict(headers).get(b"x-request-id", b"").decode("latin-1")
     return request_id if REQUEST_ID.fullmatch(request_id) else None
 
 

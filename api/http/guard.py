@@ -33,10 +33,7 @@ class ApiKeys:
         was right, nor which one it was."""
         if not self._keys:
             return
-        given = b""
-        for name, value in headers:
-            if name == b"x-api-key":
-                given = value
+        given = dict(headers).get(b"x-api-key", b"")
         if not sum(hmac.compare_digest(given, key) for key in self._keys):
             raise HubError(Code.INCORRECT_API_KEY)
 

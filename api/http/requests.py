@@ -1,12 +1,14 @@
 """Reading a request: its body, its user, the ids and numbers of its path and query."""
 
 import re
-from typing import TypeVar
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.requests import Request
+from starlette.responses import Response
 
 from hub import json_text
 from hub.budget.events import describe
@@ -17,8 +19,21 @@ from hub.tracing import Correlation
 
 BODY_BYTES_MAX = 256 * 1024
 
+Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
+UserHandler: TypeAlias = Callable[[Request, Principal], Awaitable[Response]]
+ForUsers: TypeAlias = Callable[[UserHandler], Handler]  # `signed_in`, its authenticator given
+
 _M = TypeVar("_M", bound=BaseModel)
 _UUID: TypeAdapter[str] = TypeAdapter(Uuid)
+
+
+class Body(BaseModel):
+    """What a client sends: in camelCase, perhaps with fields of a later version, and never quoted
+    in logs and error answers."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
 
 class Opaque(StringConvertor):
@@ -52,12 +67,16 @@ async def json_body(request: Request) -> object:
         raise HubError(Code.BAD_REQUEST, "the body is not JSON") from None
 
 
-async def principal(request: Request, authenticator: Authenticator) -> Principal:
-    """Who asks. Raises `HubError(NOT_LOGGED_IN)`."""
-    token = bearer(request.headers.get("authorization", ""))
-    if token is None:
-        raise HubError(Code.NOT_LOGGED_IN)
-    return await authenticator.authenticate(token)
+def signed_in(authenticator: Authenticator, handler: UserHandler) -> Handler:
+    """The handler, with the user who asks. Raises `HubError(NOT_LOGGED_IN)` before it is called."""
+
+    async def handle(request: Request) -> Response:
+        token = bearer(request.headers.get("authorization", ""))
+        if token is None:
+            raise HubError(Code.NOT_LOGGED_IN)
+        return await handler(request, await authenticator.authenticate(token))
+
+    return handle
 
 
 def bearer(authorization: str) -> str | None:

@@ -9,10 +9,11 @@ from hub.errors import Code
 
 
 def routes() -> list[Route]:
-    async def table(request: Request) -> Response:
-        codes = [{**code.to_json(), "closeCode": code.close} for code in Code]
-        response = respond({"errors": codes})
-        response.headers["Cache-Control"] = "public, max-age=3600"
-        return response
-
     return [Route("/errors", table)]
+
+
+async def table(request: Request) -> Response:
+    codes = [{**code.to_json(), "closeCode": code.close} for code in Code]
+    response = respond({"errors": codes})
+    response.headers["Cache-Control"] = "public, max-age=3600"
+    return response

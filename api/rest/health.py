@@ -1,5 +1,7 @@
 """`/healthz`: the process answers. `/readyz`: it can do its work (503 only without Postgres)."""
 
+from typing import NamedTuple
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -11,17 +13,22 @@ from storage.objects.photos import Photos
 from storage.postgres.database import Database
 
 
-def routes(database: Database, bus: Bus | None, photos: Photos) -> list[Route]:
-    async def alive(request: Request) -> Response:
+class HealthRoutes(NamedTuple):
+    database: Database
+    bus: Bus | None
+    photos: Photos
+
+    def routes(self) -> list[Route]:
+        return [Route("/healthz", self.alive), Route("/readyz", self.ready)]
+
+    async def alive(self, request: Request) -> Response:
         return respond({"status": "ok"})
 
-    async def ready(request: Request) -> Response:
+    async def ready(self, request: Request) -> Response:
         try:
-            async with database.connection("watch") as connection:
+            async with self.database.connection("watch") as connection:
                 await connection.fetchval("SELECT 1")
         except Disconnected:
             return respond({"status": "unavailable", "postgres": False}, 503)
-        degraded = (bus is not None and not bus.connected) or not photos.up
+        degraded = (self.bus is not None and not self.bus.connected) or not self.photos.up
         return respond({"status": "degraded" if degraded else "ok", "postgres": True})
-
-    return [Route("/healthz", alive), Route("/readyz", ready)]

@@ -462,11 +462,8 @@ def _subscriptions(of: Moment) -> Values:
 
 
 def _refusals(of: Moment) -> Values:
-    rest, socket = of.sources.edge.refusals, of.sources.hub.measures.refusals
-    return {
-        **{("rest", code): n for code, n in rest.items()},
-        **{("socket", code): n for code, n in socket.items()},
-    }
+    told = {"rest": of.sources.edge.refusals, "socket": of.sources.hub.measures.refusals}
+    return {(door, code): n for door, codes in told.items() for code, n in codes.items()}
 
 
 def told_as_json(sources: Sources) -> bytes:

@@ -1,53 +1,68 @@
 """`/budgets`: creating a budget, and reading what it is: whole, in parts, or what has changed."""
 
+from typing import NamedTuple
+
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from api.http.answers import VARY, respond, respond_large
-from api.http.errors import error_response
-from api.http.requests import correlation, json_body, path_id, principal, query_int
+from api.http.requests import ForUsers, correlation, json_body, path_id, query_int
 from api.http.verdicts import submitted
 from hub.budget.events import parse_batch
 from hub.errors import Code, HubError
 from hub.hub import Hub
-from hub.ports import Authenticator
+from hub.ports import Principal
 from storage.postgres.core.snapshots import Snapshots
 
 COUNT_MAX = 100
 
 
-def routes(hub: Hub, snapshots: Snapshots, authenticator: Authenticator) -> list[Route]:
-    async def create(request: Request) -> Response:
+class BudgetRoutes(NamedTuple):
+    hub: Hub
+    snapshots: Snapshots
+
+    def routes(self, user: ForUsers) -> list[Route]:
+        return [
+            Route("/budget", user(self.create), methods=["POST"]),
+            Route("/budgets", user(self.create), methods=["POST"]),
+            Route("/budgets", user(self.list_budgets)),
+            Route("/budgets/{budget_id}", user(self.read)),
+            Route("/budgets/{budget_id}/delta", user(self.delta)),
+            Route("/budgets/{budget_id}/last-event-sequence", user(self.head)),
+            Route("/budgets/{budget_id}/participants", user(self.participants)),
+            Route("/budgets/{budget_id}/categories", user(self.categories)),
+            Route("/budgets/{budget_id}/categories/{category_id}", user(self.category)),
+            Route("/budgets/{budget_id}/expenses", user(self.expenses)),
+            Route("/budgets/{budget_id}/expenses/{expense_id}", user(self.expense)),
+        ]
+
+    async def create(self, request: Request, who: Principal) -> Response:
         """The `budget.create` event by another name: its `id` is the event's `budgetId`."""
-        who = await principal(request, authenticator)
         raw = await json_body(request)
         if not isinstance(raw, dict):
             raise HubError(Code.BAD_REQUEST, "the body is not an object")
         event = {**raw, "eventType": "budget.create", "budgetId": raw.get("id")}
         events = parse_batch([event], 1)
-        called = correlation(request)
-        [verdict] = await submitted(hub, who.user_id, events, "stop", called)
+        [verdict] = await submitted(self.hub, who.user_id, events, "stop", correlation(request))
         if verdict.error is not None:
-            return error_response(request, verdict.error, verdict.detail)
+            raise HubError(verdict.error, verdict.detail)
         return respond(verdict.to_json(legacy_event=True), 201)
 
-    async def read(request: Request) -> Response:
-        who = await principal(request, authenticator)
+    async def read(self, request: Request, who: Principal) -> Response:
         budget_id = path_id(request, "budget_id")
         seen = _tags(request)
         if seen:
-            tag = await snapshots.tag(budget_id, who.user_id)
+            tag = await self.snapshots.tag(budget_id, who.user_id)
             if tag in seen or "*" in seen:
                 return Response(status_code=304, headers={**_tagged(tag), **VARY})
-        snapshot = await snapshots.read(budget_id, who.user_id)
+        snapshot = await self.snapshots.read(budget_id, who.user_id)
         return await respond_large(request, snapshot.text, _tagged(snapshot.tag))
 
-    async def delta(request: Request) -> Response:
-        who = await principal(request, authenticator)
+    async def delta(self, request: Request, who: Principal) -> Response:
         budget_id, key = path_id(request, "budget_id"), query_int(request, "key", 0)
-        found = await snapshots.delta(budget_id, who.user_id, key)
+        found = await self.snapshots.delta(budget_id, who.user_id, key)
         changed = {"budget": found.budget, "participants": found.participants}
         body = {
             "budgetId": budget_id,
@@ -61,71 +76,40 @@ def routes(hub: Hub, snapshots: Snapshots, authenticator: Authenticator) -> list
         }
         return await respond_large(request, orjson.dumps(body))
 
-    async def head(request: Request) -> Response:
-        who = await principal(request, authenticator)
+    async def head(self, request: Request, who: Principal) -> Response:
         budget_id = path_id(request, "budget_id")
-        last_sequence, digest = await snapshots.head(budget_id, who.user_id)
+        last_sequence, digest = await self.snapshots.head(budget_id, who.user_id)
         return respond({"budgetId": budget_id, "lastSequence": last_sequence, "digest": digest})
 
-    async def list_budgets(request: Request) -> Response:
-        who = await principal(request, authenticator)
+    async def list_budgets(self, request: Request, who: Principal) -> Response:
         key, count = _page(request)
-        next_key, budgets = await snapshots.budgets(who.user_id, key, count)
-        return respond(
-            {
-                "userId": who.user_id,
-                "key": key,
-                "nextKey": next_key,
-                "budgets": orjson.Fragment(budgets),
-            }
-        )
+        next_key, found = await self.snapshots.budgets(who.user_id, key, count)
+        page = {"userId": who.user_id, "key": key, "nextKey": next_key}
+        return respond({**page, "budgets": orjson.Fragment(found)})
 
-    async def categories(request: Request) -> Response:
-        who = await principal(request, authenticator)
-        found = await snapshots.categories(path_id(request, "budget_id"), who.user_id)
+    async def categories(self, request: Request, who: Principal) -> Response:
+        found = await self.snapshots.categories(path_id(request, "budget_id"), who.user_id)
         return await respond_large(request, b'{"categories":%b}' % found)
 
-    async def participants(request: Request) -> Response:
-        who = await principal(request, authenticator)
-        found = await snapshots.participants(path_id(request, "budget_id"), who.user_id)
+    async def participants(self, request: Request, who: Principal) -> Response:
+        found = await self.snapshots.participants(path_id(request, "budget_id"), who.user_id)
         return await respond_large(request, b'{"participants":%b}' % found)
 
-    async def expenses(request: Request) -> Response:
-        who = await principal(request, authenticator)
+    async def expenses(self, request: Request, who: Principal) -> Response:
         budget_id = path_id(request, "budget_id")
         key, count = _page(request)
-        next_key, found = await snapshots.expenses(budget_id, who.user_id, key, count)
-        body = {
-            "budgetId": budget_id,
-            "key": key,
-            "nextKey": next_key,
-            "expenses": orjson.Fragment(found),
-        }
-        return await respond_large(request, orjson.dumps(body))
+        next_key, found = await self.snapshots.expenses(budget_id, who.user_id, key, count)
+        page = {"budgetId": budget_id, "key": key, "nextKey": next_key}
+        body = orjson.dumps({**page, "expenses": orjson.Fragment(found)})
+        return await respond_large(request, body)
 
-    async def category(request: Request) -> Response:
-        who = await principal(request, authenticator)
+    async def category(self, request: Request, who: Principal) -> Response:
         budget_id, id = path_id(request, "budget_id"), path_id(request, "category_id")
-        return respond(await snapshots.category(budget_id, who.user_id, id))
+        return respond(await self.snapshots.category(budget_id, who.user_id, id))
 
-    async def expense(request: Request) -> Response:
-        who = await principal(request, authenticator)
+    async def expense(self, request: Request, who: Principal) -> Response:
         budget_id, id = path_id(request, "budget_id"), path_id(request, "expense_id")
-        return respond(await snapshots.expense(budget_id, who.user_id, id))
-
-    return [
-        Route("/budget", create, methods=["POST"]),
-        Route("/budgets", create, methods=["POST"]),
-        Route("/budgets", list_budgets, methods=["GET"]),
-        Route("/budgets/{budget_id}", read, methods=["GET"]),
-        Route("/budgets/{budget_id}/delta", delta, methods=["GET"]),
-        Route("/budgets/{budget_id}/last-event-sequence", head, methods=["GET"]),
-        Route("/budgets/{budget_id}/participants", participants, methods=["GET"]),
-        Route("/budgets/{budget_id}/categories", categories, methods=["GET"]),
-        Route("/budgets/{budget_id}/categories/{category_id}", category, methods=["GET"]),
-        Route("/budgets/{budget_id}/expenses", expenses, methods=["GET"]),
-        Route("/budgets/{budget_id}/expenses/{expense_id}", expense, methods=["GET"]),
-    ]
+        return respond(await self.snapshots.expense(budget_id, who.user_id, id))
 
 
 def _page(request: Request) -> tuple[int, int]:

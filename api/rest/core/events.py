@@ -2,6 +2,7 @@
 or as Server-Sent Events, for clients that have only HTTP."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import orjson
 from starlette.requests import Request
@@ -9,42 +10,49 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.http.answers import respond
-from api.http.requests import as_int, as_uuid, correlation, json_body, path_id, principal, query_int
+from api.http.requests import ForUsers, as_int, as_uuid, correlation, json_body, path_id, query_int
 from api.http.verdicts import submitted
 from api.rest.core.followers import EventStream, EventStreamResponse, Poll, RestEvent, rest_event
 from hub.budget.events import EVENTS_PER_REQUEST_MAX, parse_batch
 from hub.committer import Mode
 from hub.errors import Code, HubError
 from hub.hub import Hub
-from hub.ports import Authenticator
+from hub.ports import Principal
 
 COUNT_MAX = 100
 WAIT_S = 8  # by default; common HTTP clients give up after 10 s
 WAIT_S_MAX = 60
 
 
-def routes(hub: Hub, authenticator: Authenticator, *, now_ms: Callable[[], int]) -> list[Route]:
-    async def submit(request: Request) -> Response:
-        who = await principal(request, authenticator)
+class EventRoutes(NamedTuple):
+    hub: Hub
+    now_ms: Callable[[], int]
+
+    def routes(self, user: ForUsers) -> list[Route]:
+        return [
+            Route("/events", user(self.submit), methods=["POST"]),
+            Route("/events", user(self.read)),
+            Route("/budgets/{budget_id}/stream", user(self.stream)),
+        ]
+
+    async def submit(self, request: Request, who: Principal) -> Response:
         mode = _mode(request)
         raw = await json_body(request)
-        events = parse_batch(
-            raw.get("events") if isinstance(raw, dict) else None, EVENTS_PER_REQUEST_MAX
-        )
-        verdicts = await submitted(hub, who.user_id, events, mode, correlation(request))
+        listed = raw.get("events") if isinstance(raw, dict) else None
+        events = parse_batch(listed, EVENTS_PER_REQUEST_MAX)
+        verdicts = await submitted(self.hub, who.user_id, events, mode, correlation(request))
         partly = mode == "each" and not all(verdict.accepted for verdict in verdicts)
         return respond(
             {"events": [verdict.to_json(legacy_event=True) for verdict in verdicts]},
             207 if partly else 200,
         )
 
-    async def read(request: Request) -> Response:
-        who = await principal(request, authenticator)
+    async def read(self, request: Request, who: Principal) -> Response:
         budget_id = as_uuid(request.query_params.get("budgetId"), "budgetId")
         key = query_int(request, "key", 0)
         count = min(query_int(request, "count", COUNT_MAX, least=1), COUNT_MAX)
         wait_s = query_int(request, "wait", WAIT_S, most=WAIT_S_MAX)
-        page = await hub.feeds.read(budget_id, who.user_id, key, count)
+        page = await self.hub.feeds.read(budget_id, who.user_id, key, count)
         if key > page.head:
             raise HubError(Code.CURSOR_AHEAD)
         head = page.head
@@ -54,7 +62,7 @@ def routes(hub: Hub, authenticator: Authenticator, *, now_ms: Callable[[], int])
         ]
         if not events and wait_s and not page.deleted:
             poll = Poll(who)
-            await poll.wait(hub, budget_id, key, wait_s, request)
+            await poll.wait(self.hub, budget_id, key, wait_s, request)
             head, events = max(head, poll.head or 0), poll.events[:count]
         next_key = events[-1].sequence if events else key
         return respond(
@@ -64,28 +72,21 @@ def routes(hub: Hub, authenticator: Authenticator, *, now_ms: Callable[[], int])
                 "nextKey": next_key,
                 "head": head,
                 "hasMore": next_key < head,
-                "logId": hub.log_id,
+                "logId": self.hub.log_id,
                 "events": [orjson.Fragment(event.text) for event in events],
             }
         )
 
-    async def stream(request: Request) -> Response:
-        who = await principal(request, authenticator)
+    async def stream(self, request: Request, who: Principal) -> Response:
         budget_id = path_id(request, "budget_id")
         key = query_int(request, "key", 0)
         if seen := request.headers.get("last-event-id"):
             key = as_int(seen, "Last-Event-ID")
-        events = EventStream(hub, who)
+        events = EventStream(self.hub, who)
         await events.open(budget_id, key)
         # A HEAD, which comes with GET, is over at once: others wait for its connection.
-        ends_in_s = 0 if request.method == "HEAD" else (who.expires_at_ms - now_ms()) / 1000
+        ends_in_s = 0 if request.method == "HEAD" else (who.expires_at_ms - self.now_ms()) / 1000
         return EventStreamResponse(events, ends_in_s)
-
-    return [
-        Route("/events", submit, methods=["POST"]),
-        Route("/events", read, methods=["GET"]),
-        Route("/budgets/{budget_id}/stream", stream, methods=["GET"]),
-    ]
 
 
 def _mode(request: Request) -> Mode:

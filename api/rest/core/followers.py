@@ -50,12 +50,7 @@ class Poll:
         self._over = asyncio.Event()
 
     async def wait(
-        self,
-        hub: Hub,
-        budget_id: BudgetId,
-        key: int,
-        wait_s: float,
-        request: Request,
+        self, hub: Hub, budget_id: BudgetId, key: int, wait_s: float, request: Request
     ) -> None:
         """Return when there are events, after `wait_s` seconds, when the hub drains, or when the
         client of `request` is gone: a client that retries in a loop would pile up waiting polls.
@@ -181,10 +176,8 @@ class EventStream:
         self._joined.set()
 
     def ended(self, code: Code) -> None:
-        if (
-            self.full and code is Code.NOT_PARTICIPANT
-        ):  # nothing more of it goes out, however slowly (P9)
-            self._queue.clear()
+        if self.full and code is Code.NOT_PARTICIPANT:
+            self._queue.clear()  # nothing more of it goes out, however slowly (P9)
         text = orjson.dumps({"type": "unsubscribed", "code": code.name})
         self._send(b"event: unsubscribed\ndata: %b\n\n" % text)
         self.leave()

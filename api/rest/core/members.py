@@ -5,6 +5,7 @@ the server makes them. All of them are idempotent: what is so already is a succe
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import orjson
 from starlette.requests import Request
@@ -12,79 +13,74 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api.http.answers import respond
-from api.http.errors import error_response
-from api.http.requests import correlation, path_id, principal
+from api.http.requests import ForUsers, correlation, path_id
 from api.http.verdicts import submitted
 from api.rest.core.invites import invite_hash
 from hub.budget.events import Joining, Leaving
-from hub.budget.records import UserId
+from hub.budget.records import BudgetId, UserId
 from hub.errors import Code, HubError
 from hub.hub import Hub
-from hub.ports import Authenticator
-from hub.tracing import Correlation
+from hub.ports import Principal
 from storage.postgres.core.snapshots import Snapshots
 
+PARTICIPANT = "/budgets/{budget_id}/participants/{user_id:opaque}"
 
-def routes(
-    hub: Hub,
-    snapshots: Snapshots,
-    authenticator: Authenticator,
-    *,
-    participants_max: int,
-    now_ms: Callable[[], int],
-    new_id: Callable[[], str],
-) -> list[Route]:
-    async def join(request: Request) -> Response:
-        who = await principal(request, authenticator)
+
+class MemberRoutes(NamedTuple):
+    hub: Hub
+    snapshots: Snapshots
+    participants_max: int
+    now_ms: Callable[[], int]
+    new_id: Callable[[], str]
+
+    def routes(self, user: ForUsers) -> list[Route]:
+        joining = Route("/budgets/{budget_id}/join", user(self.join), methods=["GET", "POST"])
+        assert joining.methods is not None
+        joining.methods.discard("HEAD")  # comes with GET, and must not change anything
+        return [
+            joining,
+            Route("/budgets/{budget_id}/leave", user(self.leave), methods=["DELETE"]),
+            Route(PARTICIPANT, user(self.read)),
+            Route(PARTICIPANT, user(self.remove), methods=["DELETE"]),
+        ]
+
+    async def join(self, request: Request, who: Principal) -> Response:
         budget_id = path_id(request, "budget_id")
         token = request.query_params.get("invite")
         invite = None if token is None else invite_hash(token)
-        event = Joining(new_id(), budget_id, who.user_id, now_ms(), participants_max, invite)
-        refused = await refusal(who.user_id, event, correlation(request))
-        if refused is not None and refused is not Code.ALREADY_PARTICIPANT:
-            return error_response(request, refused)
-        budget, participant = await snapshots.joined(budget_id, who.user_id)
-        return respond(
-            {"budget": orjson.Fragment(budget), "participant": orjson.Fragment(participant)}
+        event = Joining(
+            self.new_id(), budget_id, who.user_id, self.now_ms(), self.participants_max, invite
         )
+        await self._submit(request, who, event, already=Code.ALREADY_PARTICIPANT)
+        budget, participant = await self.snapshots.joined(budget_id, who.user_id)
+        found = {"budget": orjson.Fragment(budget), "participant": orjson.Fragment(participant)}
+        return respond(found)
 
-    async def leave(request: Request) -> Response:
-        who = await principal(request, authenticator)
-        budget_id = path_id(request, "budget_id")
-        event = Leaving(new_id(), budget_id, who.user_id, now_ms())
-        refused = await refusal(who.user_id, event, correlation(request))
-        if refused is not None and refused is not Code.NOT_PARTICIPANT:
-            return error_response(request, refused)
-        return respond({"budgetId": budget_id, "userId": who.user_id})
+    async def leave(self, request: Request, who: Principal) -> Response:
+        return await self._end(request, who, path_id(request, "budget_id"), who.user_id)
 
-    async def read(request: Request) -> Response:
-        who = await principal(request, authenticator)
+    async def remove(self, request: Request, who: Principal) -> Response:
+        return await self._end(request, who, path_id(request, "budget_id"), _user_id(request))
+
+    async def read(self, request: Request, who: Principal) -> Response:
         budget_id, user_id = path_id(request, "budget_id"), _user_id(request)
-        return respond(await snapshots.participant(budget_id, who.user_id, user_id))
+        return respond(await self.snapshots.participant(budget_id, who.user_id, user_id))
 
-    async def remove(request: Request) -> Response:
-        who = await principal(request, authenticator)
-        budget_id, user_id = path_id(request, "budget_id"), _user_id(request)
-        event = Leaving(new_id(), budget_id, user_id, now_ms())
-        refused = await refusal(who.user_id, event, correlation(request))
+    async def _end(
+        self, request: Request, who: Principal, budget_id: BudgetId, user_id: UserId
+    ) -> Response:
+        event = Leaving(self.new_id(), budget_id, user_id, self.now_ms())
         already = Code.NOT_PARTICIPANT if user_id == who.user_id else Code.ALREADY_LEFT
-        if refused is not None and refused is not already:
-            return error_response(request, refused)
+        await self._submit(request, who, event, already=already)
         return respond({"budgetId": budget_id, "userId": user_id})
 
-    async def refusal(actor: UserId, event: Joining | Leaving, called: Correlation) -> Code | None:
-        [verdict] = await submitted(hub, actor, [event], "stop", called)
-        return verdict.error
-
-    joining = Route("/budgets/{budget_id}/join", join, methods=["GET", "POST"])
-    assert joining.methods is not None
-    joining.methods.discard("HEAD")  # comes with GET, and must not change anything
-    return [
-        joining,
-        Route("/budgets/{budget_id}/leave", leave, methods=["DELETE"]),
-        Route("/budgets/{budget_id}/participants/{user_id:opaque}", read, methods=["GET"]),
-        Route("/budgets/{budget_id}/participants/{user_id:opaque}", remove, methods=["DELETE"]),
-    ]
+    async def _submit(
+        self, request: Request, who: Principal, event: Joining | Leaving, *, already: Code
+    ) -> None:
+        """Raises `HubError` where the event is refused, unless it is so `already`."""
+        [verdict] = await submitted(self.hub, who.user_id, [event], "stop", correlation(request))
+        if verdict.error is not None and verdict.error is not already:
+            raise HubError(verdict.error)
 
 
 def _user_id(request: Request) -> UserId:

@@ -1,5 +1,7 @@
 """`/photos/…`: the store of a hub without S3."""
 
+from typing import NamedTuple
+
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
@@ -10,11 +12,19 @@ from storage.objects.media_types import sniffed
 from storage.objects.store import CACHE_CONTROL
 
 
-def routes(disk: DiskPhotos) -> list[Route]:
+class DiskStoreRoutes(NamedTuple):
     """What S3 and the CDN would do: no token, for upload URLs are signed and photos public."""
 
-    async def receive(request: Request) -> Response:
-        await disk.receive(
+    disk: DiskPhotos
+
+    def routes(self) -> list[Route]:
+        return [
+            Route(f"{UPLOAD_PATH}/{{folder}}/{{key}}", self.receive, methods=["PUT"]),
+            Route(f"{PUBLIC_PATH}/user-photos/{{folder}}/{{key}}", self.read),
+        ]
+
+    async def receive(self, request: Request) -> Response:
+        await self.disk.receive(
             request.path_params["folder"],
             request.path_params["key"],
             content_type=request.headers.get("content-type", ""),
@@ -26,16 +36,11 @@ def routes(disk: DiskPhotos) -> list[Route]:
         )
         return Response(status_code=200)
 
-    async def read(request: Request) -> Response:
-        found = await disk.public_file(request.path_params["folder"], request.path_params["key"])
+    async def read(self, request: Request) -> Response:
+        path_params = request.path_params
+        found = await self.disk.public_file(path_params["folder"], path_params["key"])
         if found is None:
             raise HubError(Code.PHOTO_NOT_FOUND)
         path, head = found
-        return FileResponse(
-            path, media_type=sniffed(head), headers={"Cache-Control": CACHE_CONTROL}
-        )
-
-    return [
-        Route(f"{UPLOAD_PATH}/{{folder}}/{{key}}", receive, methods=["PUT"]),
-        Route(f"{PUBLIC_PATH}/user-photos/{{folder}}/{{key}}", read, methods=["GET"]),
-    ]
+        headers = {"Cache-Control": CACHE_CONTROL}
+        return FileResponse(path, media_type=sniffed(head), headers=headers)

@@ -1,59 +1,58 @@
 """`/user/photo-…`: uploading a profile photo."""
 
+from typing import NamedTuple
 from urllib.parse import urljoin
 
-from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from api.http.answers import respond
-from api.http.requests import as_int, body, principal
+from api.http.requests import Body, ForUsers, as_int, body
 from hub.budget.scalars import Uuid
 from hub.errors import Code, HubError
-from hub.ports import Authenticator
+from hub.ports import Principal
 from storage.objects.media_types import PhotoType
 from storage.objects.photos import Photos
 
 
-class Confirmation(BaseModel):
-    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+class Confirmation(Body):
     key: Uuid
 
 
-def routes(photos: Photos, authenticator: Authenticator, *, behind_proxy: bool) -> list[Route]:
-    """`behind_proxy`: believe what `X-Forwarded-Proto` says of the address a client uses."""
+class PhotoRoutes(NamedTuple):
+    photos: Photos
+    behind_proxy: bool  # believe what `X-Forwarded-Proto` says of the address a client uses
 
-    async def begin(request: Request) -> Response:
-        who = await principal(request, authenticator)
+    def routes(self, user: ForUsers) -> list[Route]:
+        return [
+            Route("/user/photo-upload-url", user(self.begin)),
+            Route("/user/confirm-photo-upload", user(self.confirm), methods=["POST"]),
+            # As legacy clients do.
+            Route("/user/photo-upload-confirm", user(self.confirm), methods=["PUT"]),
+            Route("/user/profile-photo", user(self.remove), methods=["DELETE"]),
+        ]
+
+    async def begin(self, request: Request, who: Principal) -> Response:
         content_type = _type(request.query_params.get("type", ""))
         size_bytes = as_int(request.query_params.get("size", ""), "size", least=1)
-        upload = await photos.begin(who.user_id, content_type, size_bytes)
+        upload = await self.photos.begin(who.user_id, content_type, size_bytes)
         return respond(
             {
-                "url": urljoin(_origin(request, behind_proxy), upload.url),
+                "url": urljoin(_origin(request, self.behind_proxy), upload.url),
                 "expiresInSeconds": upload.expires_in_s,
                 "key": upload.key,
                 "headers": {"Content-Type": upload.content_type},
             }
         )
 
-    async def confirm(request: Request) -> Response:
-        who = await principal(request, authenticator)
+    async def confirm(self, request: Request, who: Principal) -> Response:
         asked = await body(request, Confirmation)
-        return respond({"photo": await photos.confirm(who.user_id, asked.key)}, 201)
+        return respond({"photo": await self.photos.confirm(who.user_id, asked.key)}, 201)
 
-    async def remove(request: Request) -> Response:
-        who = await principal(request, authenticator)
-        await photos.remove(who.user_id)
+    async def remove(self, request: Request, who: Principal) -> Response:
+        await self.photos.remove(who.user_id)
         return Response(status_code=204)
-
-    return [
-        Route("/user/photo-upload-url", begin, methods=["GET"]),
-        Route("/user/confirm-photo-upload", confirm, methods=["POST"]),
-        Route("/user/photo-upload-confirm", confirm, methods=["PUT"]),  # as legacy clients do
-        Route("/user/profile-photo", remove, methods=["DELETE"]),
-    ]
 
 
 def _type(text: str) -> PhotoType:

@@ -1,9 +1,8 @@
 """`/user` and `/profiles/:userId`: the caller's own profile, and what others may see of one."""
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
-from pydantic.alias_generators import to_camel
+from pydantic import Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -11,9 +10,9 @@ from starlette.routing import Route
 from api.auth.closing import AccountClosing
 from api.auth.routes import Email
 from api.http.answers import respond
-from api.http.requests import body, correlation, principal
+from api.http.requests import Body, ForUsers, body, correlation
 from hub.errors import Code, HubError
-from hub.ports import Authenticator
+from hub.ports import Principal
 from storage.postgres.people.profiles import Profile, Profiles
 
 USER_ID_MAX = 128  # characters
@@ -21,52 +20,44 @@ USER_ID_MAX = 128  # characters
 Name = Annotated[str, StringConstraints(strict=True, max_length=200, pattern=r"^[^\x00]*$")]
 
 
-class ProfileFields(BaseModel):
+class ProfileFields(Body):
     """Absent is unchanged, null clears."""
 
-    model_config = ConfigDict(alias_generator=to_camel, extra="ignore", hide_input_in_errors=True)
     email: Annotated[Email | None, Field(repr=False)] = None
     first_name: Annotated[Name | None, Field(repr=False)] = None
     last_name: Annotated[Name | None, Field(repr=False)] = None
 
 
-def routes(
-    profiles: Profiles,
-    closing: AccountClosing,
-    authenticator: Authenticator,
-    *,
-    closed_too: Authenticator,
-) -> list[Route]:
-    """`closed_too` lets in who has closed the account already: the answer may have been lost."""
+class ProfileRoutes(NamedTuple):
+    profiles: Profiles
+    closing: AccountClosing
 
-    async def read(request: Request) -> Response:
-        who = await principal(request, authenticator)
-        return respond(_own(await profiles.read(who.user_id)))
+    def routes(self, user: ForUsers, *, closed_too: ForUsers) -> list[Route]:
+        """`closed_too` lets in a user whose account is closed: the answer may have been lost."""
+        return [
+            Route("/user", user(self.read)),
+            Route("/user", user(self.write), methods=["PUT"]),
+            Route("/user", closed_too(self.delete), methods=["DELETE"]),
+            Route("/profiles/{user_id:opaque}", user(self.read_other)),
+        ]
 
-    async def write(request: Request) -> Response:
-        who = await principal(request, authenticator)
+    async def read(self, request: Request, who: Principal) -> Response:
+        return respond(_own(await self.profiles.read(who.user_id)))
+
+    async def write(self, request: Request, who: Principal) -> Response:
         asked = await body(request, ProfileFields)
         fields = {name: getattr(asked, name) for name in asked.model_fields_set}
-        return respond(_own(await profiles.write(who.user_id, fields)))
+        return respond(_own(await self.profiles.write(who.user_id, fields)))
 
-    async def delete(request: Request) -> Response:
-        who = await principal(request, closed_too)
-        await closing.close(who, correlation(request))
+    async def delete(self, request: Request, who: Principal) -> Response:
+        await self.closing.close(who, correlation(request))
         return respond({"userId": who.user_id})
 
-    async def read_other(request: Request) -> Response:
-        await principal(request, authenticator)
+    async def read_other(self, request: Request, who: Principal) -> Response:
         user_id: str = request.path_params["user_id"]
         if len(user_id) > USER_ID_MAX or "\0" in user_id:
             raise HubError(Code.USER_NOT_FOUND)
-        return respond(_public(await profiles.read(user_id)))
-
-    return [
-        Route("/user", read, methods=["GET"]),
-        Route("/user", write, methods=["PUT"]),
-        Route("/user", delete, methods=["DELETE"]),
-        Route("/profiles/{user_id:opaque}", read_other, methods=["GET"]),
-    ]
+        return respond(_public(await self.profiles.read(user_id)))
 
 
 def _own(profile: Profile) -> dict[str, object]:

@@ -4,8 +4,7 @@ They are no events: nobody's stream shows them. Their use is one, and counts ins
 lets the user in (`storage.postgres.core.event_log`).
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hub.budget.access import standing
 from hub.budget.records import BudgetId, Invite, UserId
@@ -43,7 +42,7 @@ FROM budgets WHERE id = $1 AND (
 RETURNING id
 """
 READ_ALL = """
-SELECT id::text, created_at, expires_at, max_uses, uses, revoked
+SELECT id::text, token_hash, created_at, expires_at, max_uses, uses, revoked
 FROM invites WHERE budget_id = $1 ORDER BY created_at, id
 """
 REVOKE = """
@@ -76,20 +75,9 @@ class Invites:
         if not row:
             raise HubError(Code.BAD_REQUEST, f"at most {INVITES_MAX} invites: revoke some")
 
-    async def of_budget(self, owner: UserId, budget_id: BudgetId) -> list[Mapping[str, Any]]:
-        """All of them, without their tokens, as REST shows them."""
+    async def of_budget(self, owner: UserId, budget_id: BudgetId) -> list[Invite]:
         rows = await self._as_owner(owner, budget_id, READ_ALL)
-        return [
-            {
-                "inviteId": row[0],
-                "createdAt": row[1],
-                "expiresAt": row[2],
-                "maxUses": row[3],
-                "uses": row[4],
-                "revoked": row[5],
-            }
-            for row in rows
-        ]
+        return [Invite(budget_id, *row) for row in rows]
 
     async def revoke(self, owner: UserId, budget_id: BudgetId, invite_id: str) -> None:
         if not await self._as_owner(owner, budget_id, REVOKE, invite_id):

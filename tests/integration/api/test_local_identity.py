@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from api.auth import local
 from api.auth.local import LocalIdentity, RefreshToken, SignedIn
-from api.auth.routes import routes
+from api.auth.routes import AuthRoutes
 from api.auth.tokens import Keys, Tokens
 from api.http.edge import Edge
 from api.http.errors import ERROR_HANDLERS
@@ -61,7 +61,7 @@ def identity(logins: Logins, clock: Clock) -> LocalIdentity:
 @pytest.fixture
 async def client(identity: LocalIdentity, clock: Clock) -> AsyncIterator[AsyncClient]:
     limits = RequestLimits(RateLimits(None, "log", SECRET, now=clock), PerMinute())
-    app = Starlette(routes=routes(identity, limits), exception_handlers=ERROR_HANDLERS)
+    app = Starlette(routes=AuthRoutes(identity, limits).routes(), exception_handlers=ERROR_HANDLERS)
     async with AsyncClient(transport=ASGITransport(Edge(app)), base_url="http://hub") as client:
         yield client
 

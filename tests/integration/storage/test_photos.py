@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -22,10 +23,11 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
 
 from api.auth.tokens import Tokens
+from api.http import requests
 from api.http.edge import Edge
 from api.http.errors import ERROR_HANDLERS
-from api.rest.files import disk_store
-from api.rest.people.photos import routes
+from api.rest.files.disk_store import DiskStoreRoutes
+from api.rest.people.photos import PhotoRoutes
 from hub.errors import Code, Disconnected, HubError, StoreDown
 from loadtest.proxy import Proxy
 from storage.embedded.postgres import EmbeddedPostgres
@@ -114,8 +116,10 @@ class World:
         )
         app = Starlette(
             routes=[
-                *routes(self.photos, self.tokens, behind_proxy=False),
-                *(disk_store.routes(store) if isinstance(store, DiskPhotos) else []),
+                *PhotoRoutes(self.photos, behind_proxy=False).routes(
+                    partial(requests.signed_in, self.tokens)
+                ),
+                *(DiskStoreRoutes(store).routes() if isinstance(store, DiskPhotos) else []),
             ],
             exception_handlers=ERROR_HANDLERS,
         )
