@@ -190,7 +190,7 @@ def _routes(services: Services, tokens: Authenticator, limits: RequestLimits) ->
     local = services.identity.local
     return [
         *(auth_routes.AuthRoutes(local, limits).routes() if local is not None else []),
-        *events.EventRoutes(hub, now_ms).routes(user),
+        *events.EventRoutes(hub, now_ms, services.timeouts.keep_alive_s).routes(user),
         *budgets.BudgetRoutes(hub, snapshots).routes(user),
         *members.MemberRoutes(hub, snapshots, settings.max_participants, now_ms, new_id).routes(
             user

@@ -27,6 +27,7 @@ WAIT_S_MAX = 60
 class EventRoutes(NamedTuple):
     hub: Hub
     now_ms: Callable[[], int]
+    keep_alive_s: float
 
     def routes(self, user: ForUsers) -> list[Route]:
         return [
@@ -82,7 +83,7 @@ class EventRoutes(NamedTuple):
         key = query_int(request, "key", 0)
         if seen := request.headers.get("last-event-id"):
             key = as_int(seen, "Last-Event-ID")
-        events = EventStream(self.hub, who)
+        events = EventStream(self.hub, who, self.keep_alive_s)
         await events.open(budget_id, key)
         # A HEAD, which comes with GET, is over at once: others wait for its connection.
         ends_in_s = 0 if request.method == "HEAD" else (who.expires_at_ms - self.now_ms()) / 1000

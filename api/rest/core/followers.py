@@ -24,8 +24,6 @@ from hub.frames import texts
 from hub.hub import Hub
 from hub.ports import Principal
 
-KEEP_ALIVE_S = 15.0  # between two comments on a silent stream; also finds peers that are gone
-
 _TO_SEQUENCE = re.compile(rb'"toSequence":(\d+)')  # the first is the frame's: ids stand before it
 
 
@@ -110,8 +108,9 @@ class EventStream:
 
     attends = False
 
-    def __init__(self, hub: Hub, principal: Principal) -> None:
+    def __init__(self, hub: Hub, principal: Principal, keep_alive_s: float) -> None:
         self.principal = principal
+        self._keep_alive_s = keep_alive_s
         self.full = False
         self._hub = hub
         self._subscription: Subscription | None = None
@@ -154,7 +153,7 @@ class EventStream:
             if self._over:
                 return
             self._some.clear()
-            until_s = min(loop.time() + KEEP_ALIVE_S, ends_at_s)
+            until_s = min(loop.time() + self._keep_alive_s, ends_at_s)
             try:
                 async with asyncio.timeout_at(until_s):
                     await self._some.wait()

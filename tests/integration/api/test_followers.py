@@ -21,6 +21,7 @@ from api.rest.core import events as events_module, followers
 from api.rest.core.followers import EventStream
 from api.settings import Settings
 from api.sync.wire import HIGH_WATER_BYTES
+from api.timeouts import APP_TIMEOUTS
 from hub.budget.events import Joining, Leaving, parse_batch
 from hub.frames import FRAME_BYTES_MAX
 from hub.hub import Hub
@@ -282,13 +283,12 @@ async def test_p9_a_slow_stream_ends_with_the_removal_and_without_what_it_missed
     assert request.body.endswith(b'data: {"type":"unsubscribed","code":"NOT_PARTICIPANT"}\n\n')
 
 
-async def test_a_silent_stream_is_kept_alive(
-    app: App, budget_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert followers.KEEP_ALIVE_S < 30  # what proxies and phones mostly allow
-    monkeypatch.setattr(followers, "KEEP_ALIVE_S", 0.05)
+async def test_a_silent_stream_is_kept_alive(database_url: str, budget_id: str) -> None:
+    assert APP_TIMEOUTS.keep_alive_s < 30  # what proxies and phones mostly allow
+    settings = Settings(database_url=database_url, auth_secret=AUTH_SECRET)
     request = Request(f"/budgets/{budget_id}/stream?key=1")
-    async with under_way(app, request):
+    impatient = replace(PATIENT, keep_alive_s=0.05)
+    async with open_app(settings, timeouts=impatient) as app, under_way(app, request):
         await until(lambda: request.chunks >= 3, TIMEOUT_S)
         assert re.fullmatch(rb"(:[^\n]*\n\n)+", request.body)  # comments: no client sees an event
         await submit(app.hub, expense_add(budget_id))
@@ -301,7 +301,7 @@ def test_a_stream_ends_with_its_token_though_timers_strike_early(app: App) -> No
     async def ends() -> list[bytes]:
         said = []
         for after in range(300):
-            stream = EventStream(app.hub, Principal("ann", 0, 0))
+            stream = EventStream(app.hub, Principal("ann", 0, 0), APP_TIMEOUTS.keep_alive_s)
             said += [chunk async for chunk in stream.chunks(0.001 + after / 1e6)]
         return said
 
