@@ -69,8 +69,8 @@ class RequestLimits:
         await self._take(self._login_address, sender(scope, self._trusted_proxies))
         await self._take(self._login_email, email.strip().lower())
 
-    async def _take(self, limit: Limit | None, whom: str) -> None:
-        if limit is not None and (missing_s := await self._rates.take(limit, whom)):
+    async def _take(self, limit: Limit | None, caller: str) -> None:
+        if limit is not None and (missing_s := await self._rates.take(limit, caller)):
             raise HubError(Code.RATE_LIMITED, retry_after_s=missing_s)
 
 

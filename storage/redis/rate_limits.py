@@ -60,12 +60,12 @@ class RateLimits:
             "rate limits are counted here", "rate limits are counted in Redis again"
         )
 
-    async def take(self, limit: Limit, whom: str) -> float:
+    async def take(self, limit: Limit, caller: str) -> float:
         """Count one more; how many seconds are missing.
 
         0 seconds: it is within the limit. Otherwise it is not, and can be after that time."""
         hashed = blake2b(
-            whom.encode("utf-8", "surrogatepass"), key=self._secret, digest_size=16
+            caller.encode("utf-8", "surrogatepass"), key=self._secret, digest_size=16
         ).hexdigest()
         key = f"{self._prefix}:{limit.name}:{hashed}"
         missing_s = await self._ask(limit, key)
