@@ -43,7 +43,7 @@ class Feeds:
         self._shared = Shared(
             log, measures, trail, timeouts, now_ms, spawn, self._stir, self._abandon
         )
-        self.sweeper = Sweeper(log, self._feeds, measures, timeouts.sweep_s)
+        self.sweeper = Sweeper(log, self._feeds, measures)
 
     def __iter__(self) -> Iterator[Feed]:
         return iter(self._feeds.values())

@@ -37,12 +37,10 @@ class Sweeper:
         log: EventLog,
         feeds: Mapping[BudgetId, Feed],
         measures: Measures,
-        interval_s: float,
     ) -> None:
         self._log = log
         self._feeds = feeds
         self._measures = measures
-        self._interval_s = interval_s
         self._round: list[BudgetId] = []  # feeds to be compared before it is all feeds' turn again
 
     async def run_once(self) -> None:

@@ -345,7 +345,7 @@ async def test_a_node_that_falls_silent_is_told_of_once(
             return bool(here.gone) and bool(steady.gone)
 
         await until(told, DEADLINE_S)
-        await asyncio.sleep(0.5)  # time enough to be told again
+        await asyncio.sleep(0.5)  # long enough for a frame to come again
         assert here.gone == steady.gone == [there.node_id]
 
 
