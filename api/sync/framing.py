@@ -1,0 +1,182 @@
+"""The frames of a WebSocket client: cut out of its bytes, checked, and joined to messages.
+
+| a frame with                                            | is                                |
+|---------------------------------------------------------|-----------------------------------|
+| no mask, a reserved bit, a reserved opcode              | a violation, 1002 (RFC 6455, 5.2) |
+| a ping, pong or close that is a fragment or over 125    | a violation, 1002 (5.5)           |
+| a continuation of nothing, a message within a message   | a violation, 1002 (5.4)           |
+| more bytes than the message may still have              | a violation, 1009                 |
+| the end of a text that is not UTF-8                     | a violation, 1007 (8.1)           |
+| the end of a message                                    | `TEXT` or `BINARY`, the whole     |
+| the beginning or middle of a message                    | `CONT`, and nothing else          |
+| a ping, pong or close, also between fragments           | `PING`, `PONG` or `CLOSE`         |
+
+Pure: bytes in, frames out, one at a time, so that its caller decides how many it takes in a turn.
+Nothing is looked at before its turn. `websockets`' own parser takes all that was read at once, at
+ten times the cost; it lets bad UTF-8 pass, and fails at a close between fragments.
+"""
+
+from typing import TypeAlias
+
+from websockets.frames import Opcode
+
+try:
+    from websockets.speedups import apply_mask
+except ImportError:  # a platform without the compiled part
+    from websockets.utils import apply_mask
+
+# As plain numbers: the arithmetic of an `IntEnum` costs more than all the rest of a frame.
+CONT, TEXT, BINARY, CLOSE, PING, PONG = map(int, Opcode)
+PROTOCOL_ERROR, NOT_UTF8, TOO_BIG = 1002, 1007, 1009
+CONTROL_BYTES_MAX = 125
+
+_FIN, _RESERVED, _OPCODE = 0x80, 0x70, 0x0F
+_MASKED, _SIZE = 0x80, 0x7F
+_WHOLE_TEXT = _FIN | TEXT
+_CONTROL = 0x08  # the bit of opcodes that control frames have
+
+
+Received: TypeAlias = tuple[int, bytes]  # opcode and payload; a named tuple would cost a third more
+
+
+class Violation(Exception):
+    """The bytes are no WebSocket's, or not ours to take; `code` is the close code."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+_FRAGMENT: Received = (CONT, b"")
+
+
+class Frames:
+    """What a client sent and nobody took yet. It holds what it was fed, and at most one message of
+    `message_bytes_max` in fragments."""
+
+    __slots__ = ("_at", "_buffer", "_message", "_message_bytes_max", "_opcode", "_skipped")
+
+    def __init__(self, message_bytes_max: int) -> None:
+        self._message_bytes_max = message_bytes_max
+        self._buffer: bytes | bytearray = b""
+        self._at = 0  # where the next frame begins
+        self._opcode = 0  # of the message whose fragments come; 0: of none
+        self._message: bytearray | None = None  # its fragments so far
+        self._skipped = 0  # bytes of a dropped frame that have yet to come
+
+    def feed(self, data: bytes) -> None:
+        left = len(self._buffer) - self._at
+        if not left:
+            self._buffer = data
+        elif isinstance(self._buffer, bytearray):
+            del self._buffer[: self._at]
+            self._buffer += data
+        else:  # a frame in many pieces must not copy all that came before with each of them
+            self._buffer = bytearray(self._buffer[self._at :])
+            self._buffer += data
+        self._at = 0
+
+    def next(self) -> Received | None:
+        """The next frame; None until more bytes come. Raises `Violation`, after which only `drop`
+        goes on."""
+        buffer, at = self._buffer, self._at
+        end = len(buffer)
+        if end - at < 2:
+            self._forget_taken()
+            return None
+        first, second = buffer[at], buffer[at + 1]
+        size, body = second & _SIZE, at + 2
+        if size == 126:
+            body += 2
+            size = int.from_bytes(buffer[at + 2 : body], "big")
+        elif size == 127:
+            body += 8
+            size = int.from_bytes(buffer[at + 2 : body], "big")
+        body += 4
+        if first != _WHOLE_TEXT or self._opcode or not second & _MASKED:
+            self._check(first, second)
+        if body - 4 > end:
+            return None
+        before = 0 if self._message is None else len(self._message)
+        if before + size > self._message_bytes_max and not first & _CONTROL:
+            raise Violation(TOO_BIG, f"over {self._message_bytes_max} bytes")
+        if body + size > end:
+            return None
+        self._at = body + size
+        data = apply_mask(buffer[body : self._at], buffer[body - 4 : body])
+        return self._taken(first, data)
+
+    def drop(self) -> bool:
+        """Forget what was fed, without holding any of it; whether a close frame was in it. The
+        lengths of frames are believed, so that a close is found behind a frame that was too big."""
+        buffer, at, end = self._buffer, self._at + self._skipped, len(self._buffer)
+        self._message = None
+        while end - at >= 2:
+            size, body = buffer[at + 1] & _SIZE, at + 2
+            if buffer[at] & _OPCODE == CLOSE:
+                return True
+            if size >= 126:
+                body += 2 if size == 126 else 8
+                if body > end:
+                    break
+                size = int.from_bytes(buffer[at + 2 : body], "big")
+            at = body + size + (4 if buffer[at + 1] & _MASKED else 0)
+        self._skipped = max(at - end, 0)
+        self._buffer, self._at = buffer[min(at, end) :], 0
+        return False
+
+    def _taken(self, first: int, data: bytes) -> Received:
+        """The frame, and the message if it is its last."""
+        opcode = first & _OPCODE
+        if opcode & _CONTROL:
+            return opcode, data
+        if not first & _FIN or not opcode:
+            if opcode:
+                self._opcode, self._message = opcode, bytearray()
+            assert self._message is not None
+            self._message += data
+            if not first & _FIN:
+                return _FRAGMENT
+            opcode, data = self._opcode, bytes(self._message)
+            self._opcode, self._message = 0, None
+        if opcode == TEXT and not _is_utf8(data):
+            raise Violation(NOT_UTF8, "not UTF-8")
+        return opcode, data
+
+    def _check(self, first: int, second: int) -> None:
+        """Raises `Violation` for a head that may not stand here."""
+        opcode, size = first & _OPCODE, second & _SIZE
+        if first & _RESERVED:
+            raise Violation(PROTOCOL_ERROR, "reserved bits must be 0")
+        if opcode not in _OPCODES:
+            raise Violation(PROTOCOL_ERROR, "invalid opcode")
+        if not second & _MASKED:
+            raise Violation(PROTOCOL_ERROR, "not masked")
+        if opcode & _CONTROL:
+            if size > CONTROL_BYTES_MAX:
+                raise Violation(PROTOCOL_ERROR, "control frame too long")
+            if not first & _FIN:
+                raise Violation(PROTOCOL_ERROR, "fragmented control frame")
+        elif opcode and self._opcode:
+            raise Violation(PROTOCOL_ERROR, "expected a continuation frame")
+        elif not opcode and not self._opcode:
+            raise Violation(PROTOCOL_ERROR, "unexpected continuation frame")
+
+    def _forget_taken(self) -> None:
+        """Let go of what was read: an idle connection keeps nothing of it."""
+        if self._at == len(self._buffer):
+            self._buffer, self._at = b"", 0
+
+
+_OPCODES = frozenset((CONT, TEXT, BINARY, CLOSE, PING, PONG))
+
+
+def _is_utf8(text: bytes) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
