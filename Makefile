@@ -8,7 +8,7 @@ SCANNER ?= $(TOOLS)/checkov
 # Of the fault tests: another one each time. One that is given repeats its schedule.
 STORM_SEED ?= $(shell date +%s)
 
-.PHONY: help install run test test-firebase faults examples recordings check bench lint format types \
+.PHONY: help install run test test-firebase faults autobahn examples recordings check bench lint format types \
 	imports lock scan-infra lint-infra audit scan-secrets known-secrets clean
 .DEFAULT_GOAL := help
 
@@ -47,6 +47,17 @@ faults: install  ## the fault tests at length, and 200 seeded fault runs (over a
 	$(BIN)/pytest tests/unit --hypothesis-profile others
 	STORM_SEED=$(STORM_SEED) $(BIN)/pytest -m faults --timeout 1800 --log-cli-level INFO
 	$(BIN)/python -m loadtest faults --runs 200 --record
+
+autobahn: install $(TOOLS)/autobahn/bin/wstest  ## Autobahn's suite on the socket (wants Python 2.7)
+	$(BIN)/python -m tests.autobahn $(TOOLS)/autobahn/bin/wstest
+
+# The suite is written for Python 2.7, or PyPy's: `make autobahn PYTHON2=…`.
+PYTHON2 ?= python2.7
+$(TOOLS)/autobahn/bin/wstest:
+	$(PYTHON) -m venv $(TOOLS)/virtualenv
+	$(TOOLS)/virtualenv/bin/pip install --quiet "virtualenv<20.22"
+	$(TOOLS)/virtualenv/bin/virtualenv --quiet --python $(PYTHON2) $(TOOLS)/autobahn
+	$(TOOLS)/autobahn/bin/pip install --quiet autobahntestsuite==25.10.1
 
 examples: install  ## take down the examples of the interface's documents from a real hub
 	RENEW_EXAMPLES=1 $(BIN)/pytest tests/acceptance/rest/test_interface.py -k committed

@@ -6,12 +6,12 @@ import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from api.auth import routes as auth_routes
 from api.auth.closed_accounts import CHECK_S, RefusingClosedAccounts
@@ -27,7 +27,7 @@ from api.rest.files import disk_store
 from api.rest.people import photos as photo_routes, profiles as profile_routes
 from api.services import Services, new_id, now_ms, open_services
 from api.settings import Settings
-from api.sync.endpoint import SyncSocket
+from api.sync.endpoint import SyncDoor
 from api.telemetry import loop_lag, metrics
 from api.telemetry.siblings import Siblings
 from api.timeouts import APP_TIMEOUTS, AppTimeouts
@@ -43,20 +43,13 @@ from storage.postgres.housekeeping import Housekeeping
 from storage.redis.rate_limits import RateLimits
 
 
-class App:
-    """The ASGI application: sockets to one side, everything else to Starlette."""
+class App(NamedTuple):
+    """What a server serves."""
 
-    def __init__(
-        self, hub: Hub, socket: ASGIApp, rest: ASGIApp, routes: Sequence[BaseRoute]
-    ) -> None:
-        self.hub = hub
-        self.routes = routes  # of REST
-        self._socket = socket
-        self._rest = rest
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._socket if scope["type"] == "websocket" else self._rest
-        await app(scope, receive, send)
+    hub: Hub
+    door: SyncDoor  # of sockets
+    rest: ASGIApp  # everything else
+    routes: Sequence[BaseRoute]  # of REST
 
 
 @asynccontextmanager
@@ -160,10 +153,18 @@ async def open_rest(services: Services, siblings: Siblings) -> AsyncIterator[App
     ]
     rest.router.routes += [*routes, *documents.routes(routes)]
     origins = settings.origin_list()
-    socket = SyncSocket(hub, tokens, keys=keys, origins=origins, now_ms=now_ms, new_id=new_id)
+    door = SyncDoor(
+        hub,
+        tokens,
+        keys=keys,
+        origins=origins,
+        now_ms=now_ms,
+        new_id=new_id,
+        timeouts=services.timeouts,
+    )
     await siblings.open(lambda: metrics.told_as_json(sources))
     try:
-        yield App(hub, socket, edge, rest.routes)
+        yield App(hub, door, edge, rest.routes)
     finally:
         await siblings.close()
         await counts.close()

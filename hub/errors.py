@@ -25,6 +25,7 @@ class Code(Enum):
     BAD_FRAME = _Error(400, 4400, False, "This is not a frame of budget.sync.v2.")
     INVALID_EVENT = _Error(400, None, False, "The event is not of the documented shape.")
     PAYLOAD_TOO_LARGE = _Error(413, 1009, False, "A body or frame is at most 256 KiB.")
+    HEAD_TOO_LARGE = _Error(431, None, False, "A request's head is at most 32 KiB and 128 fields.")
     PHOTO_TOO_BIG = _Error(400, None, False, "A photo is at most 5 MiB.")
     PHOTO_NOT_VALID = _Error(
         400, None, False, "What was uploaded is not a photo of the size and type announced."
@@ -66,6 +67,7 @@ class Code(Enum):
     CURSOR_AHEAD = _Error(409, None, False, "The cursor is ahead of the budget: take a snapshot.")
 
     # Not now.
+    REQUEST_TIMEOUT = _Error(408, None, True, "The request did not arrive in time: send it again.")
     RATE_LIMITED = _Error(429, 4429, True, "Too much at once: slow down.")
     BUSY = _Error(503, 1011, True, "The hub has more work than it can queue: send it again.")
     UNAVAILABLE = _Error(503, 1011, True, "What this needs is out of reach: send it again.")

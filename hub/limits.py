@@ -8,6 +8,7 @@ from hub.recent import Recent
 
 BURST_S = 10  # of the rate may be taken at once
 USERS_MAX = 10_000
+FRAMES_PER_EVENT = 10  # WebSocket frames, among them fragments and control frames
 
 
 class Rate(NamedTuple):
@@ -32,17 +33,20 @@ class Bucket:
 
         0 seconds: it was taken. Otherwise nothing was taken, and it can be after that time. A cost
         above the burst counts as the burst, so that it can be taken at all."""
-        per_s, burst = self.rate
-        tokens = self.tokens
-        if now_s > self.at_s:
-            tokens = min(tokens + (now_s - self.at_s) * per_s, burst)
-            self.at_s = now_s
-        cost = min(cost, burst)
+        tokens = self.left(now_s)
+        cost = min(cost, self.rate.burst)
         if tokens < cost:
-            self.tokens = tokens
-            return (cost - tokens) / per_s
+            return (cost - tokens) / self.rate.per_s
         self.tokens = tokens - cost
         return 0.0
+
+    def left(self, now_s: float) -> float:
+        """How much can be taken at once."""
+        if now_s > self.at_s:
+            per_s, burst = self.rate
+            self.tokens = min(self.tokens + (now_s - self.at_s) * per_s, burst)
+            self.at_s = now_s
+        return self.tokens
 
 
 class Rates:
@@ -51,6 +55,8 @@ class Rates:
     def __init__(self, connection_per_s: float, user_per_s: float) -> None:
         self._connection = Rate(connection_per_s, BURST_S * connection_per_s)
         self._user = Rate(user_per_s, BURST_S * user_per_s)
+        frames_per_s = FRAMES_PER_EVENT * connection_per_s
+        self._frames = Rate(frames_per_s, BURST_S * frames_per_s)
         # A bucket lives as long as a session has it, and after that as long as it is one of the
         # `USERS_MAX` last asked for: coming back is no way to a full one.
         self._buckets: WeakValueDictionary[UserId, Bucket] = WeakValueDictionary()
@@ -58,6 +64,11 @@ class Rates:
 
     def of_connection(self, now_s: float) -> Bucket:
         return Bucket(self._connection, now_s)
+
+    def of_frames(self, now_s: float) -> Bucket:
+        """How many WebSocket frames are taken from a connection. Above, it is read slower, and
+        nothing is refused: a message may come in as many fragments as its sender likes."""
+        return Bucket(self._frames, now_s)
 
     def of_user(self, user_id: UserId, now_s: float) -> Bucket:
         """The one bucket of all the user's connections to this process."""

@@ -73,7 +73,6 @@ class Session:
         "_beat_at_ms",
         "_bucket",
         "_connection_id",
-        "_early",
         "_follow_at_once",
         "_following",
         "_hub",
@@ -119,7 +118,6 @@ class Session:
         self._following: dict[BudgetId, _Following] = {}
         self._in_flight = 0  # events that await their verdicts
         self._reading = True
-        self._early: list[bytes | str] = []  # read together with the token
         self._bucket = hub.rates.of_connection(now_ms() / 1000)
         self._user_bucket: Bucket | None = None
         self._strikes = 0  # refusals in a row
@@ -151,15 +149,16 @@ class Session:
         """Who is signed in, by the latest token; None before that."""
         return self._principal
 
-    def received(self, text: bytes | str) -> None:
-        """A message from the peer."""
+    def received(self, data: bytes, *, text: bool = True) -> None:
+        """A message from the peer, of text in UTF-8 or binary. A wire brings none while it is not
+        to read."""
         if self._state in (State.CLOSED, State.LEAVING):
-            return  # read before we stopped reading; the client sends it again
-        if self._state is State.AUTHENTICATING:
-            self._early.append(text)  # nobody's yet; bounded by one read, since no more is read
             return
+        assert self._state is not State.AUTHENTICATING  # nobody's yet
         try:
-            self._act(frames.parse(text))
+            if not text:
+                raise BadFrame("binary: frames are text", fatal=True)
+            self._act(frames.parse(data))
         except BadFrame as bad:
             if bad.fatal or self._may(bad.request_id, 1):
                 self._refuse(bad.request_id, Code.BAD_FRAME, bad.detail)
@@ -319,9 +318,6 @@ class Session:
             return
         if self._state is State.AUTHENTICATING:
             self._open(principal)
-            early, self._early = self._early, []
-            for text in early:
-                self.received(text)
             self._read_or_not()
 
     def _open(self, principal: Principal) -> None:

@@ -38,10 +38,6 @@ _PONG_FRAME, _CLOSE_FRAME = 0x8A, 0x88
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, for no time at all
 
 Json: TypeAlias = dict[str, Any]
-ASGI_WIRE = (
-    "from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol",
-    "api.process.server.DirectProtocol = WebSocketsSansIOProtocol",
-)
 
 
 class Seen(NamedTuple):
@@ -270,6 +266,14 @@ def patched(*statements: str) -> list[str]:
     """A program that is `budget-hub` after these statements, for `Cluster(program=...)`."""
     lines = ("import api.process.server", *statements, "from api.cli.main import main", "main()")
     return [sys.executable, "-c", "\n".join(lines)]
+
+
+def waiting(**seconds: float) -> str:
+    """A statement for `patched`: these instead of the same `api.timeouts.AppTimeouts`."""
+    return (
+        "from dataclasses import replace; from api.process import server; "
+        f"server.APP_TIMEOUTS = replace(server.APP_TIMEOUTS, **{seconds!r})"
+    )
 
 
 @asynccontextmanager

@@ -1,45 +1,165 @@
-"""uvicorn's HTTP protocol, with an end for peers that have stopped reading."""
+"""uvicorn's HTTP protocol, with bounds and timers for what a peer sends before anybody looks at it.
+
+| what                              | bound                             | what it meets   |
+|-----------------------------------|-----------------------------------|-----------------|
+| the head: first line and fields   | `HEAD_BYTES_MAX`, `HEADERS_MAX`   | 431, the end    |
+| the head to arrive                | `head_s`                          | 408, the end    |
+| the first byte of a connection    | `head_s`                          | the end         |
+| the body to arrive                | `body_s`, and a second for every  | 408, the end    |
+|                                   | `BODY_BYTES_PER_S` that came      |                 |
+| what is no HTTP                   |                                   | 400, the end    |
+
+The size of a body is its route's to bound. A peer that reads nothing is found by the kernel
+(`api.process.server.bind`).
+"""
 
 import asyncio
+from typing import ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-# Without a byte taken, while there is more than the transport likes to hold. A slow peer takes in
-# bursts: its kernel asks for more only when a sixteenth of its buffer is free again.
-STALLED_S = 20.0
+from api.http.refusals import refusal
+from api.timeouts import APP_TIMEOUTS, AppTimeouts
+from hub.errors import Code, HubError
+
+HEAD_BYTES_MAX = 32 * 1024
+HEADERS_MAX = 128
+BODY_BYTES_PER_S = 500
+
+
+class _HeadTooLarge(Exception):
+    """Ends the parser."""
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """What is written to a peer that takes nothing would stay, and with it the stream or the answer
-    that waits for room (P8): uvicorn drops only connections without a request. `abort`, because
-    `close` waits until everything is taken."""
+    """What it leans on of uvicorn's class is told in `tests/unit/api/test_leaning.py`."""
 
-    _left_bytes = 0
-    _looking: asyncio.TimerHandle | None = None
+    timeouts: ClassVar[AppTimeouts] = APP_TIMEOUTS
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._look_again()
+    _expected = "head"  # what the peer has to send now; "" between two requests
+    _timed = ""  # what of it the timer is for
+    _timer: asyncio.TimerHandle | None = None
+    _began_s = 0.0
+    _head_bytes = 0  # of the lines that the parser has passed on
+    _line_bytes = 0  # of what came while the head was not at its end
+    _body_bytes = 0
+    _too_large = False
+    _lingering = False  # it was told the last thing, and nothing of it is looked at any more
 
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._look_no_more()
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._look_no_more()
+        self._expected = ""
+        self._watch()
         super().connection_lost(exc)
 
-    def _look_again(self) -> None:
-        self._left_bytes = self.transport.get_write_buffer_size()
-        self._looking = self.loop.call_later(STALLED_S, self._look)
+    def data_received(self, data: bytes) -> None:
+        if self._lingering:
+            return
+        before = self._expected
+        super().data_received(data)
+        if self._expected == "body":
+            self._body_bytes += len(data)
+        elif self._expected == "head" == before:
+            self._line_bytes += len(data)
+            if self._line_bytes > HEAD_BYTES_MAX:
+                self._refuse(Code.HEAD_TOO_LARGE)
+        elif not self._expected and self.timeout_keep_alive_task is None and self._idle():
+            self._expected = "head"  # empty lines: uvicorn waits for a request no more
+        if self._expected != self._timed and not self._lingering:
+            self._watch()
 
-    def _look(self) -> None:
-        if self.transport.get_write_buffer_size() >= self._left_bytes:
-            self.transport.abort()
+    def handle_websocket_upgrade(self) -> None:
+        self._expected = ""
+        self._watch()
+        super().handle_websocket_upgrade()
+        self._lingering = True  # the connection is another protocol's now
+        self.parser = None  # type: ignore[assignment]  # each keeps the other in memory
+
+    def send_400_response(self, msg: str) -> None:
+        """In place of uvicorn's plain text, at a parser that has failed."""
+        self._refuse(Code.HEAD_TOO_LARGE if self._too_large else Code.BAD_REQUEST)
+
+    # The parser's calls
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._expected = "head"
+        self._head_bytes = self._line_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._expected = "body"
+        self._body_bytes = 0
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._expected = ""
+        super().on_message_complete()
+
+    def _count(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > HEAD_BYTES_MAX or len(self.headers) >= HEADERS_MAX:
+            self._too_large = True
+            raise _HeadTooLarge
+
+    # Time
+
+    def _watch(self) -> None:
+        """Have the timer for what the peer has to send now."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timed = self._expected
+        if self._timed:
+            self._began_s = self.loop.time()
+            wait_s = self.timeouts.head_s if self._timed == "head" else self.timeouts.body_s
+            self._timer = self.loop.call_later(wait_s, self._due)
+
+    def _due(self) -> None:
+        left_s = 0.0
+        if self._timed == "body":
+            until_s = self._began_s + self.timeouts.body_s + self._body_bytes / BODY_BYTES_PER_S
+            left_s = until_s - self.loop.time()
+            if self.flow.read_paused:  # it is we who do not take it
+                left_s = max(left_s, self.timeouts.body_s)
+        if left_s > 0:
+            self._timer = self.loop.call_later(left_s, self._due)
+        elif self._timed == "head" and not self._line_bytes:
+            self.transport.close()  # nothing was asked
         else:
-            self._look_again()  # slow, but there
+            self._refuse(Code.REQUEST_TIMEOUT)
 
-    def _look_no_more(self) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
-            self._looking = None
+    # The end
+
+    def _idle(self) -> bool:
+        """Whether no answer is owed."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _refuse(self, code: Code) -> None:
+        """Answer what could not be read, and end the connection. The request before it, if its
+        answer is under way, gets it first; its client finds the end behind it."""
+        self._expected = ""
+        self._watch()
+        if self._idle() or (self.cycle.more_body and not self.cycle.response_started):
+            if not self._idle():
+                self.cycle.disconnected = True  # the application need not answer
+                self.cycle.message_event.set()
+            self.transport.write(refusal(HubError(code)))
+            self.transport.write_eof()
+            self._lingering = True  # closed with something unread, TCP would reset the answer away
+            self._timer = self.loop.call_later(self.timeouts.flush_s, self.transport.abort)
+        elif self.cycle.more_body:
+            self.transport.close()  # the answer is under way, and nobody knows of what
+        else:
+            self._lingering = True
+            self.cycle.keep_alive = False

@@ -6,20 +6,22 @@ import signal
 import socket
 from collections.abc import Callable, Coroutine
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 import uvloop
+from starlette.types import ASGIApp
+from uvicorn._types import ASGIApplication
+from uvicorn.server import ServerState
 
 from api.app import open_app
 from api.http.protocol import HttpProtocol
 from api.settings import Settings
-from api.sync.wire import DirectProtocol
+from api.sync.wire import Door, SocketWire
 from api.telemetry.siblings import Siblings
-from hub.frames import FRAME_BYTES_MAX
+from api.timeouts import APP_TIMEOUTS, AppTimeouts
 
 BACKLOG = 2048
-PING_S = 20.0  # a peer that answers no ping for as long is closed
 GRACEFUL_S = 5  # for REST requests and closing handshakes, after the drain
 
 
@@ -27,11 +29,16 @@ class PortTaken(Exception):
     """The address cannot be listened on; the message is one line."""
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, timeouts: AppTimeouts | None = None) -> socket.socket:
     """A listening socket. Raises `PortTaken`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; every connection inherits it
+        # A peer that takes nothing of what was written to it is dropped by the kernel. Otherwise
+        # its stream or answer would wait for room for ever, and what is buffered with it (P8).
+        unread_ms = int((timeouts or APP_TIMEOUTS).unread_s * 1000)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
     try:
         listening.bind((host, port))
         listening.listen(BACKLOG)
@@ -76,33 +83,48 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def configured(rest: ASGIApp, door: Door) -> uvicorn.Config:
+    """uvicorn with our two protocols. It makes one for each connection, with its own arguments."""
+
+    class Http(HttpProtocol):
+        pass
+
+    Http.timeouts = door.timeouts
+
+    class Socket(SocketWire):
+        __slots__ = ()
+
+        def __init__(self, config: object, server_state: ServerState, app_state: object) -> None:
+            connected = cast("set[SocketWire]", server_state.connections)
+            super().__init__(door, connected, server_state.tasks)
+
+    return uvicorn.Config(
+        cast("ASGIApplication", rest),
+        http=Http,
+        ws=Socket,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=GRACEFUL_S,
+    )
+
+
 async def serve(
     settings: Settings,
     listening: socket.socket,
     ready: Callable[[], None],
     parent: socket.socket | None = None,
     siblings: Siblings | None = None,
+    timeouts: AppTimeouts | None = None,
 ) -> None:
     """Serve until told to stop by SIGTERM, SIGINT or the parent's end. `ready` is called when
     everything is up; connections made before wait in the socket's queue."""
-    async with open_app(settings, siblings) as app:
-        config = uvicorn.Config(
-            app,
-            http=HttpProtocol,
-            ws=DirectProtocol,
-            ws_max_size=FRAME_BYTES_MAX,
-            ws_per_message_deflate=False,
-            ws_ping_interval=PING_S,
-            ws_ping_timeout=PING_S,
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            backlog=BACKLOG,
-            timeout_graceful_shutdown=GRACEFUL_S,
-        )
-        server = Server(config, ready, app.hub.drain)
+    timeouts = timeouts or APP_TIMEOUTS
+    async with open_app(settings, siblings, timeouts) as app:
+        server = Server(configured(app.rest, app.door), ready, app.hub.drain)
         # What was built until now stays: keep the collector away from it. And a busy hub makes and
         # drops thousands of objects a second without a cycle among them: look for cycles seldom.
         gc.collect()

@@ -1,96 +1,326 @@
-"""The two ways to a socket.
+"""One WebSocket: from its transport to who it talks to, and back.
 
-`DirectProtocol` is uvicorn's own WebSocket protocol with a door: it offers itself to the
-application as an ASGI extension. Frames to the client are ready-made and go straight to the
-transport, one write however many frames (design 5); whole text frames from the client go straight
-to the session. All else (the handshake, control frames, fragments, oversized frames, closing) is
-left to uvicorn and websockets. `AsgiWire` does the same through plain ASGI `receive` and `send`,
-for any other server.
+| state   | what arrives                           | it ends when                                |
+|---------|----------------------------------------|---------------------------------------------|
+| NEW     | the head of the request, whole         | the door answers: OPEN, or CLOSING with an  |
+|         |                                        | HTTP error                                  |
+| OPEN    | frames, one by one, unless held        | we close: CLOSING; the peer closes: GONE    |
+| CLOSING | is dropped unread                      | the peer's close frame or end comes, or     |
+|         |                                        | `close_s` is over: GONE                     |
+| GONE    | nothing                                |                                             |
+
+CLOSING lingers because TCP resets a connection that is closed with something of the peer's unread,
+and the reset would overtake our close frame: the client would not learn its code.
+
+The handshake is that of `websockets` (`ServerProtocol`), and so are the frames that we write. The
+server below is known by uvicorn's `ws=` alone: a transport, and who is connected.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
-from typing import cast
+from enum import Enum
+from typing import NamedTuple, Protocol, cast
 
-from starlette.types import Message, Receive, Send
-from uvicorn._types import ASGISendEvent
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import Frame as WebSocketFrame, Opcode
-from websockets.http11 import Request
+from websockets.exceptions import ProtocolError
+from websockets.frames import Close, Frame, Opcode
+from websockets.http11 import Request, Response
+from websockets.server import ServerProtocol
 
-try:
-    from websockets.speedups import apply_mask
-except ImportError:  # a platform without the compiled part
-    from websockets.utils import apply_mask
+from api.http.edge import id_of
+from api.http.refusals import refusal
+from api.sync import framing
+from api.sync.framing import Frames, Violation
+from api.timeouts import AppTimeouts
+from hub.errors import Code, HubError
+from hub.limits import Bucket
 
-from hub.errors import Code
-from hub.frames import texts
-from hub.session import Session
-
-EXTENSION = "budget.wire"
 HIGH_WATER_BYTES = 64 * 1024  # of what is written and not taken: above, the peer counts as slow
+# Of one connection in one turn of the loop: thousands that were read at once must not keep the
+# others waiting.
+FRAMES_PER_TURN = 64
+PACE_S = 0.1  # between two looks at a rate that is used up
 
-STALLED = 4408  # close codes: ours, and that of RFC 6455 for text which is not UTF-8
-NOT_UTF8 = 1007
+RESTART = 1012
+STALLED = 4408  # ours: the peer is gone, or has stopped reading
 ABNORMAL = 1006  # never sent: there was no close frame
-CLOSE_S = 1.0  # for the close frame to leave, where the peer still reads
-FAREWELL_S = 3.0  # for the peer to answer it, when the process ends
+REASON_BYTES_MAX = framing.CONTROL_BYTES_MAX - 2
 
-_TEXT = 0x80 | Opcode.TEXT  # a whole message in one frame
-_MASKED = 0x80
+# What holds the frames back; while one does, nothing is read.
+_OPENING, _RECEIVER, _TURN, _PACE = 1, 2, 4, 8
+
+_PING = Frame(Opcode.PING, b"").serialize(mask=False)
 
 
-class DirectProtocol(WebSocketsSansIOProtocol):
-    """A uvicorn WebSocket protocol that is a `hub.ports.Wire`."""
+class State(Enum):
+    NEW = "new"
+    OPEN = "open"
+    CLOSING = "closing"
+    GONE = "gone"
 
-    full = False
-    _session: Session | None = None
-    _partial = b""  # the beginning of a frame whose rest has not arrived
-    _soon: list[bytes] | None = None  # for the end of this turn of the loop
 
-    def handle_connect(self, event: Request) -> None:
-        super().handle_connect(event)
-        if not self.handshake_complete:  # it is complete already where it was refused
-            extensions = cast(dict[str, object], self.scope["extensions"])
-            extensions[EXTENSION] = self
-            self.transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+class Receiver(Protocol):
+    """Who a socket talks to: a `hub.session.Session`."""
 
-    async def send(self, message: ASGISendEvent) -> None:
-        await super().send(message)
-        if message["type"] == "websocket.http.response.body":
-            self.handshake_complete = True  # refused; else uvicorn logs an error for each
+    def received(self, data: bytes, *, text: bool) -> None: ...
+    def full(self) -> None: ...
+    def drained(self) -> None: ...
+    def lost(self, close_code: int | None = None) -> None: ...
+    def close(self, code: Code) -> None: ...
 
-    async def run(self, session: Session, receive: Receive) -> None:
-        """Give what arrives to the session until the connection ends."""
-        del self.request, self.response, self.scope  # an idle connection keeps nothing of them
+
+class Admitted(NamedTuple):
+    """`begin` is called with the open wire."""
+
+    subprotocol: str | None
+    begin: "Callable[[SocketWire], Receiver]"
+
+
+class Door(Protocol):
+    """Decides who may open a socket."""
+
+    timeouts: AppTimeouts
+    message_bytes_max: int  # of one message of the peer
+
+    async def admit(self, request: Request) -> Admitted:
+        """Raises `HubError`, and the request is answered with it."""
+        ...
+
+    def pace(self, now_s: float) -> Bucket:
+        """How many frames one connection may send, of any kind; on the loop's clock."""
+        ...
+
+
+class SocketWire(asyncio.Protocol):
+    """A `hub.ports.Wire`. It is in `connected` as long as its connection stands, and in `tasks` is
+    what a shutdown has to wait for."""
+
+    __slots__ = (
+        "_connected",
+        "_door",
+        "_frames",
+        "_heard",
+        "_held",
+        "_loop",
+        "_pace",
+        "_receiver",
+        "_shutting_down",
+        "_soon",
+        "_state",
+        "_tasks",
+        "_timer",
+        "_transport",
+        "_unsent",
+        "full",
+    )
+    _transport: asyncio.Transport
+
+    def __init__(
+        self,
+        door: Door,
+        connected: "set[SocketWire]",
+        tasks: "set[asyncio.Task[None]]",
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._door = door
+        self._connected = connected
+        self._tasks = tasks
+        self._loop = loop or asyncio.get_running_loop()
+        self._state = State.NEW
+        self._receiver: Receiver | None = None
+        self._frames = Frames(door.message_bytes_max)
+        self._pace = door.pace(self._loop.time())
+        self._held = _OPENING
+        self._soon: list[bytes] | None = None  # for the end of this turn of the loop
+        self._heard = True  # something of the peer, since the last ping
+        self._unsent = 0  # bytes that had not left at the last ping
+        self._timer: asyncio.TimerHandle | None = None
+        self._shutting_down = False
+        self.full = False
+
+    # From the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
+        self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        self._transport.pause_reading()
+        self._connected.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = True
+        if self._state is State.NEW:
+            self._shake_hands(data)
+            return
+        self._frames.feed(data)
+        if self._state is State.OPEN:
+            self._take()
+        else:
+            self._drop()
+
+    def pause_writing(self) -> None:
+        self.full = True
+        if self._receiver is not None:
+            self._receiver.full()
+
+    def resume_writing(self) -> None:
+        self.full = False
+        self._heard = True  # it reads
+        if self._receiver is not None:
+            self._receiver.drained()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._state = State.GONE
+        self._connected.discard(self)
+        self._after(None)
+        self._lost(ABNORMAL)
+
+    def shutdown(self) -> None:
+        """The process ends. A peer that was told to go gets time to read it, and to answer."""
+        self._shutting_down = True
+        self.close(RESTART, "restart")
+        if self._state is State.CLOSING:
+            self._after(self._door.timeouts.farewell_s)
+
+    # The handshake
+
+    def _shake_hands(self, head: bytes) -> None:
+        """`head` is a whole request: uvicorn has parsed it, and writes it anew."""
+        protocol = ServerProtocol()
+        protocol.receive_data(head)
+        request = next((e for e in protocol.events_received() if isinstance(e, Request)), None)
+        if request is None:  # a line or their number is beyond its bounds, or there is a body
+            self._refuse(HubError(Code.BAD_REQUEST, _why(protocol)), None)
+            return
+        response = protocol.accept(request)
+        if response.status_code != 101:
+            self._refuse(HubError(Code.BAD_REQUEST, _why(protocol)), request)
+            return
+        task = self._loop.create_task(self._ask(request, response))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _ask(self, request: Request, response: Response) -> None:
+        """Open if the door admits the peer."""
         try:
-            # What came before is in uvicorn's queue and goes first; then the door opens, in the
-            # same turn of the loop.
-            while not self.queue.empty():
-                if not _give(session, await receive()):
-                    return
-            self._session = session
-            while _give(session, await receive()):
-                pass
-        finally:
-            self._lost(ABNORMAL)
-            session.lost(ABNORMAL)
+            admitted = await self._door.admit(request)
+        except HubError as error:
+            self._refuse(error, request)
+            return
+        except Exception:
+            self._refuse(HubError(Code.INTERNAL_SERVER_ERROR), request)
+            raise
+        if self._shutting_down:
+            self._refuse(HubError(Code.UNAVAILABLE, "the hub is shutting down"), request)
+        elif self._state is State.NEW:
+            if admitted.subprotocol is not None:
+                response.headers["Sec-WebSocket-Protocol"] = admitted.subprotocol
+            self._transport.write(response.serialize())
+            self._state = State.OPEN
+            self._after(self._door.timeouts.ping_s)
+            self._receiver = admitted.begin(self)
+            self._release(_OPENING)
+
+    def _refuse(self, error: HubError, request: Request | None) -> None:
+        if self._state is State.NEW:
+            request_id = None if request is None else id_of(raw_headers(request))
+            self._transport.write(refusal(error, request_id))
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+            self._linger(self._door.timeouts.flush_s)
+
+    # Frames from the peer
+
+    def _take(self) -> None:
+        """Take what has come, as far as turn and pace allow."""
+        if self._held:
+            return
+        now_s = self._loop.time()
+        allowed = min(FRAMES_PER_TURN, int(self._pace.left(now_s)))
+        taken = 0
+        try:
+            while taken < allowed and (frame := self._frames.next()) is not None:
+                taken += 1
+                self._received(*frame)
+                if self._held or self._state is not State.OPEN:
+                    break
+        except Violation as violation:
+            self.close(violation.code, violation.reason)
+        self._pace.take(taken, now_s)
+        if self._state is State.OPEN and taken == allowed:
+            if allowed < FRAMES_PER_TURN:
+                self._hold(_PACE)
+                self._loop.call_later(PACE_S, self._release, _PACE)
+            elif not self._held & _TURN:
+                self._hold(_TURN)
+                self._loop.call_soon(self._go_on)
+
+    def _received(self, opcode: int, data: bytes) -> None:
+        receiver = self._receiver
+        assert receiver is not None
+        if opcode == framing.TEXT or opcode == framing.BINARY:
+            try:
+                receiver.received(data, text=opcode == framing.TEXT)
+            except Exception as defect:  # noqa: BLE001 - raised, it would end the connection ...
+                receiver.close(Code.INTERNAL_SERVER_ERROR)  # ... before this has left
+                found = {"message": "a frame met a defect", "exception": defect}
+                self._loop.call_exception_handler(found)
+        elif opcode == framing.PING:
+            self.write_soon(Frame(Opcode.PONG, data).serialize(mask=False))
+        elif opcode == framing.CLOSE:
+            self._closed_by_peer(data)
+
+    def _closed_by_peer(self, data: bytes) -> None:
+        """Answer with the same code (RFC 6455 section 5.5.1), and close first (7.1.1)."""
+        try:
+            code, answer = Close.parse(data).code, data
+        except ProtocolError:
+            code, answer = framing.PROTOCOL_ERROR, _close(framing.PROTOCOL_ERROR, "bad close frame")
+        except UnicodeDecodeError:
+            code, answer = framing.NOT_UTF8, _close(framing.NOT_UTF8, "not UTF-8")
+        self.write(Frame(Opcode.CLOSE, answer).serialize(mask=False))
+        self._state = State.GONE
+        self._transport.close()
+        # Where the peer does not take what is buffered for it, that would hold the socket.
+        self._after(self._door.timeouts.flush_s)
+        self._lost(code)
+
+    # What is read, and when: the one owner of the transport's reading
+
+    def _hold(self, reason: int) -> None:
+        if self._state is State.OPEN:
+            if not self._held:
+                self._transport.pause_reading()
+            self._held |= reason
+
+    def _release(self, reason: int) -> None:
+        if self._held & reason:
+            self._held &= ~reason
+            if not self._held:
+                self._held = _TURN  # not at once: the caller is in the middle of something
+                self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._held &= ~_TURN
+        if self._state is State.OPEN and not self._held:
+            self._take()
+            if self._state is State.OPEN and not self._held:
+                self._transport.resume_reading()
+
+    # To the peer: `hub.ports.Wire`
 
     @property
     def write_open(self) -> Callable[[bytes], None]:
-        return self.transport.write
+        return self._transport.write
 
     def write(self, data: bytes) -> None:
         if self._soon is not None:
             self._flush()
-        if not (self.close_sent or self.disconnected or self.transport.is_closing()):
-            self.transport.write(data)
+        if self._state is State.OPEN and not self._transport.is_closing():
+            self._transport.write(data)
 
     def write_soon(self, data: bytes) -> None:
         if self._soon is None:
             self._soon = []
-            self.loop.call_soon(self._flush)
+            self._loop.call_soon(self._flush)
         self._soon.append(data)
 
     def _flush(self) -> None:
@@ -99,231 +329,73 @@ class DirectProtocol(WebSocketsSansIOProtocol):
             self.write(b"".join(soon))
 
     def pause_reading(self) -> None:
-        if not self.transport.is_closing():
-            self.transport.pause_reading()
+        self._hold(_RECEIVER)
 
     def resume_reading(self) -> None:
-        if not self.transport.is_closing():
-            self.transport.resume_reading()
+        self._release(_RECEIVER)
 
     def close(self, code: int, reason: str = "") -> None:
-        """The same steps as for an ASGI `websocket.close`, at once."""
-        self._flush()
-        if self.close_sent or self.disconnected or self.transport.is_closing():
+        if self._state is State.OPEN:
+            self.write(Frame(Opcode.CLOSE, _close(code, reason)).serialize(mask=False))
+            self._linger(self._door.timeouts.close_s)
+            self._lost(code)
+
+    # The end
+
+    def _linger(self, seconds: float) -> None:
+        """Drop what comes, until the peer has read what we wrote last."""
+        self._state = State.CLOSING
+        self._after(seconds)
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+            self._drop()
+
+    def _drop(self) -> None:
+        if self._frames.drop():
+            self._state = State.GONE
+            self._transport.close()
+
+    def _after(self, seconds: float | None) -> None:
+        """Do what is due after so long, and nothing else; None: nothing at all."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if seconds is None else self._loop.call_later(seconds, self._due)
+
+    def _due(self) -> None:
+        if self._state is not State.OPEN:
+            self._transport.abort()  # `close` would wait until the peer has taken everything
             return
-        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
-        self.conn.send_close(code, reason)
-        self.transport.write(b"".join(self.conn.data_to_send()))
-        self.close_sent = True
-        self.transport.resume_reading()  # the peer's closing frame must be read
-        # Not `close`, which waits for the peer to take what is buffered.
-        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
-        self._lost(code)
-
-    def shutdown(self) -> None:
-        """The process ends. A peer that was told to go has yet to read it: were the connection
-        closed now, with something of the peer's unread, TCP would reset it, and the close frame
-        would be lost with it. So the peer's own close frame ends it, or `FAREWELL_S`."""
-        if self.close_sent and not self.transport.is_closing():
-            self.stop_keepalive()
-            if self.close_timer is not None:
-                self.close_timer.cancel()
-            self.close_timer = self.loop.call_later(FAREWELL_S, self.transport.abort)
-        else:
-            super().shutdown()
-        self._abort_soon()
-
-    def keepalive_timeout(self) -> None:
-        """The peer has not answered a ping: it is gone, or has stopped reading. What is buffered
-        for it would hold the socket for ever, so the connection is dropped (P8)."""
-        self.pong_timer = None
-        self.pending_ping_payload = None
-        self.close(STALLED, "no answer")
-        self.loop.call_later(CLOSE_S, self.transport.abort)
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self.full = True
-        if self._session is not None:
-            self._session.full()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self.full = False
-        if self._session is not None:
-            self._session.drained()
-
-    def handle_close(self, event: WebSocketFrame) -> None:
-        super().handle_close(event)
-        received = self.conn.close_rcvd
-        self._lost(ABNORMAL if received is None else received.code)
-        self._abort_soon()
-
-    def _abort_soon(self) -> None:
-        """Where the peer does not take what is buffered for it, that would hold the socket."""
-        if self.transport.get_write_buffer_size():
-            self.loop.call_later(CLOSE_S, self.transport.abort)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._lost(ABNORMAL)
+        unsent = self._transport.get_write_buffer_size()
+        if self._heard or unsent < self._unsent:
+            self._heard, self._unsent = False, unsent
+            self.write(_PING)
+            self._after(self._door.timeouts.ping_s)
+        else:  # what is buffered for it would hold the socket for ever (P8)
+            self.close(STALLED, "no answer")
+            self._after(self._door.timeouts.flush_s)
 
     def _lost(self, close_code: int) -> None:
-        """Tell the session at once: from here on the transport takes nothing."""
-        if self._session is not None:
-            session, self._session = self._session, None
-            session.lost(close_code)
-
-    def data_received(self, data: bytes) -> None:
-        """Cut the stream into frames (RFC 6455 section 5.2). Whole text messages are unmasked and
-        given to the session; other frames go to websockets, each of them complete."""
-        if not self.handshake_initiated:
-            super().data_received(data)
-            return
-        if self._partial:
-            data = self._partial + data
-        start, end = 0, len(data)
-        while end - start >= 2:
-            size, mask_at = data[start + 1] & 0x7F, start + 2
-            if size == 126:
-                size, mask_at = int.from_bytes(data[start + 2 : start + 4], "big"), start + 4
-            elif size == 127:
-                size, mask_at = int.from_bytes(data[start + 2 : start + 10], "big"), start + 10
-            body = mask_at + 4
-            if body > end:
-                break
-            if size > self.config.ws_max_size or not data[start + 1] & _MASKED:
-                super().data_received(data[start:])  # refused by its header
-                start = end
-                break
-            if body + size > end:
-                break
-            if (
-                data[start] == _TEXT
-                and self._session is not None
-                and not self.close_sent
-                and self.conn.current_size is None  # no message in fragments is under way
-            ):
-                self._receive(apply_mask(data[body : body + size], data[mask_at:body]))
-            else:
-                super().data_received(data[start : body + size])
-            start = body + size
-        self._partial = data[start:]
-
-    def send_receive_event_to_app(self) -> None:
-        """A message that uvicorn has put together."""
-        if self.curr_msg_data_type == "text" and not _is_utf8(b"".join(self.frames)):
-            self.close(NOT_UTF8, "not UTF-8")
-        else:
-            super().send_receive_event_to_app()
-
-    def _receive(self, text: bytes) -> None:
-        assert self._session is not None
-        if not _is_utf8(text):
-            self.close(NOT_UTF8, "not UTF-8")
-            return
-        try:
-            self._session.received(text)
-        except Exception:
-            self._session.close(Code.INTERNAL_SERVER_ERROR)
-            raise  # the loop logs it
+        """Tell the receiver at once: from here on the transport takes nothing."""
+        if self._receiver is not None:
+            receiver, self._receiver = self._receiver, None
+            receiver.lost(close_code)
 
 
-class AsgiWire:
-    """A `hub.ports.Wire` over plain ASGI.
-
-    What is written waits here; as soon as it is more than `HIGH_WATER_BYTES` the wire is full, and
-    nobody writes events to a full wire (P8).
-    """
-
-    def __init__(self, send: Send) -> None:
-        self.full = False
-        self._send = send
-        self._session: Session | None = None
-        self._outbox: deque[bytes] = deque()
-        self._bytes = 0
-        self._closing: tuple[int, str] | None = None
-        self._some = asyncio.Event()
-        self._reading = asyncio.Event()
-        self._reading.set()
-
-    async def run(self, session: Session, receive: Receive) -> None:
-        """Give what arrives to the session until the connection ends."""
-        self._session = session
-        writer = asyncio.create_task(self._write())
-        try:
-            while _give(session, await receive()):
-                await self._reading.wait()
-        finally:
-            session.lost()
-            self._some.set()
-            await asyncio.wait([writer], timeout=1)
-            writer.cancel()
-
-    @property
-    def write_open(self) -> Callable[[bytes], None]:
-        return self.write
-
-    def write_soon(self, data: bytes) -> None:
-        self.write(data)
-
-    def write(self, data: bytes) -> None:
-        if self._closing is None:
-            self._outbox.append(data)
-            self._bytes += len(data)
-            self._some.set()
-            if not self.full and self._bytes > HIGH_WATER_BYTES:
-                self.full = True
-                if self._session is not None:
-                    self._session.full()
-
-    def pause_reading(self) -> None:
-        self._reading.clear()
-
-    def resume_reading(self) -> None:
-        self._reading.set()
-
-    def close(self, code: int, reason: str = "") -> None:
-        if self._closing is None:
-            self._closing = (code, reason)
-            self._some.set()
-            self._reading.set()
-
-    async def _write(self) -> None:
-        try:
-            while self._closing is None or self._outbox:
-                await self._some.wait()
-                self._some.clear()
-                while self._outbox:
-                    data = self._outbox.popleft()
-                    for text in texts(data):
-                        await self._send({"type": "websocket.send", "text": text.decode()})
-                    self._bytes -= len(data)
-                    if self.full and self._bytes <= HIGH_WATER_BYTES // 4:
-                        self.full = False
-                        if self._session is not None:
-                            self._session.drained()
-            code, reason = self._closing
-            await self._send({"type": "websocket.close", "code": code, "reason": reason})
-        except OSError:  # what ASGI says when the peer is gone; `receive` says it too
-            self._closing = self._closing or (1006, "")
-            self._outbox.clear()
-            self._reading.set()
+def _close(code: int, reason: str) -> bytes:
+    """The payload of a close frame; a reason that is too long is cut."""
+    return Close(code, reason.encode()[:REASON_BYTES_MAX].decode(errors="ignore")).serialize()
 
 
-def _is_utf8(text: bytes) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+def raw_headers(request: Request) -> list[tuple[bytes, bytes]]:
+    """As ASGI has them."""
+    return [
+        (name.lower().encode("latin-1"), value.encode("latin-1"))
+        for name, value in request.headers.raw_items()
+    ]
 
 
-def _give(session: Session, message: Message) -> bool:
-    """Whether the connection goes on after this ASGI message."""
-    if message["type"] == "websocket.disconnect":
-        return False
-    session.received(message.get("text") or "")  # a binary message is no frame of ours
-    return True
+def _why(protocol: ServerProtocol) -> str:
+    """What the library has against a request."""
+    error: BaseException | None = protocol.handshake_exc
+    assert error is not None
+    return f"{error}: {error.__cause__}" if error.__cause__ is not None else str(error)

@@ -22,11 +22,11 @@ import time
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
-import uvicorn
 import uvloop
 from rich.console import Console
 
@@ -34,9 +34,9 @@ from api.app import open_app
 from api.auth.tokens import Tokens
 from api.process import server
 from api.settings import Settings
-from api.sync.wire import DirectProtocol
 from api.telemetry import logs
-from hub.frames import FRAME_BYTES_MAX, Frame, event_frames
+from api.timeouts import APP_TIMEOUTS
+from hub.frames import Frame, event_frames
 from hub.hub import Hub
 from hub.ports import LogEvent
 from loadtest.bench import load
@@ -184,16 +184,9 @@ async def hub_here(url: str) -> AsyncIterator[tuple[Hub, int, str]]:
     settings = Settings(database_url=url, auth_secret=secret, port=0, log_level="warning")
     logs.configure(settings)
     listening = server.bind("127.0.0.1", 0)
-    async with open_app(settings) as app:
-        config = uvicorn.Config(
-            app,
-            ws=DirectProtocol,
-            ws_max_size=FRAME_BYTES_MAX,
-            ws_per_message_deflate=False,
-            ws_ping_interval=None,  # the drain answers nothing
-            lifespan="off",
-            log_config=None,
-        )
+    unanswered = replace(APP_TIMEOUTS, ping_s=3600.0)  # the drain answers nothing
+    async with open_app(settings, timeouts=unanswered) as app:
+        config = server.configured(app.rest, app.door)
         running = server.Server(config, lambda: None, app.hub.drain)
         serving = asyncio.create_task(running.serve(sockets=[listening]))
         token, _ = Tokens([secret.encode()], now=time.time).issue(USER)

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from api.sync.wire import FAREWELL_S
+from api.timeouts import APP_TIMEOUTS
 from hub.timeouts import TIMEOUTS
 from loadtest.process import START_TIMEOUT_S
 from loadtest.proxy import Proxy
@@ -135,7 +135,7 @@ async def test_p11_who_is_slow_and_writes_on_is_told_too(cluster: Cluster, user_
         slow.stop_reading()
         node.signal(signal.SIGTERM)
         await until(lambda: any(line.get("close_code") == RESTART for line in node.log()), BUSY_S)
-        with in_time(FAREWELL_S):
+        with in_time(APP_TIMEOUTS.farewell_s):
             for _ in range(3):  # the first one meets a hub that is gone, the next ones hear of it
                 slow.post([expense_add(budget_id)])
                 await asyncio.sleep(0.1)  # for the way there and back

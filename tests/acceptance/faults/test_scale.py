@@ -28,6 +28,7 @@ from tests.crowd import (
     open_spectator,
     patched,
     resident_bytes,
+    waiting,
 )
 from tests.device import Device, budget_create, connect, expense_add, new_id
 from tests.lateness import TooLate, in_time
@@ -80,7 +81,7 @@ async def test_p8_sockets_that_stop_reading(
     """They cost no memory, and nobody else time; some of them go on and miss nothing, the others
     are closed."""
     for patience in (1, 3, 9):  # of the hub, which a slow machine may need
-        program = patched(f"api.process.server.PING_S = {ping_s * patience}")
+        program = patched(waiting(ping_s=ping_s * patience))
         folder = tmp_path / str(patience)
         await asyncio.to_thread(folder.mkdir)
         cluster = Cluster(folder, cluster_database_url, redis.url, program)

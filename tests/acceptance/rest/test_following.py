@@ -3,7 +3,6 @@
 import asyncio
 import re
 import socket
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
@@ -17,11 +16,10 @@ import pytest
 import redis.asyncio
 
 from storage.postgres.database import CONNECTIONS_MAX
-from tests import ROOT
 from tests.cluster import BUSY_S, REST_S, Cluster, Node, until
+from tests.crowd import patched, waiting
 from tests.device import Json, budget_create, expense_add, new_id
 from tests.event_stream import streaming
-from tests.impatient import STALLED_S
 from tests.lateness import again_if_too_late, in_time, unpaused
 
 
@@ -302,6 +300,9 @@ async def test_p8_dropped_polls_and_streams_leave_nothing_behind(
         await becomes(nobody_follows)
 
 
+UNREAD_S = 1.0  # until a peer that takes nothing is dropped
+
+
 @again_if_too_late
 async def test_p8_a_stream_that_stopped_reading_is_closed(
     cluster: Cluster, cluster_database_url: str, tmp_path: Path
@@ -313,10 +314,10 @@ async def test_p8_a_stream_that_stopped_reading_is_closed(
         folder,
         cluster_database_url,
         cluster.redis_url,
-        (sys.executable, "-m", "tests.impatient"),
+        patched(waiting(unread_s=UNREAD_S)),
     )
     try:
-        node = await impatient.start(PYTHONPATH=str(ROOT))
+        node = await impatient.start()
         token = cluster.token("ann")
         note = "x" * 2000
         await submit(node, token, budget_create(budget_id))
@@ -336,7 +337,7 @@ async def test_p8_a_stream_that_stopped_reading_is_closed(
                 await stopped.reader.readexactly(4096)
         await stopped.drop()
         # Who reads, however slowly, gets everything: in three times as long as the hub waits.
-        async with unpaused(STALLED_S / 2):
+        async with unpaused(UNREAD_S / 2):
             slow = Waiter(node, token, path, receive_buffer=65536)
             await slow.ask()
             end = b""

@@ -114,7 +114,7 @@ class Request:
 @asynccontextmanager
 async def under_way(app: App, request: Request) -> AsyncIterator["asyncio.Task[None]"]:
     async def run() -> None:
-        await app(request.scope, request.receive, request.send)
+        await app.rest(request.scope, request.receive, request.send)
 
     task = asyncio.create_task(run())
     try:

@@ -1,31 +1,24 @@
-"""Both wires (`api.sync.wire`) in real processes: what a client sends, its bounds, its end.
-
-`direct` is the hub as it comes; `asgi` is the same hub on a server that does not offer the way
-around ASGI. Whatever a test with both shows must be the same on both.
-"""
+"""`api.sync.wire` in real processes: what a client sends, its bounds, its end."""
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator, Sequence
-from itertools import count, islice
+from itertools import count, islice, pairwise
 from pathlib import Path
 
 import orjson
 import pytest
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets import frames
 from websockets.exceptions import InvalidStatus
 from websockets.frames import Opcode
 
 from api.app import App
-from api.process import server
 from api.settings import Settings
 from hub.timeouts import TIMEOUTS
 from loadtest.proxy import Proxy
 from storage.embedded.redis import EmbeddedRedis
 from tests.cluster import AUTH_SECRET, BUSY_S, Cluster, Node, token, until
 from tests.crowd import (
-    ASGI_WIRE,
     SMALL_BYTES,
     Crowd,
     Spectator,
@@ -33,6 +26,7 @@ from tests.crowd import (
     in_this_process,
     open_spectator,
     patched,
+    waiting,
 )
 from tests.device import (
     FRAME_BYTES_MAX,
@@ -49,6 +43,7 @@ from tests.device import (
     open_device,
 )
 from tests.lateness import again_if_too_late, in_time, unpaused
+from tests.masked import masked
 
 WAIT_S = 30.0
 PING_S = 1  # of an impatient hub
@@ -61,26 +56,8 @@ _users = count(1)
 
 
 @pytest.fixture(scope="module")
-async def plain(
-    cluster_database_url: str, redis: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Node]:
-    """A hub whose server knows nothing but ASGI. (Its log is the server's own affair.)"""
-    folder = tmp_path_factory.mktemp("asgi")
-    cluster = Cluster(folder, cluster_database_url, redis.url, patched(*ASGI_WIRE))
-    try:
-        yield await cluster.start()
-    finally:
-        await cluster.close()
-
-
-@pytest.fixture(scope="module")
-async def direct(cluster: Cluster) -> Node:
+async def node(cluster: Cluster) -> Node:
     return await cluster.start()
-
-
-@pytest.fixture(params=["direct", "asgi"])
-def node(request: pytest.FixtureRequest, direct: Node, plain: Node) -> Node:
-    return {"direct": direct, "asgi": plain}[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +81,7 @@ async def device(node: Node, user_id: str) -> AsyncIterator[Device]:
         yield device
 
 
-# The same on both wires
+# What a client sends
 
 
 @pytest.mark.parametrize("way", ["header", "subprotocol", "frame"])
@@ -203,9 +180,7 @@ async def test_leaving_is_answered(device: Device) -> None:
 
 def raw(*parts: tuple[Opcode, bytes, bool]) -> bytes:
     """Masked frames of opcode, payload, and whether it is the last of its message."""
-    return b"".join(
-        frames.Frame(opcode, data, fin=fin).serialize(mask=True) for opcode, data, fin in parts
-    )
+    return b"".join(masked(opcode, data, fin=fin) for opcode, data, fin in parts)
 
 
 async def test_fragments_and_control_frames_cut_at_every_byte(device: Device) -> None:
@@ -250,6 +225,70 @@ async def test_text_that_is_not_utf8_closes_1007(device: Device, data: bytes) ->
     assert device.of_type("pong") == []
 
 
+@pytest.mark.parametrize("seed", range(3))
+async def test_verdicts_do_not_depend_on_how_the_bytes_come(
+    node: Node, user_id: str, seed: int
+) -> None:
+    """P2, P4: whole or in fragments, with control frames between them, cut anywhere."""
+    chance = random.Random(seed)
+    plan = [chance.randrange(6) for _ in range(60)]
+    whole, cut = [story(plan, new_id()) for _ in "12"]
+    found = []
+    async with connect(node.url, token(user_id)) as device:
+        posted = [await device.post(events) for events in whole]
+        found.append([v for request_id in posted for v in await device.verdicts(request_id)])
+    async with connect(node.url, token(user_id)) as device:
+        sent = b""
+        for number, events in enumerate(cut):
+            device.expect(number, events, None)
+            sent += in_pieces({"type": "events", "id": number, "events": events}, chance)
+        while sent:
+            size = chance.choice((1, 2, 3, 7, 50, 1000, 30_000))
+            device.socket.transport.write(sent[:size])
+            sent = sent[size:]
+            await asyncio.sleep(0)
+        found.append([v for number in range(len(cut)) for v in await device.verdicts(number)])
+    kinds = [
+        [(v["status"], v.get("error", {}).get("message"), v.get("sequence")) for v in verdicts]
+        for verdicts in found
+    ]
+    assert kinds[0] == kinds[1]
+    assert {code for _, code, _ in kinds[0]} >= {None, "BUDGET_EXISTS", "INVALID_EVENT"}
+
+
+def story(plan: Sequence[int], budget_id: str) -> list[list[Json]]:
+    """Batches of events that hang on each other, some of them wrong; the same for the same plan."""
+    batches, records = [[budget_create(budget_id)]], [new_id()]
+    for step in plan:
+        match step:
+            case 0:
+                batches.append([budget_create(budget_id)])  # exists
+            case 1:
+                batches.append(batches[-1])  # a duplicate
+            case 2:
+                batches.append([expense_edit(budget_id, records[-1], 1)])  # soon stale
+            case 3:
+                batches.append([{"eventType": "nonsense", "eventId": new_id()}])
+            case _:
+                made = [expense_add(budget_id, note=LONG_NOTE) for _ in range(step)]
+                records += [each["recordId"] for each in made]
+                batches.append(made)
+    return batches
+
+
+def in_pieces(frame: Json, chance: random.Random) -> bytes:
+    """One frame in fragments of any size, none included, with control frames between them."""
+    text = orjson.dumps(frame)
+    cuts = sorted(chance.randrange(len(text) + 1) for _ in range(chance.choice((0, 0, 1, 5, 40))))
+    parts = [text[begin:end] for begin, end in pairwise([0, *cuts, len(text)])]
+    sent = b""
+    for number, part in enumerate(parts):
+        sent += raw((Opcode.CONT if number else Opcode.TEXT, part, number == len(parts) - 1))
+        if chance.random() < 0.3:
+            sent += raw((chance.choice((Opcode.PING, Opcode.PONG)), b"between", True))
+    return sent
+
+
 async def test_fragments_of_over_256_kib_close_1009(device: Device) -> None:
     parts = [(Opcode.TEXT if not part else Opcode.CONT, b" " * 100_000, False) for part in range(3)]
     device.socket.transport.write(raw(*parts))
@@ -259,14 +298,11 @@ async def test_fragments_of_over_256_kib_close_1009(device: Device) -> None:
 # Inside: what is left of a peer that is gone
 
 
-@pytest.mark.parametrize("wire", ["direct", "asgi"])
 async def test_peer_that_vanishes_leaves_nothing(
-    wire: str, database_url: str, redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+    database_url: str, redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """P8: no task, no session, no feed; in whatever state it was. And a peer that is there at the
     end is closed as one that may come back."""
-    if wire == "asgi":
-        monkeypatch.setattr(server, "DirectProtocol", WebSocketsSansIOProtocol)
     settings = Settings(
         database_url=database_url, redis_url=redis.url, auth_secret=AUTH_SECRET, port=0
     )
@@ -359,9 +395,9 @@ async def test_only_listed_origins_may_open_sockets(
     assert orjson.loads(response.body)["error"]["message"] == "ORIGIN_NOT_ALLOWED"
 
 
-async def test_any_origin_may_come_where_none_is_listed(direct: Node, user_id: str) -> None:
+async def test_any_origin_may_come_where_none_is_listed(node: Node, user_id: str) -> None:
     headers = {"Authorization": f"Bearer {token(user_id)}", "Origin": "https://evil.example.org"}
-    async with open_device(direct.url, headers=headers) as device:
+    async with open_device(node.url, headers=headers) as device:
         await device.ping()
 
 
@@ -451,16 +487,16 @@ async def test_who_slows_down_is_not_closed(strict: Node, user_id: str) -> None:
 
 @again_if_too_late
 async def test_p8_p4_hub_reads_no_further_than_400_events_in_flight(
-    cluster: Cluster, direct: Node, user_id: str
+    cluster: Cluster, node: Node, user_id: str
 ) -> None:
     """While the database answers nothing: what a client sends on stays with the client, others are
     served, and in the end everything is answered and in the log."""
     async with Proxy(cluster.database_url) as proxy:
-        node = await cluster.start(DATABASE_URL=proxy.url)
+        cut_off = await cluster.start(DATABASE_URL=proxy.url)
         budget_id = new_id()
         async with (
-            connect(node.url, token(user_id)) as sender,
-            connect(node.url, token(f"other-{user_id}")) as other,
+            connect(cut_off.url, token(user_id)) as sender,
+            connect(cut_off.url, token(f"other-{user_id}")) as other,
         ):
             await sender.accepted(budget_create(budget_id))
             # Then the hub answers that it cannot tell.
@@ -484,12 +520,12 @@ async def test_p8_p4_hub_reads_no_further_than_400_events_in_flight(
             late = next(pings)
             await sender.wait_for(lambda: len(sender.of_type("pong")) == answered + late)
         assert [verdict["sequence"] for verdict in verdicts] == list(range(2, 602))
-        async with connect(direct.url, token(user_id)) as reader:
+        async with connect(node.url, token(user_id)) as reader:
             await reader.subscribe(budget_id)
             stream = await reader.reached(budget_id, 601)
             sent = [event["eventId"] for events in batches for event in events]
             assert [event.body["eventId"] for event in stream.events[1:]] == sent
-        await node.stop()
+        await cut_off.stop()
 
 
 async def settled_size(device: Device) -> int:
@@ -511,10 +547,7 @@ async def impatient(
     cluster_database_url: str, redis: EmbeddedRedis, tmp_path: Path
 ) -> AsyncIterator[Node]:
     """A hub that pings every second, and gives a closing handshake one second."""
-    program = patched(
-        f"api.process.server.PING_S = {PING_S}",
-        "api.sync.wire.DirectProtocol.close_timeout = property(lambda _: 1.0, lambda *_: None)",
-    )
+    program = patched(waiting(ping_s=PING_S, close_s=1.0))
     cluster = Cluster(tmp_path, cluster_database_url, redis.url, program)
     try:
         yield await cluster.start()

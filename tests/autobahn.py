@@ -1,0 +1,70 @@
+"""Autobahn's test suite for WebSockets against `tests.echo`: `python -m tests.autobahn WSTEST`.
+
+Prints what each case came to that is not plainly right, and the sums of the chapters. Exits with 1
+where a case of those that count (`COUNTED`) failed. The chapters on compression are left out: the
+hub declines it.
+"""
+
+import asyncio
+import json
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from rich.console import Console
+
+from tests.echo import echoing
+
+COUNTED = ("1", "2", "3", "4", "5", "6", "7", "9", "10")
+# "NON-STRICT": allowed, though the suite knows something it likes better.
+RIGHT = ("OK", "NON-STRICT", "INFORMATIONAL")
+
+_console = Console(highlight=False, soft_wrap=True)
+
+
+async def run(wstest: str) -> dict[str, dict[str, Any]]:
+    """The results by case."""
+    with tempfile.TemporaryDirectory(prefix="budget-hub-autobahn-") as name:
+        folder = Path(name)
+        async with echoing() as url:
+            plan = {
+                "outdir": str(folder / "reports"),
+                "servers": [{"agent": "budget-hub", "url": url}],
+                "cases": [f"{chapter}.*" for chapter in COUNTED],
+                "exclude-cases": [],
+                "exclude-agent-cases": {},
+            }
+            (folder / "plan.json").write_text(json.dumps(plan))
+            process = await asyncio.create_subprocess_exec(
+                wstest, "-m", "fuzzingclient", "-s", str(folder / "plan.json")
+            )
+            if await process.wait() != 0:
+                sys.exit("wstest failed")
+        text = (folder / "reports" / "index.json").read_text()
+    results: dict[str, dict[str, Any]] = json.loads(text)["budget-hub"]
+    return results
+
+
+def main(wstest: str) -> int:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        results = runner.run(run(wstest))
+    behaved: dict[str, Counter[str]] = {chapter: Counter() for chapter in COUNTED}
+    wrong = []
+    for case, result in results.items():
+        said = {result["behavior"], result["behaviorClose"]}
+        behaved[case.partition(".")[0]][result["behavior"]] += 1
+        if said != {"OK"}:
+            _console.print(f"{case}: {result['behavior']}, closing {result['behaviorClose']}")
+        if not said <= set(RIGHT):
+            wrong.append(case)
+    for chapter, counts in behaved.items():
+        _console.print(f"{chapter}: {dict(counts)}")
+    _console.print(f"{len(results)} cases, wrong: {wrong or 'none'}")
+    return 1 if wrong or not results else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,73 @@
+"""A WebSocket server that sends back what it gets, of the very classes that serve `/sync`: uvicorn
+with our protocols (`api.process.server.configured`), but for who it talks to."""
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request
+
+from api.process import server
+from api.sync.wire import Admitted, SocketWire
+from api.timeouts import APP_TIMEOUTS
+from hub.errors import Code
+from hub.limits import Bucket, Rate
+
+MESSAGE_BYTES_MAX = 64 * 2**20
+ANY_NUMBER = Rate(1e9, 1e9)
+
+
+class Echo:
+    """A `api.sync.wire.Receiver`."""
+
+    def __init__(self, wire: SocketWire) -> None:
+        self._wire = wire
+
+    def received(self, data: bytes, *, text: bool) -> None:
+        opcode = Opcode.TEXT if text else Opcode.BINARY
+        self._wire.write(Frame(opcode, data).serialize(mask=False))
+
+    def full(self) -> None:
+        self._wire.pause_reading()
+
+    def drained(self) -> None:
+        self._wire.resume_reading()
+
+    def lost(self, close_code: int | None = None) -> None: ...
+
+    def close(self, code: Code) -> None:
+        self._wire.close(code.close or 1011)
+
+
+class EchoDoor:
+    """A `api.sync.wire.Door` that lets in everybody."""
+
+    timeouts = APP_TIMEOUTS
+    message_bytes_max = MESSAGE_BYTES_MAX
+
+    async def admit(self, request: Request) -> Admitted:
+        return Admitted(None, Echo)
+
+    def pace(self, now_s: float) -> Bucket:
+        return Bucket(ANY_NUMBER, now_s)
+
+
+@asynccontextmanager
+async def echoing() -> AsyncIterator[str]:
+    """Its URL."""
+
+    async def nothing() -> None: ...
+
+    listening = server.bind("127.0.0.1", 0)
+    config = server.configured(Starlette(), EchoDoor())
+    running = server.Server(config, lambda: None, nothing)
+    serving = asyncio.create_task(running.serve(sockets=[listening]))
+    try:
+        yield server.address(listening).replace("http", "ws")
+    finally:
+        running.should_exit = True
+        await serving
+        gc.collect()
