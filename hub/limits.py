@@ -8,7 +8,10 @@ from hub.recent import Recent
 
 BURST_S = 10  # of the rate may be taken at once
 USERS_MAX = 10_000
-FRAMES_PER_EVENT = 10  # WebSocket frames, among them fragments and control frames
+# Of WebSocket frames, fragments and control frames too: how many for each event, and how many at
+# once at least.
+FRAMES_PER_EVENT = 10
+FRAMES_AT_ONCE = 1_000
 
 
 class Rate(NamedTuple):
@@ -56,7 +59,7 @@ class Rates:
         self._connection = Rate(connection_per_s, BURST_S * connection_per_s)
         self._user = Rate(user_per_s, BURST_S * user_per_s)
         frames_per_s = FRAMES_PER_EVENT * connection_per_s
-        self._frames = Rate(frames_per_s, BURST_S * frames_per_s)
+        self._frames = Rate(frames_per_s, max(frames_per_s, FRAMES_AT_ONCE))
         # A bucket lives as long as a session has it, and after that as long as it is one of the
         # `USERS_MAX` last asked for: coming back is no way to a full one.
         self._buckets: WeakValueDictionary[UserId, Bucket] = WeakValueDictionary()

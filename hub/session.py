@@ -152,9 +152,10 @@ class Session:
     def received(self, data: bytes, *, text: bool = True) -> None:
         """A message from the peer, of text in UTF-8 or binary. A wire brings none while it is not
         to read."""
-        if self._state in (State.CLOSED, State.LEAVING):
-            return
-        assert self._state is not State.AUTHENTICATING  # nobody's yet
+        if self._state is not State.OPEN:
+            if self._state in (State.CLOSED, State.LEAVING):
+                return
+            assert self._state is State.NEW  # while it is authenticated, it is nobody's
         try:
             if not text:
                 raise BadFrame("binary: frames are text", fatal=True)

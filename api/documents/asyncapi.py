@@ -57,6 +57,7 @@ SERVER: Mapping[str, Any] = {
 # What a client should do when the connection ends. What a code of the table means stands there.
 CLOSE_CODES: Mapping[int, tuple[str, str]] = {
     1001: ("The hub shuts down", "reconnect after `reconnectAfterMs` of `goaway`"),
+    1002: ("What came was no WebSocket frame", "fix itself"),
     1007: ("A text frame was not UTF-8", "fix itself"),
     1009: (Code.PAYLOAD_TOO_LARGE.meaning, "fix itself"),
     1011: (Code.INTERNAL_SERVER_ERROR.meaning, "reconnect with backoff"),

@@ -53,12 +53,21 @@ _FRAGMENT: Received = (CONT, b"")
 
 class Frames:
     """What a client sent and nobody took yet. It holds what it was fed, and at most one message of
-    `message_bytes_max` in fragments."""
+    `message_bytes_max` in fragments. `pending` is whether any byte waits."""
 
-    __slots__ = ("_at", "_buffer", "_message", "_message_bytes_max", "_opcode", "_skipped")
+    __slots__ = (
+        "_at",
+        "_buffer",
+        "_message",
+        "_message_bytes_max",
+        "_opcode",
+        "_skipped",
+        "pending",
+    )
 
     def __init__(self, message_bytes_max: int) -> None:
         self._message_bytes_max = message_bytes_max
+        self.pending = False
         self._buffer: bytes | bytearray = b""
         self._at = 0  # where the next frame begins
         self._opcode = 0  # of the message whose fragments come; 0: of none
@@ -66,8 +75,7 @@ class Frames:
         self._skipped = 0  # bytes of a dropped frame that have yet to come
 
     def feed(self, data: bytes) -> None:
-        left = len(self._buffer) - self._at
-        if not left:
+        if not self.pending:
             self._buffer = data
         elif isinstance(self._buffer, bytearray):
             del self._buffer[: self._at]
@@ -76,6 +84,7 @@ class Frames:
             self._buffer = bytearray(self._buffer[self._at :])
             self._buffer += data
         self._at = 0
+        self.pending = bool(self._buffer)
 
     def next(self) -> Received | None:
         """The next frame; None until more bytes come. Raises `Violation`, after which only `drop`
@@ -83,7 +92,6 @@ class Frames:
         buffer, at = self._buffer, self._at
         end = len(buffer)
         if end - at < 2:
-            self._forget_taken()
             return None
         first, second = buffer[at], buffer[at + 1]
         size, body = second & _SIZE, at + 2
@@ -101,10 +109,14 @@ class Frames:
         before = 0 if self._message is None else len(self._message)
         if before + size > self._message_bytes_max and not first & _CONTROL:
             raise Violation(TOO_BIG, f"over {self._message_bytes_max} bytes")
-        if body + size > end:
+        after = body + size
+        if after > end:
             return None
-        self._at = body + size
-        data = apply_mask(buffer[body : self._at], buffer[body - 4 : body])
+        data = apply_mask(buffer[body:after], buffer[body - 4 : body])
+        if after < end:
+            self._at = after
+        else:  # an idle connection keeps nothing of what it read
+            self._buffer, self._at, self.pending = b"", 0, False
         return self._taken(first, data)
 
     def drop(self) -> bool:
@@ -124,6 +136,7 @@ class Frames:
             at = body + size + (4 if buffer[at + 1] & _MASKED else 0)
         self._skipped = max(at - end, 0)
         self._buffer, self._at = buffer[min(at, end) :], 0
+        self.pending = bool(self._buffer)
         return False
 
     def _taken(self, first: int, data: bytes) -> Received:
@@ -162,11 +175,6 @@ class Frames:
             raise Violation(PROTOCOL_ERROR, "expected a continuation frame")
         elif not opcode and not self._opcode:
             raise Violation(PROTOCOL_ERROR, "unexpected continuation frame")
-
-    def _forget_taken(self) -> None:
-        """Let go of what was read: an idle connection keeps nothing of it."""
-        if self._at == len(self._buffer):
-            self._buffer, self._at = b"", 0
 
 
 _OPCODES = frozenset((CONT, TEXT, BINARY, CLOSE, PING, PONG))

@@ -102,6 +102,7 @@ class SocketWire(asyncio.Protocol):
         "_held",
         "_loop",
         "_pace",
+        "_paid",
         "_receiver",
         "_shutting_down",
         "_soon",
@@ -129,6 +130,7 @@ class SocketWire(asyncio.Protocol):
         self._receiver: Receiver | None = None
         self._frames = Frames(door.message_bytes_max)
         self._pace = door.pace(self._loop.time())
+        self._paid = 0  # frames that may come before the pace is asked again
         self._held = _OPENING
         self._soon: list[bytes] | None = None  # for the end of this turn of the loop
         self._heard = True  # something of the peer, since the last ping
@@ -231,27 +233,31 @@ class SocketWire(asyncio.Protocol):
 
     def _take(self) -> None:
         """Take what has come, as far as turn and pace allow."""
-        if self._held:
-            return
-        now_s = self._loop.time()
-        allowed = min(FRAMES_PER_TURN, int(self._pace.left(now_s)))
-        taken = 0
+        frames, left = self._frames, FRAMES_PER_TURN
         try:
-            while taken < allowed and (frame := self._frames.next()) is not None:
-                taken += 1
-                self._received(*frame)
-                if self._held or self._state is not State.OPEN:
+            while left and frames.pending and not self._held and self._state is State.OPEN:
+                if not self._paid and not self._pay():
+                    self._hold(_PACE)
+                    self._loop.call_later(PACE_S, self._release, _PACE)
                     break
+                frame = frames.next()
+                if frame is None:
+                    break
+                left -= 1
+                self._paid -= 1
+                self._received(*frame)
         except Violation as violation:
             self.close(violation.code, violation.reason)
-        self._pace.take(taken, now_s)
-        if self._state is State.OPEN and taken == allowed:
-            if allowed < FRAMES_PER_TURN:
-                self._hold(_PACE)
-                self._loop.call_later(PACE_S, self._release, _PACE)
-            elif not self._held & _TURN:
-                self._hold(_TURN)
-                self._loop.call_soon(self._go_on)
+        if not left and not self._held & _TURN and self._state is State.OPEN:
+            self._hold(_TURN)  # also where nothing waits: the loop may read on in this turn
+            self._loop.call_soon(self._go_on)
+
+    def _pay(self) -> bool:
+        """Pay for the next frames, some at a time, as far as the rate has it."""
+        now_s = self._loop.time()
+        self._paid = min(FRAMES_PER_TURN, int(self._pace.left(now_s)))
+        self._pace.take(self._paid, now_s)
+        return self._paid > 0
 
     def _received(self, opcode: int, data: bytes) -> None:
         receiver = self._receiver

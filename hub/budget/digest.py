@@ -39,7 +39,8 @@ def fields_hash(kind: Kind, values: Sequence[object]) -> bytes:
 
 def fingerprint(kind: str, id: str, version: int, fields: bytes) -> int:
     """Of a record whose C is `fields`; an unsigned 64-bit integer."""
-    head = f"{netstring(kind)}{netstring(id)}{netstring(str(version))}"
+    digits = str(version)
+    head = f"{len(kind)}:{kind},{netstring(id)}{len(digits)}:{digits},"
     return int.from_bytes(sha256(head.encode() + fields).digest()[:8], "big")
 
 
@@ -54,13 +55,15 @@ def digest_text(digest: int) -> str:
 
 def value_text(value: object) -> str:
     """Raises `TypeError` for what no field can hold."""
+    if isinstance(value, Decimal):  # first: most values that are no text
+        return netstring(str(value))
     if value is None:
         return "-"
     if isinstance(value, str):
         return netstring(value)
     if isinstance(value, bool):
         return netstring("true" if value else "false")
-    if isinstance(value, int | Decimal):
+    if isinstance(value, int):
         return netstring(str(value))
     if isinstance(value, list | tuple):
         return netstring("".join(map(value_text, value)))

@@ -2,7 +2,7 @@
 
 from hypothesis import given, settings, strategies as st
 
-from hub.limits import Bucket, Rate
+from hub.limits import Bucket, Rate, Rates
 
 RATE = Rate(per_s=10, burst=20)
 
@@ -57,3 +57,13 @@ def test_never_more_than_burst_and_rate(steps: list[tuple[float, float]]) -> Non
         if bucket.take(cost, now_s) == 0:
             taken += min(cost, RATE.burst)
         assert taken <= RATE.burst + now_s * RATE.per_s + 1e-6
+
+
+def test_websocket_frames_have_ten_times_the_rate_of_events_and_a_second_of_it_at_once() -> None:
+    assert Rates(500, 1000).of_frames(0).rate == Rate(per_s=5_000, burst=5_000)
+    assert Rates(1, 1000).of_frames(0).rate == Rate(per_s=10, burst=1_000)
+
+
+def test_what_is_left_grows_with_time_up_to_the_burst() -> None:
+    bucket = emptied(0)
+    assert [bucket.left(at_s) for at_s in (0, 1, 0.5, 100)] == [0, 10, 10, 20]
