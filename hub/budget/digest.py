@@ -40,7 +40,7 @@ def fields_hash(kind: Kind, values: Sequence[object]) -> bytes:
 def fingerprint(kind: str, id: str, version: int, fields: bytes) -> int:
     """Of a record whose C is `fields`; an unsigned 64-bit integer."""
     digits = str(version)
-    head = f"{len(kind)}:{kind},{netstring(id)}{len(digits)}:{digits},"
+    head = f"{netstring(kind)}{netstring(id)}{len(digits)}:{digits},"
     return int.from_bytes(sha256(head.encode() + fields).digest()[:8], "big")
 
 
