@@ -2,12 +2,13 @@
 
 | state   | what arrives                           | it ends when                                |
 |---------|----------------------------------------|---------------------------------------------|
-| NEW     | the head of the request, whole         | the door answers: OPEN, or CLOSING with an  |
-|         |                                        | HTTP error                                  |
+| NEW     | the head of the request, whole         | it has come: ASKING; it is none: CLOSING    |
+| ASKING  | waits                                  | the door has answered: OPEN, or CLOSING     |
+|         |                                        | with an HTTP error                          |
 | OPEN    | frames, one by one, unless held        | we close: CLOSING; the peer closes: GONE    |
 | CLOSING | is dropped unread                      | the peer's close frame or end comes, or     |
 |         |                                        | `close_s` is over: GONE                     |
-| GONE    | nothing                                |                                             |
+| GONE    | is dropped unread                      |                                             |
 
 CLOSING lingers because TCP resets a connection that is closed with something of the peer's unread,
 and the reset would overtake our close frame: the client would not learn its code.
@@ -40,7 +41,7 @@ HIGH_WATER_BYTES = 64 * 1024  # of what is written and not taken: above, the pee
 FRAMES_PER_TURN = 64
 PACE_S = 0.1  # between two looks at a rate that is used up
 
-RESTART = 1012
+DEFECT, RESTART = 1011, 1012
 STALLED = 4408  # ours: the peer is gone, or has stopped reading
 ABNORMAL = 1006  # never sent: there was no close frame
 REASON_BYTES_MAX = framing.CONTROL_BYTES_MAX - 2
@@ -53,6 +54,7 @@ _PING = Frame(Opcode.PING, b"").serialize(mask=False)
 
 class State(Enum):
     NEW = "new"
+    ASKING = "asking"
     OPEN = "open"
     CLOSING = "closing"
     GONE = "gone"
@@ -155,7 +157,7 @@ class SocketWire(asyncio.Protocol):
         self._frames.feed(data)
         if self._state is State.OPEN:
             self._take()
-        else:
+        elif self._state is not State.ASKING:
             self._drop()
 
     def pause_writing(self) -> None:
@@ -196,6 +198,7 @@ class SocketWire(asyncio.Protocol):
         if response.status_code != 101:
             self._refuse(HubError(Code.BAD_REQUEST, _why(protocol)), request)
             return
+        self._state = State.ASKING
         task = self._loop.create_task(self._ask(request, response))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -212,17 +215,24 @@ class SocketWire(asyncio.Protocol):
             raise
         if self._shutting_down:
             self._refuse(HubError(Code.UNAVAILABLE, "the hub is shutting down"), request)
-        elif self._state is State.NEW:
-            if admitted.subprotocol is not None:
-                response.headers["Sec-WebSocket-Protocol"] = admitted.subprotocol
-            self._transport.write(response.serialize())
-            self._state = State.OPEN
-            self._after(self._door.timeouts.ping_s)
+        elif self._state is State.ASKING:
+            self._open(admitted, response)
+
+    def _open(self, admitted: Admitted, response: Response) -> None:
+        if admitted.subprotocol is not None:
+            response.headers["Sec-WebSocket-Protocol"] = admitted.subprotocol
+        self._transport.write(response.serialize())
+        self._state = State.OPEN
+        self._after(self._door.timeouts.ping_s)
+        try:
             self._receiver = admitted.begin(self)
-            self._release(_OPENING)
+        except Exception:
+            self.close(DEFECT, Code.INTERNAL_SERVER_ERROR.name)
+            raise
+        self._release(_OPENING)
 
     def _refuse(self, error: HubError, request: Request | None) -> None:
-        if self._state is State.NEW:
+        if self._state in (State.NEW, State.ASKING):
             request_id = None if request is None else id_of(raw_headers(request))
             self._transport.write(refusal(error, request_id))
             if self._transport.can_write_eof():

@@ -118,7 +118,7 @@ async def measure(url: str, program: Path, idle_sockets: int) -> list[Row]:
             f"{accept_per_s:,.0f} a second",
         ),
         Row(
-            "memory of an idle connection / 20 KiB", kib / 20, "≤ 1",
+            "memory of an idle connection / 12 KiB", kib / 12, "≤ 1",
             f"{kib:.1f} KiB of the process's RSS at {idle_sockets:,} connections",
         ),
     ]  # fmt: skip

@@ -146,6 +146,9 @@ class Receiver:
         self.told: list[str] = []
         self.during: Callable[[], object] = lambda: None
 
+    def begun(self) -> "Receiver":
+        return self
+
     def received(self, data: bytes, *, text: bool) -> None:
         self.messages.append(data)
         self.during()
@@ -180,7 +183,7 @@ class Socket:
     async def admit(self, request: Request) -> Admitted:
         if self._refuse is not None:
             raise self._refuse
-        return Admitted("spoken", lambda wire: self.receiver)
+        return Admitted("spoken", lambda wire: self.receiver.begun())
 
     def pace(self, now_s: float) -> Bucket:
         return Bucket(self._rate, now_s)
@@ -291,6 +294,24 @@ def test_a_peer_that_goes_while_the_door_thinks_is_not_begun_with() -> None:
     socket.lost()
     socket.clock.answer()
     assert socket.written() == b""
+
+
+def test_frames_that_come_while_the_door_thinks_wait() -> None:
+    socket = Socket()
+    socket.wire.data_received(HEAD + b"\r\n")
+    socket.wire.data_received(TEXT)
+    socket.clock.answer()
+    socket.clock.settle()
+    assert socket.receiver.messages == [b"x"]
+
+
+def test_a_defect_at_the_beginning_closes_1011() -> None:
+    socket = Socket()
+    socket.receiver = cast(Receiver, None)
+    socket.wire.data_received(HEAD + b"\r\n")
+    with pytest.raises(AttributeError):
+        socket.clock.answer()
+    assert socket.written().endswith(closing(1011, b"INTERNAL_SERVER_ERROR"))
 
 
 # Frames in
