@@ -564,6 +564,15 @@ def test_a_peer_that_is_slow_to_take_what_is_written_stays() -> None:
     assert socket.receiver.lost_with == [4408]
 
 
+def test_a_peer_that_has_taken_what_was_written_stays() -> None:
+    socket = Socket().opened()
+    socket.clock.advance(PING_S)
+    socket.wire.pause_writing()
+    socket.wire.resume_writing()
+    socket.clock.advance(PING_S)
+    assert socket.receiver.lost_with == []
+
+
 # Any bytes in any pieces
 
 
