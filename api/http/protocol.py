@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from api.http.refusals import refusal
+from api.http.refusals import refuse
 from api.timeouts import APP_TIMEOUTS, AppTimeouts
 from hub.errors import Code, HubError
 
@@ -154,9 +154,8 @@ class HttpProtocol(HttpToolsProtocol):
             if not self._idle():
                 self.cycle.disconnected = True  # the application need not answer
                 self.cycle.message_event.set()
-            self.transport.write(refusal(HubError(code)))
-            self.transport.write_eof()
-            self._lingering = True  # closed with something unread, TCP would reset the answer away
+            refuse(self.transport, HubError(code))
+            self._lingering = True
             self._timer = self.loop.call_later(self.timeouts.flush_s, self.transport.abort)
         elif self.cycle.more_body:
             self.transport.close()  # the answer is under way, and nobody knows of what

@@ -1,9 +1,8 @@
-"""The answer to a request that no application has seen: whole, as bytes, and the last of its
-connection."""
+"""The answer to a request that no application has seen: the last of its connection."""
 
+import asyncio
 import email.utils
 import uuid
-from collections.abc import Mapping
 from http import HTTPStatus
 
 import orjson
@@ -12,11 +11,17 @@ from api.http.edge import SECURITY_HEADERS
 from hub.errors import HubError
 
 
-def refusal(
-    error: HubError, request_id: str | None = None, headers: Mapping[str, str] = {}
-) -> bytes:
-    """An HTTP/1.1 response of the one shape of errors (design 3.4). `request_id` is the request's
-    own, where it could be read; `headers` come on top."""
+def refuse(transport: asyncio.Transport, error: HubError, request_id: str | None = None) -> None:
+    """Write the answer and end our half of the connection. The caller has to read on for a while:
+    closed with something unread, TCP would reset the connection, and the answer be lost."""
+    transport.write(refusal(error, request_id))
+    if transport.can_write_eof():  # not over TLS
+        transport.write_eof()
+
+
+def refusal(error: HubError, request_id: str | None = None) -> bytes:
+    """A whole HTTP/1.1 response, of the one shape of errors (design 3.4). `request_id` is the
+    request's own, where it could be read."""
     request_id = request_id or uuid.uuid4().hex
     body = orjson.dumps({"error": {**error.code.to_json(error.detail), "requestId": request_id}})
     lines = [
@@ -27,6 +32,5 @@ def refusal(
         f"X-Request-Id: {request_id}",
         "Connection: close",
         *(f"{name.decode()}: {value.decode()}" for name, value in SECURITY_HEADERS),
-        *(f"{name}: {value}" for name, value in headers.items()),
     ]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body

@@ -28,7 +28,7 @@ from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
 from api.http.edge import id_of
-from api.http.refusals import refusal
+from api.http.refusals import refuse
 from api.sync import framing
 from api.sync.framing import Frames, Violation
 from api.timeouts import AppTimeouts
@@ -234,9 +234,7 @@ class SocketWire(asyncio.Protocol):
     def _refuse(self, error: HubError, request: Request | None) -> None:
         if self._state in (State.NEW, State.ASKING):
             request_id = None if request is None else id_of(raw_headers(request))
-            self._transport.write(refusal(error, request_id))
-            if self._transport.can_write_eof():
-                self._transport.write_eof()
+            refuse(self._transport, error, request_id)
             self._linger(self._door.timeouts.flush_s)
 
     # Frames from the peer
