@@ -21,7 +21,7 @@ class AppTimeouts(StorageTimeouts):
     body_s: float = 20.0  # for a body, and a second more for each `BODY_BYTES_PER_S`
     unread_s: float = 30.0  # what a peer does not take for as long is dropped with the connection
     ping_s: float = 20.0  # between two pings of a socket; a peer that shows no life in it is closed
-    close_s: float = 10.0  # for the peer's close frame, after ours
+    close_s: float = 10.0  # for the peer's close frame or end, after ours
     flush_s: float = 1.0  # for the last bytes to leave, where nothing is awaited any more
     farewell_s: float = 3.0  # for the peer's close frame, when the process ends
 

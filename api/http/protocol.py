@@ -156,7 +156,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self.cycle.message_event.set()
             refuse(self.transport, HubError(code))
             self._lingering = True
-            self._timer = self.loop.call_later(self.timeouts.flush_s, self.transport.abort)
+            self._timer = self.loop.call_later(self.timeouts.close_s, self.transport.abort)
         elif self.cycle.more_body:
             self.transport.close()  # the answer is under way, and nobody knows of what
         else:

@@ -15,6 +15,7 @@ from storage.embedded.redis import EmbeddedRedis
 from tests.cluster import BUSY_S, Cluster, Node, token
 from tests.crowd import patched, resident_bytes, waiting
 from tests.device import budget_create, new_id
+from tests.lateness import again_if_too_late, unpaused
 
 HEAD_S = BODY_S = 1.0  # of an impatient hub
 START = b"GET /healthz HTTP/1.1\r\nHost: hub\r\n"
@@ -89,9 +90,10 @@ async def test_p8_a_head_that_is_too_large_is_431(node: Node, head: bytes) -> No
     assert resident_bytes(node.pid) - before < 10 * 2**20
 
 
+@again_if_too_late
 async def test_a_head_as_large_as_allowed_is_served(node: Node) -> None:
     lines = b"".join(b"X-%d: %b\r\n" % (number, b"x" * 250) for number in range(HEADERS_MAX - 10))
-    async with connected(node) as peer:
+    async with unpaused(HEAD_S / 4), connected(node) as peer:
         for _ in range(2):
             for piece in (START, lines[:10_000], lines[10_000:], b"\r\n"):
                 peer.writer.write(piece)
@@ -113,8 +115,14 @@ async def test_p8_half_a_second_head_is_408(node: Node) -> None:
         assert await peer.answer() == (408, "REQUEST_TIMEOUT")
 
 
+@again_if_too_late
 async def test_p8_a_connection_that_asks_nothing_ends(node: Node) -> None:
-    async with connected(node) as silent, connected(node) as blank, connected(node) as served:
+    async with (
+        unpaused(HEAD_S / 4),
+        connected(node) as silent,
+        connected(node) as blank,
+        connected(node) as served,
+    ):
         blank.writer.write(b"\r\n")
         served.writer.write(START + b"\r\n")
         assert await served.answer() == (200, "")
@@ -134,10 +142,11 @@ async def test_p8_half_a_body_is_408(node: Node, framing: bytes) -> None:
         assert await peer.ended() == b""
 
 
+@again_if_too_late
 async def test_a_body_that_comes_slowly_but_comes_is_taken(node: Node) -> None:
     """In twice as long as a body has that does not come."""
     body = orjson.dumps({"events": [budget_create(new_id())]}).ljust(4 * BODY_BYTES_PER_S)
-    async with connected(node) as peer:
+    async with unpaused(BODY_S / 4), connected(node) as peer:
         peer.writer.write(
             b"POST /events HTTP/1.1\r\nHost: hub\r\nAuthorization: Bearer %b\r\n"
             b"Content-Length: %d\r\n\r\n" % (token("ann").encode(), len(body))
@@ -172,10 +181,11 @@ async def test_what_is_no_http_is_400_in_the_one_shape_of_errors(node: Node) -> 
         assert await peer.ended() == b""
 
 
+@again_if_too_late
 async def test_an_upgrade_that_is_refused_disturbs_nobody(impatient: Cluster) -> None:
     """It is answered; and a node that has one still ends in order."""
     again = await impatient.start()
-    async with connected(again) as peer, connected(again) as other:
+    async with unpaused(HEAD_S / 4), connected(again) as peer, connected(again) as other:
         peer.writer.write(
             b"GET /sync HTTP/1.1\r\nHost: hub\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
