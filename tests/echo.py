@@ -51,6 +51,8 @@ class EchoDoor:
     async def admit(self, request: Request) -> Admitted:
         return Admitted(None, Echo)
 
+    def refused(self, code: Code) -> None: ...
+
     def pace(self, now_s: float) -> Bucket:
         return Bucket(ANY_NUMBER, now_s)
 

@@ -37,7 +37,8 @@ class HttpProtocol(HttpToolsProtocol):
     timeouts: ClassVar[AppTimeouts] = APP_TIMEOUTS
 
     _expected = "head"  # what the peer has to send now; "" between two requests
-    _timed = ""  # what of it the timer is for
+    _requests = 0  # that were begun
+    _timed = ("", 0)  # what, and of which of them, the timer is for
     _timer: asyncio.TimerHandle | None = None
     _began_s = 0.0
     _head_bytes = 0  # of the lines that the parser has passed on
@@ -68,7 +69,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self._refuse(Code.HEAD_TOO_LARGE)
         elif not self._expected and self.timeout_keep_alive_task is None and self._idle():
             self._expected = "head"  # empty lines: uvicorn waits for a request no more
-        if self._expected != self._timed and not self._lingering:
+        if self._timed != (self._expected, self._requests) and not self._lingering:
             self._watch()
 
     def handle_websocket_upgrade(self) -> None:
@@ -87,6 +88,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._expected = "head"
+        self._requests += 1
         self._head_bytes = self._line_bytes = 0
 
     def on_url(self, url: bytes) -> None:
@@ -119,22 +121,22 @@ class HttpProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._timed = self._expected
-        if self._timed:
+        self._timed = self._expected, self._requests
+        if self._expected:
             self._began_s = self.loop.time()
-            wait_s = self.timeouts.head_s if self._timed == "head" else self.timeouts.body_s
+            wait_s = self.timeouts.head_s if self._expected == "head" else self.timeouts.body_s
             self._timer = self.loop.call_later(wait_s, self._due)
 
     def _due(self) -> None:
         left_s = 0.0
-        if self._timed == "body":
+        if self._expected == "body":
             until_s = self._began_s + self.timeouts.body_s + self._body_bytes / BODY_BYTES_PER_S
             left_s = until_s - self.loop.time()
             if self.flow.read_paused:  # it is we who do not take it
                 left_s = max(left_s, self.timeouts.body_s)
         if left_s > 0:
             self._timer = self.loop.call_later(left_s, self._due)
-        elif self._timed == "head" and not self._line_bytes:
+        elif self._expected == "head" and not self._line_bytes:
             self.transport.close()  # nothing was asked
         else:
             self._refuse(Code.REQUEST_TIMEOUT)

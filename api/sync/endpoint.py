@@ -49,20 +49,16 @@ class SyncDoor:
 
     async def admit(self, request: Request) -> Admitted:
         """Raises `HubError`."""
-        try:
-            path, _, query = request.path.partition("?")
-            if unquote(path) != PATH:
-                raise HubError(Code.NOT_FOUND)
-            principal = await self._upgrading(request)
-            offered = [
-                entry.strip()
-                for value in request.headers.get_all("Sec-WebSocket-Protocol")
-                for entry in value.split(",")
-            ]
-            protocol, token, follow = _spoken(offered), _offered_token(offered), _wanted(query)
-        except HubError as error:
-            self._hub.measures.refused(error.code)
-            raise
+        path, _, query = request.path.partition("?")
+        if unquote(path) != PATH:
+            raise HubError(Code.NOT_FOUND)
+        principal = await self._upgrading(request)
+        offered = [
+            entry.strip()
+            for value in request.headers.get_all("Sec-WebSocket-Protocol")
+            for entry in value.split(",")
+        ]
+        protocol, token, follow = _spoken(offered), _offered_token(offered), _wanted(query)
 
         def begin(wire: SocketWire) -> Session:
             session = Session(
@@ -78,6 +74,9 @@ class SyncDoor:
             return session
 
         return Admitted(protocol, begin)
+
+    def refused(self, code: Code) -> None:
+        self._hub.measures.refused(code)
 
     def pace(self, now_s: float) -> Bucket:
         return self._hub.rates.of_frames(now_s)

@@ -87,6 +87,10 @@ class Door(Protocol):
         """Raises `HubError`, and the request is answered with it."""
         ...
 
+    def refused(self, code: Code) -> None:
+        """Count a request that was not admitted, also one that the door was not asked about."""
+        ...
+
     def pace(self, now_s: float) -> Bucket:
         """How many frames one connection may send, of any kind; on the loop's clock."""
         ...
@@ -234,6 +238,7 @@ class SocketWire(asyncio.Protocol):
     def _refuse(self, error: HubError, request: Request | None) -> None:
         if self._state in (State.NEW, State.ASKING):
             request_id = None if request is None else id_of(raw_headers(request))
+            self._door.refused(error.code)
             refuse(self._transport, error, request_id)
             self._linger(self._door.timeouts.flush_s)
 

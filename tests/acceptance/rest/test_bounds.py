@@ -116,6 +116,18 @@ async def test_p8_half_a_second_head_is_408(node: Node) -> None:
 
 
 @again_if_too_late
+async def test_each_request_of_a_connection_has_its_own_time(node: Node) -> None:
+    """Also where it begins in the same read in which the one before ends."""
+    async with unpaused(HEAD_S / 4), connected(node) as peer:
+        request = START + b"\r\n"
+        peer.writer.write(request[:20])
+        for _ in range(3):
+            peer.writer.write(request[20:] + request[:20])
+            assert await peer.answer() == (200, "")
+            await asyncio.sleep(0.6 * HEAD_S)
+
+
+@again_if_too_late
 async def test_p8_a_connection_that_asks_nothing_ends(node: Node) -> None:
     async with (
         unpaused(HEAD_S / 4),

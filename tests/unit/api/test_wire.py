@@ -175,6 +175,7 @@ class Socket:
     def __init__(self, rate: Rate = PLENTY, refuse: Exception | None = None) -> None:
         self.clock, self.transport, self.receiver = Clock(), Transport(), Receiver()
         self.connected: set[SocketWire] = set()
+        self.refusals: list[Code] = []
         self._rate, self._refuse = rate, refuse
         loop = cast(asyncio.AbstractEventLoop, self.clock)
         self.wire = SocketWire(self, self.connected, set(), loop)
@@ -184,6 +185,9 @@ class Socket:
         if self._refuse is not None:
             raise self._refuse
         return Admitted("spoken", lambda wire: self.receiver.begun())
+
+    def refused(self, code: Code) -> None:
+        self.refusals.append(code)
 
     def pace(self, now_s: float) -> Bucket:
         return Bucket(self._rate, now_s)
@@ -271,6 +275,7 @@ def test_refused_handshakes_are_answered_and_end(
     assert head.startswith(b"HTTP/1.1 %d " % status)
     assert b"Connection: close" in head
     assert orjson.loads(body)["error"]["statusCode"] == status
+    assert [code.status for code in socket.refusals] == [status]
     socket.send(b"whatever " * 1000)  # is not answered with a reset
     socket.wire.shutdown()
     assert socket.transport.ended == ""
