@@ -17,12 +17,12 @@ class AppTimeouts(StorageTimeouts):
     keep_alive_s: float = 15.0
 
     # Connections
-    head_s: float = 10.0  # for the head of a request to arrive, or for a new connection's first one
-    body_s: float = 20.0  # for a body, and a second more for each `BODY_BYTES_PER_S`
-    unread_s: float = 30.0  # what a peer does not take for as long is dropped with the connection
-    ping_s: float = 20.0  # between two pings of a socket; a peer that shows no life in it is closed
+    head_s: float = 10.0  # for the head of a request, and for the first byte of a connection
+    body_s: float = 20.0  # for a body, plus a second for each `BODY_BYTES_PER_S` received
+    unread_s: float = 30.0  # a connection whose peer takes no data for this long is dropped
+    ping_s: float = 20.0  # between two pings; a socket without a sign of life in between is closed
     close_s: float = 10.0  # for the peer's close frame or end, after ours
-    flush_s: float = 1.0  # for the last bytes to leave, where nothing is awaited any more
+    flush_s: float = 1.0  # for the last bytes to be sent, when no answer is awaited
     farewell_s: float = 3.0  # for the peer's close frame, when the process ends
 
     # Closing an account: until then it may still have done something; later it is a new one.

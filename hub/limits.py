@@ -8,8 +8,8 @@ from hub.recent import Recent
 
 BURST_S = 10  # of the rate may be taken at once
 USERS_MAX = 10_000
-# Of WebSocket frames, fragments and control frames too: how many for each event, and how many at
-# once at least.
+# WebSocket frames, including fragments and control frames: how many for each event of the rate, and
+# how many at once at least.
 FRAMES_PER_EVENT = 10
 FRAMES_AT_ONCE = 1_000
 
@@ -44,7 +44,7 @@ class Bucket:
         return 0.0
 
     def left(self, now_s: float) -> float:
-        """How much can be taken at once."""
+        """How much can be taken now."""
         if now_s > self.at_s:
             per_s, burst = self.rate
             self.tokens = min(self.tokens + (now_s - self.at_s) * per_s, burst)
@@ -69,8 +69,8 @@ class Rates:
         return Bucket(self._connection, now_s)
 
     def of_frames(self, now_s: float) -> Bucket:
-        """How many WebSocket frames are taken from a connection. Above, it is read slower, and
-        nothing is refused: a message may come in as many fragments as its sender likes."""
+        """The rate of WebSocket frames of one connection. Above it, the connection is read more
+        slowly. Nothing is refused, because a message may come in any number of fragments."""
         return Bucket(self._frames, now_s)
 
     def of_user(self, user_id: UserId, now_s: float) -> Bucket:

@@ -150,12 +150,12 @@ class Session:
         return self._principal
 
     def received(self, data: bytes, *, text: bool = True) -> None:
-        """A message from the peer, of text in UTF-8 or binary. A wire brings none while it is not
-        to read."""
+        """A message from the peer: text in UTF-8, or binary. A wire does not call this between
+        `pause_reading` and `resume_reading`."""
         if self._state is not State.OPEN:
             if self._state in (State.CLOSED, State.LEAVING):
                 return
-            assert self._state is State.NEW  # while it is authenticated, it is nobody's
+            assert self._state is State.NEW  # during authentication the user is unknown
         try:
             if not text:
                 raise BadFrame("binary: frames are text", fatal=True)

@@ -1,8 +1,7 @@
-"""Autobahn's test suite for WebSockets against `tests.echo`: `python -m tests.autobahn WSTEST`.
+"""Run Autobahn's WebSocket test suite against `tests.echo`: `python -m tests.autobahn WSTEST`.
 
-Prints what each case came to that is not plainly right, and the sums of the chapters. Exits with 1
-where a case of those that count (`COUNTED`) failed. The chapters on compression are left out: the
-hub declines it.
+Prints every case whose result is not OK, and totals for each chapter. Exits with 1 if a case
+failed. The chapters on compression are left out, because the hub declines compression.
 """
 
 import asyncio
@@ -19,14 +18,14 @@ from rich.console import Console
 from tests.echo import echoing
 
 COUNTED = ("1", "2", "3", "4", "5", "6", "7", "9", "10")
-# "NON-STRICT": allowed, though the suite knows something it likes better.
+# "NON-STRICT" behaviour is allowed by RFC 6455, but not what the suite recommends.
 RIGHT = ("OK", "NON-STRICT", "INFORMATIONAL")
 
 _console = Console(highlight=False, soft_wrap=True)
 
 
 async def run(wstest: str) -> dict[str, dict[str, Any]]:
-    """The results by case."""
+    """Run the suite; return the result of each case."""
     with tempfile.TemporaryDirectory(prefix="budget-hub-autobahn-") as name:
         folder = Path(name)
         async with echoing() as url:

@@ -1,5 +1,5 @@
-"""A WebSocket server that sends back what it gets, of the very classes that serve `/sync`: uvicorn
-with our protocols (`api.process.server.configured`), but for who it talks to."""
+"""A WebSocket echo server. It runs the same protocol classes as `/sync`
+(`api.process.server.configured`), with another receiver."""
 
 import asyncio
 import gc
@@ -21,7 +21,7 @@ ANY_NUMBER = Rate(1e9, 1e9)
 
 
 class Echo:
-    """A `api.sync.wire.Receiver`."""
+    """An `api.sync.wire.Receiver`."""
 
     def __init__(self, wire: SocketWire) -> None:
         self._wire = wire
@@ -43,7 +43,7 @@ class Echo:
 
 
 class EchoDoor:
-    """A `api.sync.wire.Door` that lets in everybody."""
+    """An `api.sync.wire.Door` that admits every request."""
 
     timeouts = APP_TIMEOUTS
     message_bytes_max = MESSAGE_BYTES_MAX
@@ -59,7 +59,7 @@ class EchoDoor:
 
 @asynccontextmanager
 async def echoing() -> AsyncIterator[str]:
-    """Its URL."""
+    """Run the server; yields its URL."""
 
     async def nothing() -> None: ...
 

@@ -1,4 +1,4 @@
-"""Frames as a client sends them, masked with the same mask each time: chance is seeded here."""
+"""WebSocket frames of a client. The mask is always the same, so that runs are repeatable."""
 
 from itertools import cycle
 

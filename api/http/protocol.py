@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol, with bounds and timers for what a peer sends before anybody looks at it.
+"""uvicorn's HTTP protocol, with limits on the size and duration of requests.
 
 | what                              | bound                             | what it meets   |
 |-----------------------------------|-----------------------------------|-----------------|
@@ -9,7 +9,7 @@
 |                                   | `BODY_BYTES_PER_S` that came      |                 |
 | what is no HTTP                   |                                   | 400, the end    |
 
-The size of a body is its route's to bound. A peer that reads nothing is found by the kernel
+Each route limits the size of its body. The kernel drops a peer that reads nothing
 (`api.process.server.bind`).
 """
 
@@ -19,7 +19,7 @@ from typing import ClassVar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.http.refusals import refuse
-from api.timeouts import APP_TIMEOUTS, AppTimeouts
+from api.timeouts import AppTimeouts
 from hub.errors import Code, HubError
 
 HEAD_BYTES_MAX = 32 * 1024
@@ -32,20 +32,20 @@ class _HeadTooLarge(Exception):
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """What it leans on of uvicorn's class is told in `tests/unit/api/test_leaning.py`."""
+    """`tests/unit/api/test_leaning.py` lists what this class uses of its base class."""
 
-    timeouts: ClassVar[AppTimeouts] = APP_TIMEOUTS
+    timeouts: ClassVar[AppTimeouts]  # set by `api.process.server.configured`
 
-    _expected = "head"  # what the peer has to send now; "" between two requests
-    _requests = 0  # that were begun
-    _timed = ("", 0)  # what, and of which of them, the timer is for
+    _expected = "head"  # the part of a request that the peer has to send; "" between requests
+    _requests = 0  # begun so far
+    _timed = ("", 0)  # the part that the timer is for, and the number of its request
     _timer: asyncio.TimerHandle | None = None
     _began_s = 0.0
     _head_bytes = 0  # of the lines that the parser has passed on
-    _line_bytes = 0  # of what came while the head was not at its end
+    _line_bytes = 0  # received while the head was incomplete: the parser holds back half a line
     _body_bytes = 0
     _too_large = False
-    _lingering = False  # it was told the last thing, and nothing of it is looked at any more
+    _lingering = False  # the last response is written, and what arrives is discarded
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -68,7 +68,7 @@ class HttpProtocol(HttpToolsProtocol):
             if self._line_bytes > HEAD_BYTES_MAX:
                 self._refuse(Code.HEAD_TOO_LARGE)
         elif not self._expected and self.timeout_keep_alive_task is None and self._idle():
-            self._expected = "head"  # empty lines: uvicorn waits for a request no more
+            self._expected = "head"  # after empty lines, uvicorn has no timer for the next request
         if self._timed != (self._expected, self._requests) and not self._lingering:
             self._watch()
 
@@ -76,11 +76,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._expected = ""
         self._watch()
         super().handle_websocket_upgrade()
-        self._lingering = True  # the connection is another protocol's now
-        self.parser = None  # type: ignore[assignment]  # each keeps the other in memory
+        self._lingering = True  # another protocol has the connection
+        self.parser = None  # type: ignore[assignment]  # a cycle, which only gc would free
 
     def send_400_response(self, msg: str) -> None:
-        """In place of uvicorn's plain text, at a parser that has failed."""
+        """Called after the parser has failed. uvicorn answers in plain text."""
         self._refuse(Code.HEAD_TOO_LARGE if self._too_large else Code.BAD_REQUEST)
 
     # The parser's calls
@@ -117,7 +117,7 @@ class HttpProtocol(HttpToolsProtocol):
     # Time
 
     def _watch(self) -> None:
-        """Have the timer for what the peer has to send now."""
+        """Start the timer for the part that the peer has to send, or stop it."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -132,35 +132,35 @@ class HttpProtocol(HttpToolsProtocol):
         if self._expected == "body":
             until_s = self._began_s + self.timeouts.body_s + self._body_bytes / BODY_BYTES_PER_S
             left_s = until_s - self.loop.time()
-            if self.flow.read_paused:  # it is we who do not take it
+            if self.flow.read_paused:  # the application is slow, not the peer
                 left_s = max(left_s, self.timeouts.body_s)
         if left_s > 0:
             self._timer = self.loop.call_later(left_s, self._due)
         elif self._expected == "head" and not self._line_bytes:
-            self.transport.close()  # nothing was asked
+            self.transport.close()  # no request was begun
         else:
             self._refuse(Code.REQUEST_TIMEOUT)
 
     # The end
 
     def _idle(self) -> bool:
-        """Whether no answer is owed."""
+        """Whether no response is due."""
         return self.cycle is None or self.cycle.response_complete
 
     def _refuse(self, code: Code) -> None:
-        """Answer what could not be read, and end the connection. The request before it, if its
-        answer is under way, gets it first; its client finds the end behind it."""
+        """Answer a request that could not be read, and end the connection. If an earlier request
+        still waits for its response, that response is sent instead, as the last one."""
         self._expected = ""
         self._watch()
         if self._idle() or (self.cycle.more_body and not self.cycle.response_started):
             if not self._idle():
-                self.cycle.disconnected = True  # the application need not answer
+                self.cycle.disconnected = True  # the response of the application is dropped
                 self.cycle.message_event.set()
             refuse(self.transport, HubError(code))
             self._lingering = True
             self._timer = self.loop.call_later(self.timeouts.close_s, self.transport.abort)
         elif self.cycle.more_body:
-            self.transport.close()  # the answer is under way, and nobody knows of what
+            self.transport.close()  # the response has begun; a second one cannot follow
         else:
             self._lingering = True
             self.cycle.keep_alive = False

@@ -1,4 +1,4 @@
-"""The answer to a request that no application has seen: the last of its connection."""
+"""Error responses below the application. Each is the last response of its connection."""
 
 import asyncio
 import email.utils
@@ -12,16 +12,17 @@ from hub.errors import HubError
 
 
 def refuse(transport: asyncio.Transport, error: HubError, request_id: str | None = None) -> None:
-    """Write the answer and end our half of the connection. The caller has to read on for a while:
-    closed with something unread, TCP would reset the connection, and the answer be lost."""
+    """Write the response and close our half of the connection. The caller has to keep reading for a
+    while: TCP resets a connection that is closed while data is unread, and the client would lose
+    the response."""
     transport.write(refusal(error, request_id))
     if transport.can_write_eof():  # not over TLS
         transport.write_eof()
 
 
 def refusal(error: HubError, request_id: str | None = None) -> bytes:
-    """A whole HTTP/1.1 response, of the one shape of errors (design 3.4). `request_id` is the
-    request's own, where it could be read."""
+    """A complete HTTP/1.1 response in the one shape of errors (design 3.4). `request_id` is that of
+    the request, if it could be read."""
     request_id = request_id or uuid.uuid4().hex
     body = orjson.dumps({"error": {**error.code.to_json(error.detail), "requestId": request_id}})
     lines = [

@@ -35,8 +35,8 @@ def bind(host: str, port: int, timeouts: AppTimeouts | None = None) -> socket.so
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; every connection inherits it
-        # A peer that takes nothing of what was written to it is dropped by the kernel. Otherwise
-        # its stream or answer would wait for room for ever, and what is buffered with it (P8).
+        # The kernel drops a peer that takes no data. Without this, its stream or response and the
+        # buffered data would stay for ever (P8).
         unread_ms = int((timeouts or APP_TIMEOUTS).unread_s * 1000)
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
     try:
@@ -84,7 +84,8 @@ class Server(uvicorn.Server):
 
 
 def configured(rest: ASGIApp, door: Door) -> uvicorn.Config:
-    """uvicorn with our two protocols. It makes one for each connection, with its own arguments."""
+    """uvicorn with our protocols for HTTP and WebSockets. uvicorn creates an object of the classes
+    for each connection, with arguments of its own."""
 
     class Http(HttpProtocol):
         pass

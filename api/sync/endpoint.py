@@ -1,4 +1,4 @@
-"""`GET /sync`: who may open a socket, and the session behind it."""
+"""`GET /sync`: which requests become sockets, and the session behind each."""
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence

@@ -1,4 +1,4 @@
-"""One WebSocket: from its transport to who it talks to, and back.
+"""One WebSocket connection: bytes of a transport become messages for a receiver, and back.
 
 | state   | what arrives                           | it ends when                                |
 |---------|----------------------------------------|---------------------------------------------|
@@ -10,11 +10,12 @@
 |         |                                        | `close_s` is over: GONE                     |
 | GONE    | is dropped unread                      |                                             |
 
-CLOSING lingers because TCP resets a connection that is closed with something of the peer's unread,
-and the reset would overtake our close frame: the client would not learn its code.
+CLOSING reads on because TCP resets a connection that is closed while data is unread. The reset
+would overtake our close frame, and the client would never see its code.
 
-The handshake is that of `websockets` (`ServerProtocol`), and so are the frames that we write. The
-server below is known by uvicorn's `ws=` alone: a transport, and who is connected.
+`websockets` makes the handshake (`ServerProtocol`) and the frames that the hub writes. Of the
+server, the wire needs a transport, the set of open connections and the set of tasks; uvicorn passes
+them to the class in its `ws=` parameter.
 """
 
 import asyncio
@@ -34,19 +35,20 @@ from api.sync.framing import Frames, Violation
 from api.timeouts import AppTimeouts
 from hub.errors import Code, HubError
 from hub.limits import Bucket
+from hub.session import RESTART
 
-HIGH_WATER_BYTES = 64 * 1024  # of what is written and not taken: above, the peer counts as slow
-# Of one connection in one turn of the loop: thousands that were read at once must not keep the
-# others waiting.
+HIGH_WATER_BYTES = 64 * 1024  # written and not sent: above this, the peer counts as slow
+# How many frames of one connection a turn of the loop handles. One read can bring thousands, and
+# the other connections would wait for all of them.
 FRAMES_PER_TURN = 64
-PACE_S = 0.1  # between two looks at a rate that is used up
+PACE_S = 0.1  # pause of a connection that has used up its rate
 
-DEFECT, RESTART = 1011, 1012
+DEFECT = 1011
 STALLED = 4408  # ours: the peer is gone, or has stopped reading
 ABNORMAL = 1006  # never sent: there was no close frame
 REASON_BYTES_MAX = framing.CONTROL_BYTES_MAX - 2
 
-# What holds the frames back; while one does, nothing is read.
+# Reasons to stop reading. The transport reads only while there is none.
 _OPENING, _RECEIVER, _TURN, _PACE = 1, 2, 4, 8
 
 _PING = Frame(Opcode.PING, b"").serialize(mask=False)
@@ -61,7 +63,7 @@ class State(Enum):
 
 
 class Receiver(Protocol):
-    """Who a socket talks to: a `hub.session.Session`."""
+    """What handles the messages of a socket. `hub.session.Session` is one."""
 
     def received(self, data: bytes, *, text: bool) -> None: ...
     def full(self) -> None: ...
@@ -71,34 +73,34 @@ class Receiver(Protocol):
 
 
 class Admitted(NamedTuple):
-    """`begin` is called with the open wire."""
+    """The answer to a request that becomes a socket. `begin` is called with the open wire."""
 
     subprotocol: str | None
     begin: "Callable[[SocketWire], Receiver]"
 
 
 class Door(Protocol):
-    """Decides who may open a socket."""
+    """Decides which requests become sockets."""
 
     timeouts: AppTimeouts
-    message_bytes_max: int  # of one message of the peer
+    message_bytes_max: int  # the largest message that a peer may send
 
     async def admit(self, request: Request) -> Admitted:
-        """Raises `HubError`, and the request is answered with it."""
+        """Raises `HubError`; the wire answers the request with it."""
         ...
 
     def refused(self, code: Code) -> None:
-        """Count a request that was not admitted, also one that the door was not asked about."""
+        """Count a refused request, including one that never reached `admit`."""
         ...
 
     def pace(self, now_s: float) -> Bucket:
-        """How many frames one connection may send, of any kind; on the loop's clock."""
+        """The rate of WebSocket frames of one connection. `now_s` is on the loop's clock."""
         ...
 
 
 class SocketWire(asyncio.Protocol):
-    """A `hub.ports.Wire`. It is in `connected` as long as its connection stands, and in `tasks` is
-    what a shutdown has to wait for."""
+    """A `hub.ports.Wire`. It is in `connected` while its connection is open; `tasks` holds the
+    handshakes that a shutdown waits for."""
 
     __slots__ = (
         "_connected",
@@ -136,11 +138,11 @@ class SocketWire(asyncio.Protocol):
         self._receiver: Receiver | None = None
         self._frames = Frames(door.message_bytes_max)
         self._pace = door.pace(self._loop.time())
-        self._paid = 0  # frames that may come before the pace is asked again
+        self._paid = 0  # frames already charged to the pace and not received yet
         self._held = _OPENING
         self._soon: list[bytes] | None = None  # for the end of this turn of the loop
-        self._heard = True  # something of the peer, since the last ping
-        self._unsent = 0  # bytes that had not left at the last ping
+        self._heard = True  # any sign of life since the last ping
+        self._unsent = 0  # size of the write buffer at the last ping
         self._timer: asyncio.TimerHandle | None = None
         self._shutting_down = False
         self.full = False
@@ -182,7 +184,7 @@ class SocketWire(asyncio.Protocol):
         self._lost(ABNORMAL)
 
     def shutdown(self) -> None:
-        """The process ends. A peer that was told to go gets time to read it, and to answer."""
+        """The process ends. Peers get `farewell_s` to read the close frame and to answer it."""
         self._shutting_down = True
         self.close(RESTART, "restart")
         if self._state is State.CLOSING:
@@ -191,11 +193,11 @@ class SocketWire(asyncio.Protocol):
     # The handshake
 
     def _shake_hands(self, head: bytes) -> None:
-        """`head` is a whole request: uvicorn has parsed it, and writes it anew."""
+        """`head` is a complete request: uvicorn parses it and writes it out again."""
         protocol = ServerProtocol()
         protocol.receive_data(head)
         request = next((e for e in protocol.events_received() if isinstance(e, Request)), None)
-        if request is None:  # a line or their number is beyond its bounds, or there is a body
+        if request is None:  # a line too long, too many of them, or a body
             self._refuse(HubError(Code.BAD_REQUEST, _why(protocol)), None)
             return
         response = protocol.accept(request)
@@ -245,7 +247,7 @@ class SocketWire(asyncio.Protocol):
     # Frames from the peer
 
     def _take(self) -> None:
-        """Take what has come, as far as turn and pace allow."""
+        """Handle the frames that have arrived, within the limits of turn and pace."""
         frames, left = self._frames, FRAMES_PER_TURN
         try:
             while left and frames.pending and not self._held and self._state is State.OPEN:
@@ -262,11 +264,11 @@ class SocketWire(asyncio.Protocol):
         except Violation as violation:
             self.close(violation.code, violation.reason)
         if not left and not self._held & _TURN and self._state is State.OPEN:
-            self._hold(_TURN)  # also where nothing waits: the loop may read on in this turn
+            self._hold(_TURN)  # even with nothing pending: the loop may read again in this turn
             self._loop.call_soon(self._go_on)
 
     def _pay(self) -> bool:
-        """Pay for the next frames, some at a time, as far as the rate has it."""
+        """Charge the next frames to the pace in advance; return whether it allowed any."""
         now_s = self._loop.time()
         self._paid = min(FRAMES_PER_TURN, int(self._pace.left(now_s)))
         self._pace.take(self._paid, now_s)
@@ -298,11 +300,11 @@ class SocketWire(asyncio.Protocol):
         self.write(Frame(Opcode.CLOSE, answer).serialize(mask=False))
         self._state = State.GONE
         self._transport.close()
-        # Where the peer does not take what is buffered for it, that would hold the socket.
+        # A peer that does not read would keep the socket open with what is unsent.
         self._after(self._door.timeouts.flush_s)
         self._lost(code)
 
-    # What is read, and when: the one owner of the transport's reading
+    # Reading: only these three functions pause and resume the transport
 
     def _hold(self, reason: int) -> None:
         if self._state is State.OPEN:
@@ -314,7 +316,7 @@ class SocketWire(asyncio.Protocol):
         if self._held & reason:
             self._held &= ~reason
             if not self._held:
-                self._held = _TURN  # not at once: the caller is in the middle of something
+                self._held = _TURN  # in the next turn: the caller must finish first
                 self._loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
@@ -362,7 +364,7 @@ class SocketWire(asyncio.Protocol):
     # The end
 
     def _linger(self, seconds: float) -> None:
-        """Drop what comes, until the peer has read what we wrote last."""
+        """Read and discard, so that the peer can read what was written last."""
         self._state = State.CLOSING
         self._after(seconds)
         if not self._transport.is_closing():
@@ -375,38 +377,38 @@ class SocketWire(asyncio.Protocol):
             self._transport.close()
 
     def _after(self, seconds: float | None) -> None:
-        """Do what is due after so long, and nothing else; None: nothing at all."""
+        """Set the one timer of this wire, or clear it with None."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None if seconds is None else self._loop.call_later(seconds, self._due)
 
     def _due(self) -> None:
         if self._state is not State.OPEN:
-            self._transport.abort()  # `close` would wait until the peer has taken everything
+            self._transport.abort()  # `close` would wait until everything is sent
             return
         unsent = self._transport.get_write_buffer_size()
         if self._heard or unsent < self._unsent:
             self._heard, self._unsent = False, unsent
             self.write(_PING)
             self._after(self._door.timeouts.ping_s)
-        else:  # what is buffered for it would hold the socket for ever (P8)
+        else:  # unsent data would keep the socket open for ever (P8)
             self.close(STALLED, "no answer")
             self._after(self._door.timeouts.flush_s)
 
     def _lost(self, close_code: int) -> None:
-        """Tell the receiver at once: from here on the transport takes nothing."""
+        """Tell the receiver at once: nothing can be written from here on."""
         if self._receiver is not None:
             receiver, self._receiver = self._receiver, None
             receiver.lost(close_code)
 
 
 def _close(code: int, reason: str) -> bytes:
-    """The payload of a close frame; a reason that is too long is cut."""
+    """The payload of a close frame. A reason that is too long is cut off."""
     return Close(code, reason.encode()[:REASON_BYTES_MAX].decode(errors="ignore")).serialize()
 
 
 def raw_headers(request: Request) -> list[tuple[bytes, bytes]]:
-    """As ASGI has them."""
+    """The headers in the form that ASGI has: lower-case names, bytes."""
     return [
         (name.lower().encode("latin-1"), value.encode("latin-1"))
         for name, value in request.headers.raw_items()
@@ -414,7 +416,7 @@ def raw_headers(request: Request) -> list[tuple[bytes, bytes]]:
 
 
 def _why(protocol: ServerProtocol) -> str:
-    """What the library has against a request."""
+    """Why `websockets` refused a request."""
     error: BaseException | None = protocol.handshake_exc
     assert error is not None
     return f"{error}: {error.__cause__}" if error.__cause__ is not None else str(error)

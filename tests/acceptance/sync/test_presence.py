@@ -156,7 +156,7 @@ async def test_p10_nothing_is_told_while_redis_is_away(fragile_pair: Pair, party
         await tablet.socket.close()
         desk = await party.comes(here, "bob")
         watch = await party.comes(there, "ada")
-        await asyncio.sleep(2 * TIMEOUTS.presence_s)  # time enough to be told
+        await asyncio.sleep(2 * TIMEOUTS.presence_s)  # long enough for presence to arrive
         for device in (desk, watch):
             await device.ping()
             assert party.told(device) == []

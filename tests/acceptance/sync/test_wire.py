@@ -30,11 +30,9 @@ from tests.crowd import (
 )
 from tests.device import (
     FRAME_BYTES_MAX,
-    PROTOCOL,
     Device,
     Json,
     Refused,
-    Way,
     budget_create,
     connect,
     expense_add,
@@ -82,28 +80,6 @@ async def device(node: Node, user_id: str) -> AsyncIterator[Device]:
 
 
 # What a client sends
-
-
-@pytest.mark.parametrize("way", ["header", "subprotocol", "frame"])
-async def test_signing_in(node: Node, user_id: str, way: Way) -> None:
-    async with connect(node.url, token(user_id), way=way) as device:
-        await device.ping()
-        assert device.socket.subprotocol == PROTOCOL
-        kinds = [frame.body["type"] for frame in device.frames]
-    assert kinds == ["welcome", "auth", "pong"]
-
-
-async def test_not_signing_in(node: Node) -> None:
-    with pytest.raises(InvalidStatus) as refused:
-        async with open_device(node.url, headers={"Authorization": "Bearer bad"}):
-            pass
-    assert refused.value.response.status_code == 401
-    async with open_device(node.url, subprotocols=[PROTOCOL, "bearer.bad"]) as device:
-        assert await device.until_closed() == 4401
-    async with open_device(node.url) as device:
-        await device.send({"type": "ping"})
-        assert await device.until_closed() == 4401
-        assert [error["error"]["message"] for error in device.of_type("error")] == ["NOT_LOGGED_IN"]
 
 
 async def test_events_in_and_out(node: Node, user_id: str, device: Device) -> None:
@@ -155,27 +131,6 @@ async def test_p8_reader_that_stops_and_goes_on_misses_nothing(
         await device.accepted(expense_add(budget_id))
         await until(lambda: slow.cursors[budget_id] == 802, WAIT_S)
         slow.check()
-
-
-@pytest.mark.parametrize(
-    ("message", "code"),
-    [
-        ("hello", 4400),
-        (b'{"type":"ping"}', 4400),
-        (b"", 4400),
-        ("x" * (FRAME_BYTES_MAX + 1), 1009),
-        ('{"type":"auth","token":"bad"}', 4401),
-    ],
-    ids=["text", "binary", "empty binary", "too long", "bad token"],
-)
-async def test_close_codes(device: Device, message: str | bytes, code: int) -> None:
-    await device.send_raw(message)
-    assert await device.until_closed() == code
-
-
-async def test_leaving_is_answered(device: Device) -> None:
-    await device.socket.close(1000)
-    assert await device.until_closed() == 1000
 
 
 def raw(*parts: tuple[Opcode, bytes, bool]) -> bytes:
@@ -287,12 +242,6 @@ def in_pieces(frame: Json, chance: random.Random) -> bytes:
         if chance.random() < 0.3:
             sent += raw((chance.choice((Opcode.PING, Opcode.PONG)), b"between", True))
     return sent
-
-
-async def test_fragments_of_over_256_kib_close_1009(device: Device) -> None:
-    parts = [(Opcode.TEXT if not part else Opcode.CONT, b" " * 100_000, False) for part in range(3)]
-    device.socket.transport.write(raw(*parts))
-    assert await device.until_closed() == 1009
 
 
 # Inside: what is left of a peer that is gone

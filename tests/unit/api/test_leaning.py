@@ -1,7 +1,7 @@
-"""What the sockets and REST lean on of other libraries: each name as it was when it was last read.
+"""The names of uvicorn and websockets that `api/http/protocol.py`, `api/sync/` and
+`api/process/server.py` use, and that a new version may change.
 
-Where a test fails after an upgrade, read what changed there, and what `api/http/protocol.py`,
-`api/sync/` and `api/process/server.py` make of it."""
+If a test fails after an upgrade, read the change in the library and adapt these modules."""
 
 import inspect
 from importlib.metadata import requires, version
@@ -19,13 +19,13 @@ PINNED = {"httptools": "0.9.0", "uvicorn": "0.54.0", "websockets": "17.4"}
 
 @pytest.mark.parametrize("library", PINNED)
 def test_exactly_this_version(library: str) -> None:
-    """In the project's own requirements too, so that nobody gets another one by accident."""
+    """The project pins it too, so that no installation gets another version."""
     assert version(library) == PINNED[library]
     required = [each.replace(" ", "") for each in requires("budget-hub") or ()]
     assert f"{library}=={PINNED[library]}" in required
 
 
-# Of uvicorn: the class of its HTTP protocol is documented by its source alone.
+# uvicorn documents the class of its HTTP protocol in its source only.
 
 
 @pytest.mark.parametrize(
