@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol, Self, TypeAlias
 
 from hub.budget.records import BudgetId, UserId
 from hub.budget.state import BudgetState, Want
-from hub.frames import Frame
+from hub.frames.events import Frame
 
 NodeId: TypeAlias = bytes  # one process, for as long as it runs
 

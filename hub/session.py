@@ -23,13 +23,14 @@ from typing import Any, Protocol
 
 import structlog
 
-from hub import frames
 from hub.budget.events import EVENTS_PER_FRAME_MAX, parse_batch
 from hub.budget.records import BudgetId, UserId
 from hub.budget.verdicts import Verdict
 from hub.errors import Code, HubError
 from hub.feed.feed import Subscription
-from hub.frames import FRAME_BYTES_MAX, BadFrame, RequestId
+from hub.frames import client, server
+from hub.frames.client import BadFrame, RequestId
+from hub.frames.websocket import FRAME_BYTES_MAX
 from hub.hub import Hub
 from hub.limits import Bucket
 from hub.ports import Authenticator, Principal, Wire
@@ -159,7 +160,7 @@ class Session:
         try:
             if not text:
                 raise BadFrame("binary: frames are text", fatal=True)
-            self._act(frames.parse(data))
+            self._act(client.parse(data))
         except BadFrame as bad:
             if bad.fatal or self._may(bad.request_id, 1):
                 self._refuse(bad.request_id, Code.BAD_FRAME, bad.detail)
@@ -201,7 +202,7 @@ class Session:
         """The hub drains: take nothing more, and tell the client when to come back."""
         if self._state is State.OPEN:
             self._state = State.LEAVING
-            self._wire.write(frames.goaway(reconnect_after_ms, "deploy"))
+            self._wire.write(server.goaway(reconnect_after_ms, "deploy"))
             self._read_or_not()
 
     def sign_out(self) -> None:
@@ -238,31 +239,31 @@ class Session:
             code=code.name,
             correlation_id=correlation_id,
         )
-        self._wire.write(frames.error(request_id, code, detail, retry_after_ms=retry_after_ms))
+        self._wire.write(server.error(request_id, code, detail, retry_after_ms=retry_after_ms))
 
     def _close(self, code: Code, reason: str) -> None:
         assert code.close is not None
         self._wire.close(code.close, reason)
         self.lost(code.close)
 
-    def _act(self, frame: frames.ClientFrame) -> None:
+    def _act(self, frame: client.ClientFrame) -> None:
         if self._state is State.NEW:
-            if isinstance(frame, frames.Auth):
+            if isinstance(frame, client.Auth):
                 self._authenticate(frame.token)
             else:
                 self.close(Code.NOT_LOGGED_IN)
             return
-        if type(frame) is frames.Events:  # `isinstance` is slow on pydantic's models
+        if type(frame) is client.Events:  # `isinstance` is slow on pydantic's models
             self._submit(frame)
         elif not self._may(frame.id, 1):
             pass
-        elif type(frame) is frames.Subscribe:
+        elif type(frame) is client.Subscribe:
             self._follow(frame.budget_id, frame.key, frame.id)
-        elif type(frame) is frames.Unsubscribe:
+        elif type(frame) is client.Unsubscribe:
             self._unfollow(frame)
-        elif type(frame) is frames.Ping:
-            self._wire.write(frames.pong(frame.id, self._now_ms()))
-        elif type(frame) is frames.Auth:
+        elif type(frame) is client.Ping:
+            self._wire.write(server.pong(frame.id, self._now_ms()))
+        elif type(frame) is client.Auth:
             self._spawn(self._renew(frame.token, frame.id))
 
     def _read_or_not(self) -> None:
@@ -327,7 +328,7 @@ class Session:
         self._user_bucket = self._hub.rates.of_user(principal.user_id, self._now_ms() / 1000)
         _log.info("socket open", connection_id=self._connection_id, user_id=self._user_id)
         self._wire.write(
-            frames.welcome(
+            server.welcome(
                 principal.user_id, self._connection_id, self._now_ms(), LIMITS, HEARTBEAT_S
             )
         )
@@ -353,7 +354,7 @@ class Session:
     def _renewed(self, principal: Principal) -> None:
         self._principal = principal
         self._warned = False
-        self._wire.write(frames.auth(principal.expires_at_ms))
+        self._wire.write(server.auth(principal.expires_at_ms))
         self._tick()
 
     def _tick(self) -> None:
@@ -369,19 +370,19 @@ class Session:
         expiring_ms = expires_at_ms - EXPIRING_S * 1000
         if not self._warned and now_ms >= expiring_ms:
             self._warned = True
-            self._wire.write(frames.auth_expiring(expires_at_ms))
+            self._wire.write(server.auth_expiring(expires_at_ms))
         if now_ms >= self._beat_at_ms:
             self._beat_at_ms = now_ms + int(HEARTBEAT_S * 1000)
             if not self._wire.full:
                 heads = {id: f.subscription.feed.position for id, f in self._following.items()}
-                self._wire.write(frames.heads(heads))
+                self._wire.write(server.heads(heads))
         due_ms = min(self._beat_at_ms, expires_at_ms if self._warned else expiring_ms)
         delay_s = max(due_ms - now_ms, 1) / 1000
         self._timer = self._later(delay_s, self._tick)
 
     # Events in.
 
-    def _submit(self, frame: frames.Events) -> None:
+    def _submit(self, frame: client.Events) -> None:
         correlation_id = frame.correlation_id
         try:
             events = parse_batch(frame.events, EVENTS_PER_FRAME_MAX)
@@ -400,7 +401,7 @@ class Session:
         """The verdicts of events that were in flight."""
         self._in_flight -= events
         if self._state is not State.CLOSED:
-            self._wire.write_soon(frames.results(request_id, verdicts))
+            self._wire.write_soon(server.results(request_id, verdicts))
             if not self._reading:
                 self._read_or_not()
 
@@ -430,11 +431,11 @@ class Session:
         self._following[budget_id] = following
         following.subscription = self._hub.feeds.subscribe(self._user_id, budget_id, key, following)
 
-    def _unfollow(self, frame: frames.Unsubscribe) -> None:
+    def _unfollow(self, frame: client.Unsubscribe) -> None:
         following = self._following.pop(frame.budget_id, None)
         if following is not None:
             following.subscription.end()
-        self._wire.write(frames.unsubscribed(frame.id, frame.budget_id))
+        self._wire.write(server.unsubscribed(frame.id, frame.budget_id))
 
 
 class _Answer:
@@ -497,17 +498,17 @@ class _Following:
 
     def joined(self, key: int, head: int) -> None:
         self._wire.write(
-            frames.subscribed(self._request_id, self.budget_id, key, head, self._hub.log_id)
+            server.subscribed(self._request_id, self.budget_id, key, head, self._hub.log_id)
         )
 
     def refused(self, code: Code) -> None:
         self._forget()
         self._hub.measures.refused(code)
-        self._wire.write(frames.error(self._request_id, code))
+        self._wire.write(server.error(self._request_id, code))
 
     def ended(self, code: Code) -> None:
         self._forget()
-        self._wire.write(frames.unsubscribed(None, self.budget_id, code))
+        self._wire.write(server.unsubscribed(None, self.budget_id, code))
 
     def _forget(self) -> None:
         if self._all.get(self.budget_id) is self:

@@ -13,7 +13,7 @@ and no `deliver`.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Self
 
-from hub.frames import NAMED_MAX, Context, Frame
+from hub.frames.events import NAMED_MAX, Context, Frame
 from hub.ports import Span, Tracer
 
 LINKS_MAX = 100  # submissions that one span names

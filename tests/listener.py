@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from hub.budget.records import BudgetId, UserId
-from hub.frames import Frame
+from hub.frames.events import Frame
 from hub.ports import BusListener, NodeId
 from storage.redis.bus import RedisBus
 from storage.redis.cluster_bus import ClusterBus

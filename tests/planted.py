@@ -18,7 +18,7 @@ from hub.budget.verdicts import Verdict
 from hub.committer import Committer, Submission, _Run
 from hub.feed.feed import Feed
 from hub.feed.sweeper import Sweeper
-from hub.frames import Frame
+from hub.frames.events import Frame
 from hub.ports import Page
 from storage.postgres.core.event_log import PostgresLog, PostgresTransaction
 from storage.redis.bus import RedisBus

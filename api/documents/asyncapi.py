@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from api.documents import frames as shapes
 from api.documents.examples import Sent
 from api.documents.schemas import Json, schemas
-from hub import frames
 from hub.budget.scalars import Uuid, Whole
 from hub.errors import Code
+from hub.frames import client, websocket
 
 ABOUT = """\
 The hub's live interface: one WebSocket at `/sync`, subprotocol `budget.sync.v2`, JSON text frames
@@ -33,11 +33,11 @@ class Direction(NamedTuple):
 
 
 CLIENT: Mapping[str, Direction] = {
-    "auth": Direction(frames.Auth, ("welcome", "auth", "error")),
-    "subscribe": Direction(frames.Subscribe, ("subscribed", "error")),
-    "unsubscribe": Direction(frames.Unsubscribe, ("unsubscribed", "error")),
+    "auth": Direction(client.Auth, ("welcome", "auth", "error")),
+    "subscribe": Direction(client.Subscribe, ("subscribed", "error")),
+    "unsubscribe": Direction(client.Unsubscribe, ("unsubscribed", "error")),
     "events": Direction(shapes.Events, ("results", "error")),
-    "ping": Direction(frames.Ping, ("pong", "error")),
+    "ping": Direction(client.Ping, ("pong", "error")),
 }
 SERVER: Mapping[str, Any] = {
     "welcome": shapes.Welcome,
@@ -174,7 +174,7 @@ def _upgrade(made: Mapping[str, Json]) -> Json:
                 "Authorization": {"type": "string", "description": "`Bearer <token>`"},
                 "Sec-WebSocket-Protocol": {
                     "type": "string",
-                    "description": f"`{frames.PROTOCOL}`, and for browsers `bearer.<token>`",
+                    "description": f"`{websocket.PROTOCOL}`, and for browsers `bearer.<token>`",
                 },
                 "x-api-key": {
                     "type": "string",

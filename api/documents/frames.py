@@ -11,12 +11,12 @@ from api.documents.events import ClientEvent
 from api.documents.scalars import Head, Id, Key, LogId, Millis, SequenceNumber, UserId
 from api.documents.stream import StreamEvent
 from api.documents.verdicts import Verdict
-from hub import frames
 from hub.budget.events import EVENTS_PER_FRAME_MAX
-from hub.frames import CORRELATION_ID
+from hub.frames import client
+from hub.frames.client import CORRELATION_ID
 
 
-class Events(frames.Events):
+class Events(client.Events):
     """Submit 1 to 100 events. `mode` says whether the first that is not accepted ends the batch."""
 
     events: Annotated[list[ClientEvent], Field(min_length=1, max_length=EVENTS_PER_FRAME_MAX)]

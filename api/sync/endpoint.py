@@ -11,7 +11,7 @@ from api.http.requests import as_uuid, bearer
 from api.sync.wire import Admitted, SocketWire, raw_headers
 from api.timeouts import AppTimeouts
 from hub.errors import Code, HubError
-from hub.frames import FRAME_BYTES_MAX, PROTOCOL
+from hub.frames.websocket import FRAME_BYTES_MAX, PROTOCOL
 from hub.hub import Hub
 from hub.limits import Bucket
 from hub.ports import Authenticator, Principal

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, Protocol
 
 import structlog
 
-from hub import frames
 from hub.budget.access import ending, standing
 from hub.budget.records import BudgetId, UserId
 from hub.budget.scalars import INTEGER_MAX
@@ -23,7 +22,8 @@ from hub.errors import Code, Disconnected, Held, HubError
 from hub.feed.cursors import Place, Step, SubscriptionState, Track, next_step
 from hub.feed.presence import Presence
 from hub.feed.tail import Tail
-from hub.frames import Frame, event_frames
+from hub.frames import server
+from hub.frames.events import Frame, event_frames
 from hub.measures import Measures
 from hub.ports import EventLog, Page
 from hub.timeouts import Timeouts
@@ -205,7 +205,7 @@ class Feed:
 
     def tell_presence(self) -> None:
         """To everybody live if it has changed, else to those who do not know yet."""
-        data = frames.presence(self.budget_id, self.presence.users())
+        data = server.presence(self.budget_id, self.presence.users())
         changed = data != self._presence_told
         self._presence_told = data
         for subscription in list(self.live):

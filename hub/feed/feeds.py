@@ -13,7 +13,7 @@ from hub.budget.scalars import INTEGER_MAX
 from hub.budget.state import LogRow
 from hub.feed.feed import Feed, Follower, Shared, Subscription, permitted
 from hub.feed.sweeper import Sweeper
-from hub.frames import Frame, event_frames
+from hub.frames.events import Frame, event_frames
 from hub.measures import Measures
 from hub.ports import Bus, EventLog, NodeId, Page
 from hub.timeouts import Timeouts

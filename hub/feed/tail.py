@@ -4,7 +4,7 @@ read of the log."""
 from collections import deque
 from collections.abc import Sequence
 
-from hub.frames import Frame
+from hub.frames.events import Frame
 
 TAIL_BYTES_MAX = 64 * 1024  # as much as a wire holds before it counts as full
 

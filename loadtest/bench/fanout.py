@@ -36,7 +36,7 @@ from api.process import server
 from api.settings import Settings
 from api.telemetry import logs
 from api.timeouts import APP_TIMEOUTS
-from hub.frames import Frame, event_frames
+from hub.frames.events import Frame, event_frames
 from hub.hub import Hub
 from hub.ports import LogEvent
 from loadtest.bench import load

@@ -22,7 +22,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from hub.budget.records import BudgetId, UserId
-from hub.frames import Context, Frame
+from hub.frames.events import Context, Frame
 from hub.outage import Outage
 from hub.ports import BusListener, NodeId
 from storage.redis.channels import Channels, Shard, ShardChannels

@@ -22,7 +22,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisClusterException, RedisError, SlotNotCoveredError
 
 from hub.budget.records import BudgetId, UserId
-from hub.frames import Frame
+from hub.frames.events import Frame
 from hub.outage import Outage
 from hub.ports import BusListener
 from storage.redis.bus import RedisBus

@@ -20,7 +20,7 @@ from api.sync.wire import HIGH_WATER_BYTES
 from hub.budget.records import BudgetId
 from hub.errors import Code, HubError
 from hub.feed.feed import Subscription
-from hub.frames import texts
+from hub.frames.websocket import texts
 from hub.hub import Hub
 from hub.ports import Principal
 

@@ -20,7 +20,7 @@ from websockets.exceptions import InvalidStatus
 from api.app import open_app
 from api.settings import Settings
 from hub.errors import Code
-from hub.frames import PROTOCOL
+from hub.frames.websocket import PROTOCOL
 from loadtest.cluster import FragileRedis
 from storage.timeouts import STORAGE_TIMEOUTS
 from tests.acceptance.rest.test_rest import BODY_BYTES_MAX, a_budget, refused

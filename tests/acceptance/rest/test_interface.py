@@ -24,8 +24,8 @@ from api.documents.openapi import openapi_path
 from api.documents.routes import served
 from api.http.edge import CONTENT_SECURITY_POLICY
 from api.settings import Settings
-from hub import frames
 from hub.errors import Code
+from hub.frames import client
 from tests import ROOT
 from tests.asyncapi import AsyncApi
 from tests.cluster import AUTH_SECRET, Cluster, Node, checked
@@ -126,7 +126,7 @@ def test_every_frame_is_documented_and_no_other(documented: Documented) -> None:
         if sender == "server":
             named.add("auth.expiring")  # told of in the row of `auth`
         assert _messages(documented, sender) == named
-    parsed = {frame.model_fields["type"].annotation for frame in frames.ClientFrame.__args__}
+    parsed = {frame.model_fields["type"].annotation for frame in client.ClientFrame.__args__}
     assert {name for kind in parsed for name in kind.__args__} == _messages(documented, "client")
 
 

@@ -23,7 +23,7 @@ from api.settings import Settings
 from api.sync.wire import HIGH_WATER_BYTES
 from api.timeouts import APP_TIMEOUTS
 from hub.budget.events import Joining, Leaving, parse_batch
-from hub.frames import FRAME_BYTES_MAX
+from hub.frames.websocket import FRAME_BYTES_MAX
 from hub.hub import Hub
 from hub.ports import Page, Principal
 from storage.postgres.core.event_log import PostgresLog

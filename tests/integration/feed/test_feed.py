@@ -27,7 +27,8 @@ from hub.feed.cursors import SubscriptionState
 from hub.feed.feed import Subscription
 from hub.feed.feeds import Feeds
 from hub.feed.tail import TAIL_BYTES_MAX
-from hub.frames import Frame, event_frames, texts
+from hub.frames.events import Frame, event_frames
+from hub.frames.websocket import texts
 from hub.hub import Hub
 from hub.limits import Rates
 from hub.ports import LogEvent, Page

@@ -26,7 +26,8 @@ from api.settings import Settings, SettingsError
 from api.telemetry.tracing import OpenTelemetry
 from hub.budget.events import parse_batch
 from hub.errors import Code
-from hub.frames import Context, Frame, texts
+from hub.frames.events import Context, Frame
+from hub.frames.websocket import texts
 from hub.hub import Hub
 from hub.limits import Rates
 from hub.tracing import NO_ORIGINS, NO_SPAN, NOWHERE, Correlation, Trail, in_context

@@ -18,7 +18,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from hub.budget.records import BudgetId, UserId
-from hub.frames import Frame
+from hub.frames.events import Frame
 from hub.ports import NodeId
 from loadtest.proxy import PIECE_BYTES, Proxy
 from storage.embedded.redis import EmbeddedRedis

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from api.settings import Settings, SettingsError
 from hub.budget.records import BudgetId
-from hub.frames import Frame
+from hub.frames.events import Frame
 from storage.redis.channels import BUCKETS, bucket_of
 from storage.redis.cluster_bus import ClusterBus, address_of
 from storage.redis.rate_limits import Limit, RateLimits

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from hub.feed.tail import TAIL_BYTES_MAX, Tail
-from hub.frames import Frame
+from hub.frames.events import Frame
 
 BUDGET = "6414b6a3-9e0c-4a0e-8a3c-1c9d1a6f0b01"
 

@@ -10,24 +10,21 @@ import orjson
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from hub import frames
 from hub.budget.verdicts import Verdict
 from hub.errors import Code
-from hub.frames import (
-    FRAME_BYTES_MAX,
+from hub.frames import server
+from hub.frames.client import (
     Auth,
     BadFrame,
     ClientFrame,
     Events,
-    Frame,
     Ping,
     Subscribe,
     Unsubscribe,
-    event_frames,
-    framed,
     parse,
-    texts,
 )
+from hub.frames.events import Frame, event_frames
+from hub.frames.websocket import FRAME_BYTES_MAX, framed, texts
 from hub.ports import LogEvent
 
 BUDGET = "00000000-0000-4000-8000-00000000000b"
@@ -155,7 +152,7 @@ def test_whatever_is_sent_is_a_frame_or_a_bad_frame(kind: str, fields: dict[str,
         parse(json.dumps({"type": kind, **fields}))
     except BadFrame as refused:
         # What the answer repeats can be written.
-        assert list(texts(frames.error(refused.request_id, Code.BAD_FRAME, refused.detail)))
+        assert list(texts(server.error(refused.request_id, Code.BAD_FRAME, refused.detail)))
 
 
 @unhurried
@@ -274,7 +271,7 @@ def said(data: bytes) -> Any:
 
 
 def test_server_frames_are_those_of_the_design() -> None:
-    assert said(frames.welcome("ann", "c1", 5, {"a": 1}, 15)) == {
+    assert said(server.welcome("ann", "c1", 5, {"a": 1}, 15)) == {
         "type": "welcome",
         "userId": "ann",
         "connectionId": "c1",
@@ -282,9 +279,9 @@ def test_server_frames_are_those_of_the_design() -> None:
         "limits": {"a": 1},
         "heartbeatS": 15,
     }
-    assert said(frames.auth(9)) == {"type": "auth", "expiresAt": 9}
-    assert said(frames.auth_expiring(9)) == {"type": "auth.expiring", "expiresAt": 9}
-    assert said(frames.subscribed(1, BUDGET, 7, 12, "log")) == {
+    assert said(server.auth(9)) == {"type": "auth", "expiresAt": 9}
+    assert said(server.auth_expiring(9)) == {"type": "auth.expiring", "expiresAt": 9}
+    assert said(server.subscribed(1, BUDGET, 7, 12, "log")) == {
         "type": "subscribed",
         "id": 1,
         "budgetId": BUDGET,
@@ -292,24 +289,24 @@ def test_server_frames_are_those_of_the_design() -> None:
         "head": 12,
         "logId": "log",
     }
-    assert said(frames.unsubscribed(2, BUDGET)) == {
+    assert said(server.unsubscribed(2, BUDGET)) == {
         "type": "unsubscribed",
         "id": 2,
         "budgetId": BUDGET,
     }
-    assert said(frames.unsubscribed(None, BUDGET, Code.NOT_PARTICIPANT)) == {
+    assert said(server.unsubscribed(None, BUDGET, Code.NOT_PARTICIPANT)) == {
         "type": "unsubscribed",
         "budgetId": BUDGET,
         "code": "NOT_PARTICIPANT",
     }
-    assert said(frames.heads({BUDGET: 12})) == {"type": "heads", "heads": {BUDGET: 12}}
-    assert said(frames.pong("x", 5)) == {"type": "pong", "id": "x", "serverTime": 5}
-    assert said(frames.error(3, Code.BAD_FRAME, "why")) == {
+    assert said(server.heads({BUDGET: 12})) == {"type": "heads", "heads": {BUDGET: 12}}
+    assert said(server.pong("x", 5)) == {"type": "pong", "id": "x", "serverTime": 5}
+    assert said(server.error(3, Code.BAD_FRAME, "why")) == {
         "type": "error",
         "id": 3,
         "error": {"statusCode": 400, "message": "BAD_FRAME", "detail": "why", "retryable": False},
     }
-    assert "id" not in said(frames.error(None, Code.BAD_FRAME))
+    assert "id" not in said(server.error(None, Code.BAD_FRAME))
 
 
 @pytest.mark.parametrize("request_id", [None, 0, 7, 2**53 - 1, "seven", 'a"b\\'])
@@ -319,12 +316,12 @@ def test_results_answer_their_frame(request_id: int | str | None) -> None:
         Verdict(EVENT, "expense.edit", BUDGET, EVENT, "conflict", record=b'{"id":2}'),
         Verdict(EVENT, None, None, None, "rejected", error=Code.BUSY),
     ]
-    answer = said(frames.results(request_id, verdicts))
+    answer = said(server.results(request_id, verdicts))
     assert answer.pop("results") == [
         orjson.loads(orjson.dumps(verdict.to_json())) for verdict in verdicts
     ]
     assert answer == {"type": "results"} | ({} if request_id is None else {"id": request_id})
-    assert said(frames.results(1, []))["results"] == []
+    assert said(server.results(1, []))["results"] == []
 
 
 @unhurried
@@ -335,7 +332,7 @@ def test_p8_long_results_are_several_frames_with_every_verdict_once(sizes: list[
         for n, size in enumerate(sizes)
     ]
     sequences = []
-    for text in texts(frames.results(5, verdicts)):
+    for text in texts(server.results(5, verdicts)):
         assert len(framed(text)) <= FRAME_BYTES_MAX
         answer = orjson.loads(text)
         assert (answer["type"], answer["id"]) == ("results", 5)

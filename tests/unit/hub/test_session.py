@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from hub.budget.verdicts import Verdict
 from hub.committer import Answer
 from hub.errors import Code, HubError
-from hub.frames import framed, texts
+from hub.frames.websocket import framed, texts
 from hub.hub import Hub
 from hub.limits import Rates
 from hub.measures import Measures
