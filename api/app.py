@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from api.auth import routes as auth_routes
 from api.auth.closed_accounts import CHECK_S, RefusingClosedAccounts
 from api.auth.revocation import Revocations
-from api.documents import routes as documents
+from api.documents.routes import Documents
 from api.http.edge import Edge, cors
 from api.http.errors import ERROR_HANDLERS
 from api.http.guard import ApiKeys, Guard, LimitedByUser, PerMinute, RequestLimits
@@ -151,7 +151,7 @@ async def open_rest(services: Services, siblings: Siblings) -> AsyncIterator[App
         *errors.routes(),
         *_routes(services, tokens, limits),
     ]
-    rest.router.routes += [*routes, *documents.routes(routes)]
+    rest.router.routes += [*routes, *Documents().routes()]
     origins = settings.origin_list()
     door = SyncDoor(
         hub,

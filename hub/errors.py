@@ -6,10 +6,13 @@ exceptions; `HubError` is for what a caller cannot go on from.
 """
 
 from enum import Enum, unique
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from pydantic import Field
+from typing_extensions import TypeAliasType, TypedDict
 
 
-class _Error(NamedTuple):
+class _Row(NamedTuple):
     status: int
     close: int | None
     retryable: bool
@@ -21,60 +24,60 @@ class Code(Enum):
     """The stable codes. `Code.X.name` is the text on the wire."""
 
     # What was sent is wrong.
-    BAD_REQUEST = _Error(400, None, False, "The request is not of the documented shape.")
-    BAD_FRAME = _Error(400, 4400, False, "This is not a frame of budget.sync.v2.")
-    INVALID_EVENT = _Error(400, None, False, "The event is not of the documented shape.")
-    PAYLOAD_TOO_LARGE = _Error(413, 1009, False, "A body or frame is at most 256 KiB.")
-    HEAD_TOO_LARGE = _Error(431, None, False, "A request's head is at most 32 KiB and 128 fields.")
-    PHOTO_TOO_BIG = _Error(400, None, False, "A photo is at most 5 MiB.")
-    PHOTO_NOT_VALID = _Error(
+    BAD_REQUEST = _Row(400, None, False, "The request is not of the documented shape.")
+    BAD_FRAME = _Row(400, 4400, False, "This is not a frame of budget.sync.v2.")
+    INVALID_EVENT = _Row(400, None, False, "The event is not of the documented shape.")
+    PAYLOAD_TOO_LARGE = _Row(413, 1009, False, "A body or frame is at most 256 KiB.")
+    HEAD_TOO_LARGE = _Row(431, None, False, "A request's head is at most 32 KiB and 128 fields.")
+    PHOTO_TOO_BIG = _Row(400, None, False, "A photo is at most 5 MiB.")
+    PHOTO_NOT_VALID = _Row(
         400, None, False, "What was uploaded is not a photo of the size and type announced."
     )
-    NOT_FOUND = _Error(404, None, False, "There is no such path.")
-    METHOD_NOT_ALLOWED = _Error(405, None, False, "The path does not know this method.")
+    NOT_FOUND = _Row(404, None, False, "There is no such path.")
+    METHOD_NOT_ALLOWED = _Row(405, None, False, "The path does not know this method.")
 
     # Who sent it.
-    NOT_LOGGED_IN = _Error(401, 4401, False, "The token is missing, bad or expired.")
-    BAD_CREDENTIALS = _Error(401, None, False, "E-mail or password is wrong.")
-    EMAIL_TAKEN = _Error(409, None, False, "An account with this e-mail exists.")
-    NOT_PARTICIPANT = _Error(403, None, False, "You no longer take part in this budget.")
-    NOT_OWNER = _Error(403, None, False, "Only the owner of the budget may do this.")
+    NOT_LOGGED_IN = _Row(401, 4401, False, "The token is missing, bad or expired.")
+    BAD_CREDENTIALS = _Row(401, None, False, "E-mail or password is wrong.")
+    EMAIL_TAKEN = _Row(409, None, False, "An account with this e-mail exists.")
+    NOT_PARTICIPANT = _Row(403, None, False, "You no longer take part in this budget.")
+    NOT_OWNER = _Row(403, None, False, "Only the owner of the budget may do this.")
 
-    ORIGIN_NOT_ALLOWED = _Error(403, None, False, "This web origin may not connect.")
-    INCORRECT_API_KEY = _Error(403, None, False, "The x-api-key header is missing or wrong.")
-    UPLOAD_NOT_SIGNED = _Error(
+    ORIGIN_NOT_ALLOWED = _Row(403, None, False, "This web origin may not connect.")
+    INCORRECT_API_KEY = _Row(403, None, False, "The x-api-key header is missing or wrong.")
+    UPLOAD_NOT_SIGNED = _Row(
         403, None, False, "The upload URL has run out, or was not made for this upload."
     )
 
     # What it names.
-    BUDGET_NOT_EXISTS = _Error(404, None, False, "There is no such budget.")
-    CATEGORY_NOT_EXISTS = _Error(404, None, False, "The budget has no such category.")
-    EXPENSE_NOT_EXISTS = _Error(404, None, False, "The budget has no such expense.")
-    USER_NOT_FOUND = _Error(404, None, False, "There is no such user.")
-    PARTICIPANT_NOT_EXISTS = _Error(404, None, False, "The budget has no such participant.")
-    PHOTO_NOT_FOUND = _Error(404, None, False, "There is no such photo, or nothing was uploaded.")
-    BUDGET_EXISTS = _Error(409, None, False, "This budget id is taken.")
-    CATEGORY_EXISTS = _Error(409, None, False, "This category id is taken.")
-    EXPENSE_EXISTS = _Error(409, None, False, "This expense id is taken.")
-    ALREADY_PARTICIPANT = _Error(409, None, False, "The user takes part in this budget already.")
-    ALREADY_LEFT = _Error(409, None, False, "The user no longer takes part in this budget.")
-    PARTICIPANT_LIMIT_REACHED = _Error(403, None, False, "The budget has no room for another one.")
-    OWNER_CANNOT_LEAVE = _Error(409, None, False, "The owner may not leave while others take part.")
-    EVENT_ID_REUSED = _Error(409, None, False, "This eventId names another event.")
-    INVITE_NOT_VALID = _Error(410, None, False, "The invite has run out or was revoked.")
-    INVITE_NOT_EXISTS = _Error(404, None, False, "The budget has no such invite.")
-    BUDGET_DELETED = _Error(404, None, False, "The budget was deleted.")
-    CURSOR_AHEAD = _Error(409, None, False, "The cursor is ahead of the budget: take a snapshot.")
+    BUDGET_NOT_EXISTS = _Row(404, None, False, "There is no such budget.")
+    CATEGORY_NOT_EXISTS = _Row(404, None, False, "The budget has no such category.")
+    EXPENSE_NOT_EXISTS = _Row(404, None, False, "The budget has no such expense.")
+    USER_NOT_FOUND = _Row(404, None, False, "There is no such user.")
+    PARTICIPANT_NOT_EXISTS = _Row(404, None, False, "The budget has no such participant.")
+    PHOTO_NOT_FOUND = _Row(404, None, False, "There is no such photo, or nothing was uploaded.")
+    BUDGET_EXISTS = _Row(409, None, False, "This budget id is taken.")
+    CATEGORY_EXISTS = _Row(409, None, False, "This category id is taken.")
+    EXPENSE_EXISTS = _Row(409, None, False, "This expense id is taken.")
+    ALREADY_PARTICIPANT = _Row(409, None, False, "The user takes part in this budget already.")
+    ALREADY_LEFT = _Row(409, None, False, "The user no longer takes part in this budget.")
+    PARTICIPANT_LIMIT_REACHED = _Row(403, None, False, "The budget has no room for another one.")
+    OWNER_CANNOT_LEAVE = _Row(409, None, False, "The owner may not leave while others take part.")
+    EVENT_ID_REUSED = _Row(409, None, False, "This eventId names another event.")
+    INVITE_NOT_VALID = _Row(410, None, False, "The invite has run out or was revoked.")
+    INVITE_NOT_EXISTS = _Row(404, None, False, "The budget has no such invite.")
+    BUDGET_DELETED = _Row(404, None, False, "The budget was deleted.")
+    CURSOR_AHEAD = _Row(409, None, False, "The cursor is ahead of the budget: take a snapshot.")
 
     # Not now.
-    REQUEST_TIMEOUT = _Error(408, None, True, "The request did not arrive in time: send it again.")
-    RATE_LIMITED = _Error(429, 4429, True, "Too much at once: slow down.")
-    BUSY = _Error(503, 1011, True, "The hub has more work than it can queue: send it again.")
-    UNAVAILABLE = _Error(503, 1011, True, "What this needs is out of reach: send it again.")
-    PHOTOS_UNAVAILABLE = _Error(
+    REQUEST_TIMEOUT = _Row(408, None, True, "The request did not arrive in time: send it again.")
+    RATE_LIMITED = _Row(429, 4429, True, "Too much at once: slow down.")
+    BUSY = _Row(503, 1011, True, "The hub has more work than it can queue: send it again.")
+    UNAVAILABLE = _Row(503, 1011, True, "What this needs is out of reach: send it again.")
+    PHOTOS_UNAVAILABLE = _Row(
         503, None, True, "The store of photos is out of reach: send it again."
     )
-    INTERNAL_SERVER_ERROR = _Error(500, 1011, False, "The hub failed.")
+    INTERNAL_SERVER_ERROR = _Row(500, 1011, False, "The hub failed.")
 
     @property
     def status(self) -> int:
@@ -107,7 +110,7 @@ class Code(Enum):
             )
         return "\n".join(lines) + "\n"
 
-    def to_json(self, detail: str | None = None) -> dict[str, object]:
+    def to_json(self, detail: str | None = None) -> "Error":
         """The `error` object of design 3.2 to 3.4, without the request id."""
         return {
             "statusCode": self.status,
@@ -115,6 +118,30 @@ class Code(Enum):
             "detail": detail or self.meaning,
             "retryable": self.retryable,
         }
+
+
+ErrorCode = TypeAliasType(
+    "ErrorCode",
+    Annotated[
+        str,
+        Field(
+            json_schema_extra={"x-extensible-enum": [code.name for code in Code]},
+            description="The stable code, for programs. More may come: what to do with one that is"
+            " not known, `statusCode` and `retryable` say.",
+        ),
+    ],
+)
+
+
+class Error(TypedDict):
+    """Why an event was rejected."""
+
+    statusCode: Annotated[int, Field(ge=400, le=599, description="As HTTP has it")]
+    message: ErrorCode
+    detail: Annotated[str, Field(description="For people; may change")]
+    retryable: Annotated[
+        bool, Field(description="True: undecided, the same may be sent again unchanged")
+    ]
 
 
 class HubError(Exception):

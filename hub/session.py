@@ -43,7 +43,7 @@ IN_FLIGHT_EVENTS_MAX = 400
 RESTART = 1012  # close code
 SUBSCRIPTIONS_MAX = 200
 STRIKES_MAX = 20  # frames refused in a row by the rates, until the connection is closed
-LIMITS = {
+LIMITS: server.Limits = {
     "frameBytesMax": FRAME_BYTES_MAX,
     "eventsPerFrameMax": EVENTS_PER_FRAME_MAX,
     "inFlightEventsMax": IN_FLIGHT_EVENTS_MAX,

@@ -1,7 +1,7 @@
 """Checks that what a hub says is what its documents say, and nothing more.
 
-The documents leave room for fields of tomorrow, as clients must; these checks do not: a field that
-is not documented is an error.
+The documents leave room for fields, codes and currencies of tomorrow, as clients must; these checks
+do not: a field or value that is not documented is an error.
 """
 
 from collections.abc import Mapping
@@ -46,6 +46,18 @@ class Documented:
             for method, operation in item.items()
         }
 
+    def responses(self, name: str) -> dict[str, Json]:
+        """Those of an operation by status, named ones resolved."""
+        described = self.operations[name][2]["responses"]
+        return {
+            status: resolve(self.openapi, response["$ref"]) if "$ref" in response else response
+            for status, response in described.items()
+        }
+
+    def codes(self, name: str) -> set[str]:
+        """Of the errors that an operation may answer."""
+        return {code for each in self.responses(name).values() for code in each.get("x-codes", [])}
+
     def operation_of(self, method: str, url: str) -> str:
         """The id of the operation that this request asks for."""
         parts = urlsplit(url).path.split("/")
@@ -58,9 +70,8 @@ class Documented:
 
     def check_answer(self, name: str, response: Answered) -> None:
         """Raises `AssertionError` where the answer is not as documented."""
-        _, _, operation = self.operations[name]
         told = f"{name} {response.status_code} {response.text[:300]}"
-        documented = operation["responses"].get(str(response.status_code))
+        documented = self.responses(name).get(str(response.status_code))
         assert documented is not None, f"undocumented status: {told}"
         for header, described in documented["headers"].items():
             if "$ref" in described:
@@ -79,6 +90,7 @@ class Documented:
             answer = response.json()
             _conform(answer, content["schema"], self._rest, told)
             if isinstance(answer, dict) and "error" in answer:
+                assert answer["error"]["message"] in documented["x-codes"], told
                 self.met.add((name, answer["error"]["message"]))
 
     def check_body(self, name: str, body: object) -> None:
@@ -106,10 +118,22 @@ def _fits(template: list[str], parts: list[str]) -> bool:
 def _strict(document: Json) -> Json:
     """The document's schemas, where objects have no fields but the documented ones."""
     schemas = {
-        name: {**schema, "additionalProperties": False} if "properties" in schema else schema
+        name: {**schema, "additionalProperties": False}
+        if "properties" in schema and "oneOf" not in schema
+        else schema
         for name, schema in document["components"]["schemas"].items()
     }
-    return {"components": {"schemas": schemas}}
+    return {"components": {"schemas": closed(schemas)}}
+
+
+def closed(part: Any) -> Any:
+    """Without room for values of tomorrow."""
+    if isinstance(part, dict):
+        return {
+            "enum" if key == "x-extensible-enum" else key: closed(value)
+            for key, value in part.items()
+        }
+    return [closed(each) for each in part] if isinstance(part, list) else part
 
 
 def _conform(value: object, schema: Json, document: Json, told: str) -> None:

@@ -81,11 +81,8 @@ FROM json_to_recordset($2::json) AS line (
 )
 record_sql.RECORD_SQL = {**record_sql.RECORD_SQL, WISH.name: WISH_SQL}
 
-from api.documents.answers import Delta, Snapshot
-from api.documents.events import ClientEvent
-from api.documents.schemas import schemas
-from api.documents.stream import StreamEvent
-from api.documents.verdicts import Verdict
+from api.documents.asyncapi import asyncapi
+from api.documents.openapi import openapi
 from hub.budget.replay import Replica
 from storage.care.transfer import export_budget, import_budget
 from storage.care.verify import verify
@@ -152,12 +149,13 @@ async def main(url: str, other_url: str) -> None:
     await raw.close()
     await asyncio.gather(database.close(), other.close())
 
-    shapes = {"sent": ClientEvent, "streamed": StreamEvent, "verdict": Verdict}
-    _, named = schemas({**shapes, "snapshot": Snapshot, "delta": Delta})
+    for document in asyncapi("1", []), openapi("1", []):
+        named = document["components"]["schemas"]
+        assert {"WishEdit", "WishDelete", "WishEdited", "WishDeleted"} <= named.keys()
+        assert "wish.add" in named["EventType"]["x-extensible-enum"]
     assert set(named["WishAdd"]["required"]) == {
         "eventType", "eventId", "budgetId", "when", "recordId", "what",
     }  # fmt: skip
-    assert {"WishEdit", "WishDelete", "WishEdited", "WishDeleted"} <= named.keys()
     assert {"what", "price", "expenseId"} <= set(named["WishAdded"]["required"])
     assert {"what", "price", "expenseId"} <= named["Wish"]["properties"].keys()
     for each in ("Snapshot", "Delta"):

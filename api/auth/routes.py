@@ -1,17 +1,27 @@
 """`/auth/*`: registering, signing in and refreshing, for the local identity only (no token)."""
 
 import re
-from typing import Annotated, NamedTuple, TypeAlias
+from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 from pydantic import AfterValidator, Field, StringConstraints
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
+from typing_extensions import TypedDict
 
 from api.auth.local import LocalIdentity, SignedIn
-from api.http.answers import respond
+from api.http.answers import JsonResponse, respond
 from api.http.guard import RequestLimits
 from api.http.requests import Body, body
+from hub.budget.shapes.scalars import Millis, UserId
+
+
+class SignedInAnswer(TypedDict):
+    """What a client keeps. `expiresAt` is of `token`; `refreshToken` gets the next one, once."""
+
+    userId: UserId
+    token: str
+    expiresAt: Millis
+    refreshToken: str
 
 
 class AuthRoutes(NamedTuple):
@@ -25,7 +35,7 @@ class AuthRoutes(NamedTuple):
             Route("/auth/refresh", self.refresh, methods=["POST"]),
         ]
 
-    async def register(self, request: Request) -> Response:
+    async def register(self, request: Request) -> JsonResponse[SignedInAnswer, Literal[201]]:
         asked = await body(request, RegisterRequest)
         await self.limits.login(request.scope, asked.email)
         session = await self.identity.register(
@@ -33,12 +43,12 @@ class AuthRoutes(NamedTuple):
         )
         return respond(_to_json(session), 201)
 
-    async def login(self, request: Request) -> Response:
+    async def login(self, request: Request) -> JsonResponse[SignedInAnswer]:
         asked = await body(request, LoginRequest)
         await self.limits.login(request.scope, asked.email)
         return respond(_to_json(await self.identity.login(asked.email, asked.password)))
 
-    async def refresh(self, request: Request) -> Response:
+    async def refresh(self, request: Request) -> JsonResponse[SignedInAnswer]:
         asked = await body(request, RefreshRequest)
         return respond(_to_json(await self.identity.refresh(asked.refresh_token)))
 
@@ -91,7 +101,7 @@ class RefreshRequest(Body):
     refresh_token: Annotated[str, StringConstraints(strict=True), Field(repr=False)]
 
 
-def _to_json(session: SignedIn) -> dict[str, object]:
+def _to_json(session: SignedIn) -> SignedInAnswer:
     return {
         "userId": session.user_id,
         "token": session.token,

@@ -2,14 +2,19 @@
 frames, and the shapes of server frames."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Union
 
-from api.documents import frames as shapes
+from pydantic import Field
+from typing_extensions import TypeAliasType
+
 from api.documents.examples import Sent
+from api.documents.requests import Events
 from api.documents.schemas import Json, schemas
 from hub.budget.scalars import Uuid, Whole
 from hub.errors import Code
-from hub.frames import client, websocket
+from hub.frames import client, server
+from hub.frames.events import StreamEvents
+from hub.frames.websocket import PROTOCOL
 
 ABOUT = """\
 The hub's live interface: one WebSocket at `/sync`, subprotocol `budget.sync.v2`, JSON text frames
@@ -36,23 +41,29 @@ CLIENT: Mapping[str, Direction] = {
     "auth": Direction(client.Auth, ("welcome", "auth", "error")),
     "subscribe": Direction(client.Subscribe, ("subscribed", "error")),
     "unsubscribe": Direction(client.Unsubscribe, ("unsubscribed", "error")),
-    "events": Direction(shapes.Events, ("results", "error")),
+    "events": Direction(Events, ("results", "error")),
     "ping": Direction(client.Ping, ("pong", "error")),
 }
 SERVER: Mapping[str, Any] = {
-    "welcome": shapes.Welcome,
-    "auth": shapes.SignedIn,
-    "auth.expiring": shapes.AuthExpiring,
-    "subscribed": shapes.Subscribed,
-    "events": shapes.StreamEvents,
-    "results": shapes.Results,
-    "unsubscribed": shapes.Unsubscribed,
-    "presence": shapes.Presence,
-    "heads": shapes.Heads,
-    "goaway": shapes.GoAway,
-    "error": shapes.Refused,
-    "pong": shapes.Pong,
+    "welcome": server.Welcome,
+    "auth": server.SignedIn,
+    "auth.expiring": server.AuthExpiring,
+    "subscribed": server.Subscribed,
+    "events": StreamEvents,
+    "results": server.Results,
+    "unsubscribed": server.Unsubscribed,
+    "presence": server.Presence,
+    "heads": server.Heads,
+    "goaway": server.GoAway,
+    "error": server.Refused,
+    "pong": server.Pong,
 }
+
+# mypy cannot know unions made of values.
+_Client: Any = Union[tuple(frame.shape for frame in CLIENT.values())]  # noqa: UP007
+_Server: Any = Union[tuple(SERVER.values())]  # noqa: UP007
+ClientFrame = TypeAliasType("ClientFrame", Annotated[_Client, Field(discriminator="type")])
+ServerFrame = TypeAliasType("ServerFrame", Annotated[_Server, Field(discriminator="type")])
 
 # What a client should do when the connection ends. What a code of the table means stands there.
 CLOSE_CODES: Mapping[int, tuple[str, str]] = {
@@ -73,9 +84,10 @@ def asyncapi(version: str, sent: Sequence[Sent]) -> Json:
     """`sent` become the examples."""
     types: dict[str, Any] = {f"client.{name}": frame.shape for name, frame in CLIENT.items()}
     types |= {f"server.{name}": shape for name, shape in SERVER.items()}
-    made, definitions = schemas({**types, "budget": Uuid, "key": Whole})
+    unions = {"any of client": ClientFrame, "any of server": ServerFrame}
+    made, definitions = schemas({**types, **unions, "budget": Uuid, "key": Whole})
     for schema in definitions.values():
-        _plain(schema)
+        _told_apart(schema)
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -174,7 +186,7 @@ def _upgrade(made: Mapping[str, Json]) -> Json:
                 "Authorization": {"type": "string", "description": "`Bearer <token>`"},
                 "Sec-WebSocket-Protocol": {
                     "type": "string",
-                    "description": f"`{websocket.PROTOCOL}`, and for browsers `bearer.<token>`",
+                    "description": f"`{PROTOCOL}`, and for browsers `bearer.<token>`",
                 },
                 "x-api-key": {
                     "type": "string",
@@ -190,10 +202,13 @@ def _closing() -> str:
     return "Close codes:\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def _plain(schema: Json) -> None:
-    """Take out `discriminator`, which AsyncAPI understands otherwise than JSON Schema's users."""
-    schema.pop("discriminator", None)
+def _told_apart(schema: Json) -> None:
+    """Write discriminators as AsyncAPI has them: the name of a field that the schema itself has."""
+    if isinstance(discriminator := schema.get("discriminator"), dict):
+        name = discriminator["propertyName"]
+        told = {"discriminator": name, "type": "object", "required": [name]}
+        schema.update(told, properties={name: {"type": "string"}})
     for value in schema.values():
         for part in value if isinstance(value, list) else [value]:
             if isinstance(part, dict):
-                _plain(part)
+                _told_apart(part)

@@ -2,17 +2,20 @@
 requests, and the shapes of answers."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from pydantic.alias_generators import to_camel
+from pydantic.alias_generators import to_camel, to_pascal
 
-from api.documents import errors, frames
 from api.documents.examples import Call
-from api.documents.operations import JSON, OPERATIONS, Answer, Operation, Parameter
+from api.documents.operation import JSON, TAGS, Operation, Parameter
+from api.documents.operations import OPERATIONS
 from api.documents.schemas import Json, schemas
+from api.http.errors import ErrorAnswer
+from api.rest.core.followers import StreamEnd
 from hub.errors import Code
+from hub.frames.events import StreamEvents
 
 ABOUT = """\
 The hub's REST interface. The socket, `GET /sync`, is described in [asyncapi.json](asyncapi.json).
@@ -24,19 +27,24 @@ for `/budgets/:id/join`, which changes something.
 
 Errors have one shape (`ErrorAnswer`). `message` is the stable code; `retryable` means undecided:
 the same request may be sent again. A path that does not exist is `NOT_FOUND`, a method that a path
-does not know `METHOD_NOT_ALLOWED`.\
+does not know `METHOD_NOT_ALLOWED`, a head that is too large `HEAD_TOO_LARGE`, a request that does
+not arrive in time `REQUEST_TIMEOUT`. All codes stand in `GET /errors`.
+
+Codes, currencies, roles and types of events may become more (`x-extensible-enum`): a client should
+expect others than those it knows.\
 """
 
 
-def openapi(version: str, served: Collection[tuple[str, str]], calls: Sequence[Call]) -> Json:
-    """`served` are the methods and paths that this hub has, as Starlette names them: what another
-    identity would have is left out. `calls` become the examples."""
-    operations = [op for op in OPERATIONS if (op.method, op.path) in served]
-    made, definitions = schemas(_types(operations))
+def openapi(version: str, calls: Sequence[Call]) -> Json:
+    """`calls` become the examples."""
+    made, definitions = schemas(_types(OPERATIONS))
     paths: dict[str, Json] = {}
-    for op in operations:
+    refusals: dict[str, Json] = {}
+    for op in OPERATIONS:
         item = paths.setdefault(openapi_path(op.path), {})
         item[op.method.lower()] = _operation(op, made, [c for c in calls if c.operation == op.name])
+        for codes in _by_status(op):
+            refusals.setdefault(_name(codes), _refusal(codes, calls))
     return {
         "openapi": "3.1.0",
         "info": {
@@ -46,10 +54,11 @@ def openapi(version: str, served: Collection[tuple[str, str]], calls: Sequence[C
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/"}],
-        "tags": [{"name": tag} for tag in dict.fromkeys(op.tag for op in operations)],
+        "tags": [{"name": tag.name, "description": tag.about} for tag in TAGS.values()],
         "paths": paths,
         "components": {
             "schemas": definitions,
+            "responses": dict(sorted(refusals.items())),
             "securitySchemes": {
                 "token": {
                     "type": "http",
@@ -71,7 +80,7 @@ def openapi(version: str, served: Collection[tuple[str, str]], calls: Sequence[C
                 },
                 "Retry-After": {
                     "description": "Seconds until it is worth asking again",
-                    "schema": {"type": "integer", "minimum": 0},
+                    "schema": {"type": "integer", "format": "int32", "minimum": 0},
                 },
             },
             "parameters": {
@@ -94,28 +103,27 @@ def openapi_path(path: str) -> str:
 
 def _types(operations: Iterable[Operation]) -> dict[str, Any]:
     types: dict[str, Any] = {
-        "error": errors.ErrorAnswer,
+        "error": ErrorAnswer,
         # What a stream's data is; OpenAPI 3.1 has no way to say so but in words.
-        "stream": frames.StreamEvents,
-        "end": frames.StreamEnd,
+        "stream": StreamEvents,
+        "end": StreamEnd,
     }
     for op in operations:
         if op.body is not None:
             types[f"{op.name} body"] = op.body
-        for parameter in op.parameters:
+        for parameter in op.all_parameters:
             types[f"{op.name} {parameter.name}"] = parameter.type
-        for status, answer in op.answers.items():
-            if answer.type is not None:
-                types[f"{op.name} {status}"] = answer.type
+        for status, shape in op.shapes().items():
+            types[f"{op.name} {status}"] = shape
     return types
 
 
 def _operation(op: Operation, made: Mapping[str, Json], calls: Sequence[Call]) -> Json:
-    described: Json = {"operationId": op.name, "summary": op.summary, "tags": [op.tag]}
+    described: Json = {"operationId": op.name, "summary": op.summary, "tags": [op.tag.name]}
     if op.description:
         described["description"] = op.description
     described["parameters"] = [
-        *(_parameter(p, made[f"{op.name} {p.name}"]) for p in op.parameters),
+        *(_parameter(p, made[f"{op.name} {p.name}"]) for p in op.all_parameters),
         {"$ref": "#/components/parameters/X-Request-Id"},
     ]
     if op.body is not None:
@@ -125,7 +133,7 @@ def _operation(op: Operation, made: Mapping[str, Json], calls: Sequence[Call]) -
             content["examples"] = sent
         described["requestBody"] = {"required": True, "content": {JSON: content}}
     described["responses"] = _responses(op, made, calls)
-    signed_in: Json = {"token": []} if op.token else {}
+    signed_in: Json = {"token": []} if op.needs == "user" else {}
     described["security"] = [signed_in, {**signed_in, "apiKey": []}] if op.guarded else []
     return described
 
@@ -146,45 +154,60 @@ def _parameter(parameter: Parameter, schema: Json) -> Json:
 
 def _responses(op: Operation, made: Mapping[str, Json], calls: Sequence[Call]) -> Json:
     responses: Json = {}
-    for status, answer in op.answers.items():
-        responses[str(status)] = _answer(op, status, answer, made, calls)
-    by_status: dict[int, list[Code]] = {}
-    for code in op.all_errors():
-        by_status.setdefault(code.status, []).append(code)
-    for status, codes in sorted(by_status.items()):
-        responses[str(status)] = _error(codes, [call for call in calls if call.status == status])
+    for status in op.answers:
+        schema = made.get(f"{op.name} {status}")
+        responses[str(status)] = _answer(
+            op, status, schema, [c for c in calls if c.status == status]
+        )
+    for codes in _by_status(op):
+        responses[str(codes[0].status)] = {"$ref": f"#/components/responses/{_name(codes)}"}
     return responses
 
 
-def _answer(
-    op: Operation, status: int, answer: Answer, made: Mapping[str, Json], calls: Sequence[Call]
-) -> Json:
+def _answer(op: Operation, status: int, schema: Json | None, calls: Sequence[Call]) -> Json:
     headers = {
         name: {"description": text, "schema": {"type": "string"}}
         for name, text in op.headers.items()
     }
     response: Json = {
-        "description": answer.description,
+        "description": op.answers[status],
         "headers": {"X-Request-Id": _REQUEST_ID, **headers},
     }
-    if answer.type is not None:
-        content: Json = {"schema": made[f"{op.name} {status}"]}
-        examples = {c.title: {"value": c.answer} for c in calls if c.status == status and c.answer}
+    if schema is not None:
+        content: Json = {"schema": schema}
+        examples = {call.title: {"value": call.answer} for call in calls if call.answer}
         if examples:
             content["examples"] = examples
-        response["content"] = {answer.media: content}
+        response["content"] = {op.media: content}
     return response
 
 
-def _error(codes: Sequence[Code], calls: Sequence[Call]) -> Json:
+def _by_status(op: Operation) -> list[list[Code]]:
+    """The operation's errors, those of each status together."""
+    by_status: dict[int, list[Code]] = {}
+    for code in op.all_errors():
+        by_status.setdefault(code.status, []).append(code)
+    return [codes for _, codes in sorted(by_status.items())]
+
+
+def _name(codes: Sequence[Code]) -> str:
+    """Of the error answer with one of these codes: `BudgetNotExistsOrUserNotFound`."""
+    return "Or".join(to_pascal(code.name.lower()) for code in codes)
+
+
+def _refusal(codes: Sequence[Code], calls: Sequence[Call]) -> Json:
+    """The error answer with one of these codes. All have one schema: a client that was made from
+    the document must be able to read a code that is younger than itself."""
     headers: Json = {"X-Request-Id": _REQUEST_ID}
     if Code.RATE_LIMITED in codes:
         headers["Retry-After"] = {"$ref": "#/components/headers/Retry-After"}
-    narrowed = {
-        "properties": {"error": {"properties": {"message": {"enum": [c.name for c in codes]}}}}
-    }
-    content: Json = {"schema": {"allOf": [{"$ref": "#/components/schemas/ErrorAnswer"}, narrowed]}}
-    examples = {call.title: {"value": call.answer} for call in calls}
+    content: Json = {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}
+    examples: Json = {}
+    for call in calls:
+        if call.status == codes[0].status and isinstance(call.answer, dict):
+            code = call.answer.get("error", {}).get("message")
+            if code in [each.name for each in codes]:
+                examples.setdefault(code, {"summary": call.title, "value": call.answer})
     if examples:
         content["examples"] = examples
     return {
@@ -192,6 +215,7 @@ def _error(codes: Sequence[Code], calls: Sequence[Call]) -> Json:
         + " ".join(f"`{code.name}`: {code.meaning}" for code in codes),
         "headers": headers,
         "content": {JSON: content},
+        "x-codes": [code.name for code in codes],
     }
 
 

@@ -1,172 +1,280 @@
-"""Both documents as one page for people: plain HTML without scripts, made to be read on a phone."""
+"""Both documents as one page for people: plain HTML without scripts, made to be read on a phone.
 
-import re
-from collections.abc import Iterator, Mapping
-from html import escape
+`page.html` says what stands where. The id of a box is on its content, not on the box: a browser
+opens a closed `<details>` for a link to something inside it, and only for that.
+"""
 
-import orjson
+import html
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markdown_it import MarkdownIt
+from markupsafe import Markup, escape
 
 from api.documents.schemas import Json
 
-_NAVIGATION = (
-    '<nav><a href="#rest">REST</a><a href="#socket">Socket</a><a href="#shapes">Shapes</a>'
-    '<a href="openapi.json">openapi.json</a><a href="asyncapi.json">asyncapi.json</a></nav>'
-)
+_VALUES_SHOWN = 6  # of an enumeration, where it is not the shape itself
+_ITEMS_SHOWN = 5  # of a list in an example
+_LINE = 76  # of an example
+_WHOLE_MAX = 2**53 - 1
+_OPEN_ENUM = "x-extensible-enum"
+
+
+class _Operation(NamedTuple):
+    method: str
+    path: str
+    described: Json
+    parameters: Sequence[Json]  # without those that every operation has
+    answers: Sequence[tuple[str, Json]]  # by status
+    errors: Sequence[tuple[str, Sequence[str]]]  # codes by status
+
+
+class _Error(NamedTuple):
+    code: str
+    status: str
+    retryable: str
+    meaning: str
 
 
 def page(openapi: Json, asyncapi: Json, style: str) -> str:
     """`style` is CSS; it may not hold `</`."""
-    return "\n".join(
-        [
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(openapi['info']['title'])}</title><style>{style}</style></head><body>",
-            f"<h1>{escape(openapi['info']['title'])}</h1>",
-            f'<p class="faint">Version {escape(openapi["info"]["version"])}</p>',
-            _NAVIGATION,
-            '<h2 id="rest">REST</h2>',
-            _prose(openapi["info"]["description"]),
-            *_rest(openapi),
-            '<h2 id="socket">Socket</h2>',
-            _prose(asyncapi["info"]["description"]),
-            *_socket(asyncapi),
-            '<h2 id="shapes">Shapes</h2>',
-            *_shapes({**asyncapi["components"]["schemas"], **openapi["components"]["schemas"]}),
-            "</body></html>",
-        ]
+    schemas = {**asyncapi["components"]["schemas"], **openapi["components"]["schemas"]}
+    operations = list(_operations(openapi))
+    return _ENVIRONMENT.get_template("page.html").render(
+        style=Markup(style),
+        openapi=openapi,
+        asyncapi=asyncapi,
+        files=[
+            path[1:]
+            for path in ("/openapi.json", "/asyncapi.json", "/postman.json")
+            if path in openapi["paths"]
+        ],
+        tags=[
+            (tag["name"], [op for op in operations if tag["name"] in op.described["tags"]])
+            for tag in openapi["tags"]
+        ],
+        everywhere=_everywhere(openapi),
+        errors=list(_errors(openapi, operations)),
+        error_examples=list(_error_examples(openapi)),
+        frames=[
+            (title, list(_frames(asyncapi, sender)))
+            for sender, title in (("client", "From the client"), ("server", "From the server"))
+        ],
+        shapes=sorted(schemas.items()),
     )
 
 
-def _rest(document: Json) -> Iterator[str]:
-    for tag in document["tags"]:
-        yield f"<h3>{escape(tag['name'])}</h3>"
-        for path, item in document["paths"].items():
-            for method, operation in item.items():
-                if tag["name"] in operation["tags"]:
-                    yield from _operation(method.upper(), path, operation)
+def _operations(openapi: Json) -> Iterator[_Operation]:
+    everywhere = _everywhere(openapi)
+    for path, item in openapi["paths"].items():
+        for method, operation in item.items():
+            answers = [
+                (status, _resolved(openapi, answer))
+                for status, answer in operation["responses"].items()
+            ]
+            parameters = (_resolved(openapi, part) for part in operation.get("parameters", []))
+            yield _Operation(
+                method.upper(),
+                path,
+                operation,
+                [parameter for parameter in parameters if parameter not in everywhere],
+                [answer for answer in answers if "x-codes" not in answer[1]],
+                [(status, answer["x-codes"]) for status, answer in answers if "x-codes" in answer],
+            )
 
 
-def _operation(method: str, path: str, operation: Json) -> Iterator[str]:
-    yield f'<details id="{escape(operation["operationId"])}"><summary>'
-    yield f"<b>{method} {escape(path)}</b><br>{_inline(operation['summary'])}</summary>"
-    yield _prose(operation.get("description", ""))
-    if not any("token" in scheme for scheme in operation["security"]):
-        yield "<p>No token needed.</p>"
-    parameters = [parameter for parameter in operation["parameters"] if "name" in parameter]
-    if parameters:
-        yield "<h4>Parameters</h4><dl>"
-        for parameter in parameters:
-            needed = ", required" if parameter.get("required") else ""
-            yield f"<dt><b>{escape(parameter['name'])}</b> in {parameter['in']}{needed}: "
-            yield f"{_type(parameter['schema'])}</dt><dd>{_inline(parameter['description'])}</dd>"
-        yield "</dl>"
-    if "requestBody" in operation:
-        yield "<h4>Body</h4>"
-        yield from _content(operation["requestBody"]["content"])
-    for status, response in operation["responses"].items():
-        yield f"<h4>{status}</h4>{_prose(response['description'])}"
-        yield from _content(response.get("content", {}))
-    yield "</details>"
+def _resolved(openapi: Json, part: Json) -> Json:
+    if "$ref" not in part:
+        return part
+    found: Any = openapi
+    for name in part["$ref"].removeprefix("#/").split("/"):
+        found = found[name]
+    resolved: Json = found
+    return resolved
 
 
-def _content(content: Mapping[str, Json]) -> Iterator[str]:
-    for media, described in content.items():
-        yield f'<p class="faint">{escape(media)}: {_type(described["schema"])}</p>'
-        for title, example in described.get("examples", {}).items():
-            yield from _example(title, example["value"])
+def _everywhere(openapi: Json) -> list[Json]:
+    """The parameters that every operation has. They are told of once."""
+    asked = [op.get("parameters", []) for item in openapi["paths"].values() for op in item.values()]
+    return [_resolved(openapi, part) for part in asked[0] if all(part in each for each in asked)]
 
 
-def _socket(document: Json) -> Iterator[str]:
-    for sender, title in (("client", "From the client"), ("server", "From the server")):
-        yield f"<h3>{title}</h3>"
-        for key, message in document["components"]["messages"].items():
-            if not key.startswith(f"{sender}."):
-                continue
-            yield f'<details id="{escape(key)}"><summary><b>{escape(message["name"])}</b>'
-            yield f"<br>{_inline(message.get('summary', ''))}</summary>"
-            yield f"<p>{_type(message['payload'])}</p>"
-            reply = document["operations"][key].get("reply", {"messages": []})
-            if reply["messages"]:
-                names = [ref["$ref"].rpartition("/")[2] for ref in reply["messages"]]
-                links = (f'<a href="#{n}">{n.removeprefix("server.")}</a>' for n in names)
-                yield f"<p>Answered by {' or '.join(links)}.</p>"
-            for example in message.get("examples", []):
-                yield from _example(example["summary"], example["payload"])
-            yield "</details>"
+def _errors(openapi: Json, operations: Sequence[_Operation]) -> Iterator[_Error]:
+    """The whole table, which the document has as an answer's example; after it, what only the named
+    answers know."""
+    told = set()
+    answers = (answer for operation in operations for _, answer in operation.answers)
+    tables = (value["errors"] for value in _examples(answers) if "errors" in value)
+    for row in next(tables, []):
+        told.add(row["message"])
+        retryable = "yes" if row["retryable"] else ""
+        yield _Error(row["message"], str(row["statusCode"]), retryable, row["detail"])
+    meanings = {code: each["description"] for each in _named(openapi) for code in each["x-codes"]}
+    for operation in operations:
+        for status, codes in operation.errors:
+            for code in codes:
+                if code not in told:
+                    told.add(code)
+                    yield _Error(code, status, "", meanings[code])
 
 
-def _example(title: str, value: object) -> Iterator[str]:
-    text = (
-        value
-        if isinstance(value, str)
-        else orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
-    )
-    yield f"<details><summary>{_inline(title)}</summary><pre>{escape(text)}</pre></details>"
+def _error_examples(openapi: Json) -> Iterator[Markup]:
+    """One of each code."""
+    shown: dict[str, Json] = {}
+    for value in _examples(_named(openapi)):
+        shown.setdefault(value["error"]["message"], value)
+    return (_text(json.dumps(value, ensure_ascii=False)) for value in shown.values())
 
 
-def _shapes(schemas: Mapping[str, Json]) -> Iterator[str]:
-    for name, schema in sorted(schemas.items()):
-        yield f'<details id="shape-{escape(name)}"><summary><b>{escape(name)}</b></summary>'
-        yield _prose(schema.get("description", ""))
-        if "properties" in schema:
-            yield "<dl>"
-            for field, described in schema["properties"].items():
-                absent = "" if field in schema.get("required", []) else ", may be absent"
-                yield f"<dt><b>{escape(field)}</b>{absent}: {_type(described)}</dt>"
-                yield f"<dd>{_inline(described.get('description', ''))}</dd>"
-            yield "</dl>"
-        else:
-            yield f"<p>{_type(schema)}</p>"
-        yield "</details>"
+def _named(openapi: Json) -> list[Json]:
+    """The errors among the named answers."""
+    answers = openapi["components"].get("responses", {}).values()
+    return [answer for answer in answers if "x-codes" in answer]
 
 
-def _type(schema: Json) -> str:
-    """A schema in a few words."""
+def _examples(answers: Iterable[Json]) -> Iterator[Json]:
+    """Those in JSON."""
+    for answer in answers:
+        content = answer.get("content", {}).get("application/json", {})
+        for example in content.get("examples", {}).values():
+            yield example["value"]
+
+
+def _frames(asyncapi: Json, sender: str) -> Iterator[tuple[str, Json, list[str]]]:
+    """Key and message, and the keys of the messages that answer it."""
+    for key, message in asyncapi["components"]["messages"].items():
+        if key.startswith(f"{sender}."):
+            replies = asyncapi["operations"][key].get("reply", {}).get("messages", [])
+            yield key, message, [_name(reply["$ref"]) for reply in replies]
+
+
+def _type(schema: Json, whole: bool = False) -> Markup:
+    """A schema in a few words; `whole` with all of its values, however many."""
+    default = Markup(", default ") + _code(schema["default"]) if "default" in schema else ""
+    return _kind(schema, whole) + default
+
+
+def _kind(schema: Json, whole: bool) -> Markup:
     if "$ref" in schema:
-        name = escape(schema["$ref"].rpartition("/")[2])
-        return f'<a href="#shape-{name}">{name}</a>'
-    if "allOf" in schema:  # of errors: the shape, and which codes
-        return _type(schema["allOf"][0])
-    for either in ("anyOf", "oneOf"):
-        if either in schema:
-            return " or ".join(_type(part) for part in schema[either])
+        return Markup('<a href="#shape-{0}">{0}</a>').format(_name(schema["$ref"]))
     if "const" in schema:
-        return f"<code>{escape(orjson.dumps(schema['const']).decode())}</code>"
+        return _code(schema["const"])
     if "enum" in schema:
-        return " or ".join(f"<code>{escape(str(value))}</code>" for value in schema["enum"])
-    kind: str = schema.get("type", "anything")
+        return _values(schema["enum"], whole, " or ")
+    if _OPEN_ENUM in schema:
+        return Markup("string, today one of ") + _values(schema[_OPEN_ENUM], whole, ", ")
+    for several, word in (("allOf", " and "), ("anyOf", " or "), ("oneOf", " or ")):
+        if several in schema:
+            parts = [_type(part) for part in schema[several]]
+            if "discriminator" in schema:
+                return _told_apart(schema["discriminator"]) + Markup(", ").join(parts)
+            comma = "," if any(", " in part for part in parts) else ""
+            return Markup(comma + word).join(parts)
+    kinds = schema.get("type", "anything")
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    return Markup(" or ").join(_plain(kind, schema) for kind in kinds)
+
+
+def _told_apart(discriminator: Json | str) -> Markup:
+    """An object in OpenAPI, the property's name in AsyncAPI."""
+    name = discriminator if isinstance(discriminator, str) else discriminator["propertyName"]
+    return Markup("one of, told apart by <code>{}</code>: ").format(name)
+
+
+def _plain(kind: str, schema: Json) -> Markup:
     if kind == "array":
-        return f"list of {_type(schema['items'])}{_bounds(schema, 'minItems', 'maxItems')}"
+        many = _bounds(schema, "minItems", "maxItems", " items")
+        return Markup("list of {}{}").format(_type(schema.get("items", {})), many)
     if kind == "object" and isinstance(schema.get("additionalProperties"), dict):
-        return f"object of {_type(schema['additionalProperties'])}"
-    if "format" in schema:
-        return f"{kind} ({escape(schema['format'])})"
-    bounds = _bounds(schema, "minimum", "maximum") or _bounds(schema, "minLength", "maxLength")
-    default = (
-        f", default <code>{escape(str(schema['default']))}</code>" if "default" in schema else ""
-    )
-    return f"{kind}{bounds}{default}"
+        return Markup("object of {}").format(_type(schema["additionalProperties"]))
+    if kind in ("integer", "number"):
+        form = f" ({schema['format']})" if "format" in schema else ""
+        return escape(f"{kind}{form}{_bounds(schema, 'minimum', 'maximum', '')}")
+    if kind == "string" and "format" in schema:  # which says what its pattern says
+        return escape(f"string ({schema['format']})")
+    if kind == "string":
+        length = _bounds(schema, "minLength", "maxLength", " characters")
+        pattern = Markup(", matching <code>{}</code>").format(schema.get("pattern"))
+        return escape(f"string{length}") + (pattern if "pattern" in schema else "")
+    return escape(kind)
 
 
-def _bounds(schema: Json, least: str, most: str) -> str:
-    bounds = [
-        f"{word} {schema[name]}" for word, name in (("from", least), ("to", most)) if name in schema
-    ]
-    return f" {' '.join(bounds)}" if bounds else ""
+def _bounds(schema: Json, least: str, most: str, unit: str) -> str:
+    """With a comma before it: `, from 1 to 25 items`."""
+    low, high = schema.get(least), schema.get(most)
+    high = "2^53 - 1" if high == _WHOLE_MAX else high
+    match low, high:
+        case None, None:
+            return ""
+        case None, _:
+            return f", up to {high}{unit}"
+        case _, None:
+            return f", at least {low}{unit}"
+    return f", {low}{unit}" if low == high else f", from {low} to {high}{unit}"
 
 
-def _prose(text: str) -> str:
-    """Paragraphs and lists of the little Markdown that the documents are written in."""
-    parts = []
-    for part in filter(None, text.split("\n\n")):
-        if part.startswith("- "):
-            items = (f"<li>{_inline(line[2:])}</li>" for line in part.split("\n"))
-            parts.append(f"<ul>{''.join(items)}</ul>")
-        else:
-            parts.append(f"<p>{_inline(part)}</p>")
-    return "".join(parts)
+def _values(values: Sequence[object], whole: bool, between: str) -> Markup:
+    shown = values if whole or len(values) <= _VALUES_SHOWN + 1 else values[:_VALUES_SHOWN]
+    more = f", … and {len(values) - len(shown)} more"
+    text = Markup(between).join(_code(value) for value in shown)
+    return text + (more if len(shown) < len(values) else "")
 
 
-def _inline(text: str) -> str:
-    code = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
-    return re.sub(r"\[([^\]]+)\]\(([\w./-]+)\)", r'<a href="\2">\1</a>', code)
+def _code(value: object) -> Markup:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return Markup("<code>{}</code>").format(text)
+
+
+def _name(ref: str) -> str:
+    return ref.rpartition("/")[2]
+
+
+def _example(value: object) -> Markup:
+    return _text(value.strip() if isinstance(value, str) else _json(value, ""))
+
+
+def _json(value: object, indent: str) -> str:
+    """What fits in a line stands in one. Of a long list only the beginning is shown."""
+    line = json.dumps(value, ensure_ascii=False)
+    if len(indent + line) <= _LINE or not isinstance(value, dict | list):
+        return line
+    inner = indent + "  "
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(key)}: {_json(part, inner)}" for key, part in value.items()]
+        opened, closed = "{", "}"
+    else:
+        parts = [_json(part, inner) for part in value[:_ITEMS_SHOWN]]
+        if len(value) > len(parts):
+            parts.append(f"… and {len(value) - len(parts)} more")
+        opened, closed = "[", "]"
+    return f"{opened}\n{inner}" + f",\n{inner}".join(parts) + f"\n{indent}{closed}"
+
+
+def _text(text: str) -> Markup:
+    """Content of an element, where quotes may stand as they are."""
+    return Markup(html.escape(text, quote=False))
+
+
+_MARKDOWN = MarkdownIt("commonmark", {"html": False}).disable("image")
+
+
+def _prose(text: str) -> Markup:
+    return Markup(_MARKDOWN.render(text).rstrip())
+
+
+def _line(text: str) -> Markup:
+    return Markup(_MARKDOWN.renderInline(text))
+
+
+_ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+_ENVIRONMENT.filters.update(type=_type, prose=_prose, line=_line, example=_example)

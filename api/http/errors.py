@@ -1,21 +1,36 @@
 """The one shape of errors, and which exception becomes which."""
 
 import math
+from typing import Annotated
 
+from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
+from typing_extensions import TypedDict
 
 from api.http.answers import respond
-from hub.errors import BadData, Code, Disconnected, Held, HubError, LostRace, StoreDown
+from hub.errors import BadData, Code, Disconnected, Error, Held, HubError, LostRace, StoreDown
+
+
+class AnswerError(Error):
+    requestId: Annotated[str, Field(description="The answer's `X-Request-Id`")]
+
+
+class ErrorAnswer(TypedDict):
+    """The body of every answer from 400 on."""
+
+    error: AnswerError
+
+
+def error_answer(code: Code, detail: str | None, request_id: str) -> ErrorAnswer:
+    return {"error": {**code.to_json(detail), "requestId": request_id}}
 
 
 def error_response(request: Request, code: Code, detail: str | None = None) -> Response:
-    """The one shape of errors (design 3.4)."""
     request.state.code = code.name  # for the log
-    error = {**code.to_json(detail), "requestId": request.state.request_id}
-    return respond({"error": error}, code.status)
+    return respond(error_answer(code, detail, request.state.request_id), code.status)
 
 
 async def on_hub_error(request: Request, error: Exception) -> Response:

@@ -8,6 +8,7 @@ from http import HTTPStatus
 import orjson
 
 from api.http.edge import SECURITY_HEADERS
+from api.http.errors import error_answer
 from hub.errors import HubError
 
 
@@ -24,7 +25,7 @@ def refusal(error: HubError, request_id: str | None = None) -> bytes:
     """A complete HTTP/1.1 response in the one shape of errors (design 3.4). `request_id` is that of
     the request, if it could be read."""
     request_id = request_id or uuid.uuid4().hex
-    body = orjson.dumps({"error": {**error.code.to_json(error.detail), "requestId": request_id}})
+    body = orjson.dumps(error_answer(error.code, error.detail, request_id))
     lines = [
         f"HTTP/1.1 {error.code.status} {HTTPStatus(error.code.status).phrase}",
         f"Date: {email.utils.formatdate(usegmt=True)}",

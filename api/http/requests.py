@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Callable
+from functools import wraps
 from typing import TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -70,6 +71,7 @@ async def json_body(request: Request) -> object:
 def signed_in(authenticator: Authenticator, handler: UserHandler) -> Handler:
     """The handler, with the user who asks. Raises `HubError(NOT_LOGGED_IN)` before it is called."""
 
+    @wraps(handler)  # the documents describe the handler, and a test looks for it
     async def handle(request: Request) -> Response:
         token = bearer(request.headers.get("authorization", ""))
         if token is None:

@@ -1,16 +1,33 @@
 """`/healthz`: the process answers. `/readyz`: it can do its work (503 only without Postgres)."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
+from typing_extensions import TypedDict
 
-from api.http.answers import respond
+from api.http.answers import JsonResponse, respond
 from hub.errors import Disconnected
 from hub.ports import Bus
 from storage.objects.photos import Photos
 from storage.postgres.database import Database
+
+
+class Alive(TypedDict):
+    status: Literal["ok"]
+
+
+class Ready(TypedDict):
+    """`degraded`: without the bus, which is slower and still correct, or without the store of
+    photos."""
+
+    status: Literal["ok", "degraded"]
+    postgres: Literal[True]
+
+
+class Unready(TypedDict):
+    status: Literal["unavailable"]
+    postgres: Literal[False]
 
 
 class HealthRoutes(NamedTuple):
@@ -21,14 +38,20 @@ class HealthRoutes(NamedTuple):
     def routes(self) -> list[Route]:
         return [Route("/healthz", self.alive), Route("/readyz", self.ready)]
 
-    async def alive(self, request: Request) -> Response:
+    async def alive(self, request: Request) -> JsonResponse[Alive]:
         return respond({"status": "ok"})
 
-    async def ready(self, request: Request) -> Response:
+    async def ready(
+        self, request: Request
+    ) -> JsonResponse[Ready] | JsonResponse[Unready, Literal[503]]:
         try:
             async with self.database.connection("watch") as connection:
                 await connection.fetchval("SELECT 1")
         except Disconnected:
-            return respond({"status": "unavailable", "postgres": False}, 503)
+            unready: JsonResponse[Unready, Literal[503]]
+            unready = respond({"status": "unavailable", "postgres": False}, 503)
+            return unready
         degraded = (self.bus is not None and not self.bus.connected) or not self.photos.up
-        return respond({"status": "degraded" if degraded else "ok", "postgres": True})
+        ready: JsonResponse[Ready]
+        ready = respond({"status": "degraded" if degraded else "ok", "postgres": True})
+        return ready

@@ -7,11 +7,21 @@ absent fields distinguishable from `null` ones.
 
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from typing import Any, ClassVar, Literal, NamedTuple, NotRequired, TypeAlias, final
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    NotRequired,
+    TypeAlias,
+    Union,
+    final,
+)
 
 import orjson
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+from pydantic import ConfigDict, Field as Described, TypeAdapter, ValidationError
+from typing_extensions import TypeAliasType, TypedDict
 
 from hub.budget.kinds import BUDGET, KINDS, Field, Kind, Verb
 from hub.budget.records import BudgetId, UserId
@@ -135,6 +145,13 @@ def describe(error: ValidationError) -> str:
     )
 
 
+EventId = Annotated[
+    Uuid, Described(description="Made by the client, once; sent again it gives the same verdict")
+]
+When = Annotated[Whole, Described(description="The client's clock, in epoch milliseconds")]
+SeenVersion = Annotated[Whole, Described(description="Of the record, as the client last saw it")]
+
+
 class Shape:
     """What a client may send as one type of event. `schema` is a `TypedDict` for pydantic."""
 
@@ -146,14 +163,14 @@ class Shape:
         self.verb = verb
         fields: dict[str, Any] = {
             "eventType": Literal[f"{kind.name}.{verb}"],
-            "eventId": Uuid,
+            "eventId": EventId,
             "budgetId": Uuid,
-            "when": Whole,
+            "when": When,
         }
         if kind is not BUDGET:
             fields["recordId"] = Uuid
         if verb in ("edit", "delete"):
-            fields["version"] = Whole
+            fields["version"] = SeenVersion
         if verb != "delete":
             for field in kind.fields:
                 fields[field.name] = _sent(field, required=field.required and verb != "edit")
@@ -171,6 +188,11 @@ def _sent(field: Field, *, required: bool) -> Any:
 CLIENT_EVENTS: Mapping[str, Shape] = {
     f"{kind.name}.{verb}": Shape(kind, verb) for kind in KINDS.values() for verb in kind.verbs
 }
+
+# mypy cannot know a union made of values.
+_Any: Any = Union[tuple(shape.schema for shape in CLIENT_EVENTS.values())]  # noqa: UP007
+
+ClientEvent = TypeAliasType("ClientEvent", Annotated[_Any, Described(discriminator="eventType")])
 
 _ID: TypeAdapter[str] = TypeAdapter(Uuid)
 

@@ -16,6 +16,7 @@ from pydantic import (
     StringConstraints,
     WithJsonSchema,
 )
+from typing_extensions import TypeAliasType
 
 from hub.budget.currencies import CURRENCIES
 
@@ -76,9 +77,12 @@ Date = Annotated[
     AfterValidator(_calendar),
     Field(json_schema_extra={"format": "date"}),
 ]
-Currency = Annotated[
-    str,
-    StringConstraints(strict=True, pattern=r"^[A-Z]{3}$"),
-    AfterValidator(_currency),
-    Field(json_schema_extra={"enum": sorted(CURRENCIES)}),
-]
+Currency = TypeAliasType(
+    "Currency",
+    Annotated[
+        str,
+        StringConstraints(strict=True, pattern=r"^[A-Z]{3}$"),
+        AfterValidator(_currency),
+        Field(json_schema_extra={"x-extensible-enum": sorted(CURRENCIES)}, description="ISO 4217"),
+    ],
+)

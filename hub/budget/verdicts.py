@@ -1,10 +1,12 @@
 """Verdicts: what became of a submitted event, the same object on every transport (design 3.2)."""
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import orjson
 
+from hub.budget.shapes import verdicts as shapes
 from hub.errors import Code
+from hub.json_text import written
 
 if TYPE_CHECKING:
     from hub.budget.events import Decidable, Invalid
@@ -65,30 +67,57 @@ class Verdict(NamedTuple):
             self.record,
         )
 
-    def to_json(self, *, legacy_event: bool = False) -> dict[str, Any]:
+    def to_json(self, *, legacy_event: bool = False) -> shapes.Verdict:
         """For orjson. `legacy_event` repeats the type under `event` (REST, design 3.4)."""
-        json: dict[str, Any] = {"eventId": self.event_id}
-        if self.event_type is not None:
-            json["eventType"] = self.event_type
-            if legacy_event:
-                json["event"] = self.event_type
-        if self.budget_id is not None:
-            json["budgetId"] = self.budget_id
-        if self.record_id is not None:
-            json["recordId"] = self.record_id
-        json["status"] = self.status
-        if self.status == "accepted":
-            json["sequence"] = self.sequence
-            if self.version is not None:
-                json["version"] = self.version
-            if self.record is not None:
-                json["record"] = orjson.Fragment(self.record)
-            if self.duplicate:
-                json["duplicate"] = True
+        if self.status == "rejected":
+            verdict: shapes.Verdict = self._rejected()
         elif self.status == "conflict":
-            assert self.record is not None
-            json["currentRecord"] = orjson.Fragment(self.record)
+            verdict = self._conflict()
         else:
-            assert self.error is not None
-            json["error"] = self.error.to_json(self.detail)
-        return json
+            verdict = self._accepted()
+        if not legacy_event:
+            verdict.pop("event", None)
+        return verdict
+
+    def _accepted(self) -> shapes.Accepted:
+        assert self.event_type and self.budget_id and self.record_id and self.sequence is not None
+        accepted: shapes.Accepted = {
+            "eventId": self.event_id,
+            "eventType": self.event_type,
+            "event": self.event_type,
+            "budgetId": self.budget_id,
+            "recordId": self.record_id,
+            "status": "accepted",
+            "sequence": self.sequence,
+            "version": self.version or 0,
+            "record": written(self.record or b"null"),
+        }
+        if self.version is None:  # of a membership event, which the server made: no client gets it
+            del accepted["version"], accepted["record"]
+        if self.duplicate:
+            accepted["duplicate"] = True
+        return accepted
+
+    def _conflict(self) -> shapes.Conflict:
+        assert self.event_type and self.budget_id and self.record_id and self.record is not None
+        return {
+            "eventId": self.event_id,
+            "eventType": self.event_type,
+            "event": self.event_type,
+            "budgetId": self.budget_id,
+            "recordId": self.record_id,
+            "status": "conflict",
+            "currentRecord": written(self.record),
+        }
+
+    def _rejected(self) -> shapes.Rejected:
+        assert self.error is not None
+        named: shapes.Named = {}
+        if self.event_type is not None:
+            named["eventType"] = named["event"] = self.event_type
+        if self.budget_id is not None:
+            named["budgetId"] = self.budget_id
+        if self.record_id is not None:
+            named["recordId"] = self.record_id
+        error = self.error.to_json(self.detail)
+        return {"eventId": self.event_id, **named, "status": "rejected", "error": error}

@@ -1,11 +1,16 @@
 """The events of a budget as frames, encoded once for every socket and node."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Annotated, Literal, NamedTuple, NotRequired, Protocol
 
 import orjson
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from hub.budget.records import BudgetId, UserId
+from hub.budget.shapes.scalars import Id, SequenceNumber
+from hub.budget.shapes.stream import StreamEvent
+from hub.frames.client import CORRELATION_ID
 from hub.frames.websocket import FRAME_BYTES_MAX, framed
 
 _CORRELATION_BYTES_MAX = 16 + 64 + 6  # with its sequence, quotes and what stands between
@@ -42,6 +47,26 @@ class Frame(NamedTuple):
     def events(self) -> int:
         """How many it carries."""
         return self.to_sequence - self.from_sequence + 1
+
+
+class StreamEvents(TypedDict):
+    """Consecutive events of one budget, in order, each once."""
+
+    type: Literal["events"]
+    budgetId: Id
+    fromSequence: SequenceNumber
+    toSequence: SequenceNumber
+    correlationIds: NotRequired[
+        Annotated[
+            dict[str, Annotated[str, Field(pattern=CORRELATION_ID)]],
+            Field(
+                description="What their clients call them (`correlationId`, or a request's own"
+                " `X-Request-Id`), by sequence, for those that have such an id; only with what"
+                " comes live"
+            ),
+        ]
+    ]
+    events: Annotated[list[StreamEvent], Field(min_length=1)]
 
 
 class Streamed(Protocol):

@@ -1,22 +1,99 @@
 """`/budgets`: creating a budget, and reading what it is: whole, in parts, or what has changed."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, TypeAlias
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from typing_extensions import TypedDict
 
-from api.http.answers import VARY, respond, respond_large
+from api.http.answers import VARY, JsonResponse, respond, respond_large
 from api.http.requests import ForUsers, correlation, json_body, path_id, query_int
 from api.http.verdicts import submitted
 from hub.budget.events import parse_batch
+from hub.budget.kinds import BUDGET, KINDS
+from hub.budget.shapes.records import (
+    RECORDS,
+    Budget,
+    Category,
+    Expense,
+    Participant,
+    fields_of,
+    shape,
+)
+from hub.budget.shapes.scalars import Digest, Head, Id, Key, LogId, NextKey, UserId
+from hub.budget.shapes.verdicts import Accepted
 from hub.errors import Code, HubError
 from hub.hub import Hub
+from hub.json_text import written
 from hub.ports import Principal
 from storage.postgres.core.snapshots import Snapshots
 
 COUNT_MAX = 100
+
+
+class BudgetsPage(TypedDict):
+    userId: UserId
+    key: Key
+    nextKey: NextKey
+    budgets: list[Budget]
+
+
+class LastSequence(TypedDict):
+    budgetId: Id
+    lastSequence: Head
+    digest: Digest
+
+
+class Participants(TypedDict):
+    """In the order of joining."""
+
+    participants: list[Participant]
+
+
+class Categories(TypedDict):
+    """In the order of creation."""
+
+    categories: list[Category]
+
+
+class ExpensesPage(TypedDict):
+    """In the order of creation; keys are the sequences that created them."""
+
+    budgetId: Id
+    key: Key
+    nextKey: NextKey
+    expenses: list[Expense]
+
+
+# Both follow the table of kinds, which mypy cannot.
+if TYPE_CHECKING:
+    Snapshot: TypeAlias = dict[str, Any]
+    Delta: TypeAlias = dict[str, Any]
+else:
+    _LISTS = {
+        kind.plural: list[RECORDS[kind.name]] for kind in KINDS.values() if kind is not BUDGET
+    }
+    _STANDING = {"lastEventSequence": Head, "digest": Digest, "logId": LogId}
+    Snapshot = shape(
+        "Snapshot",
+        "The whole budget at one instant, as of event `lastEventSequence`; without deleted"
+        " records.",
+        {**fields_of(BUDGET), **_LISTS, "participants": list[Participant], **_STANDING},
+    )
+    Delta = shape(
+        "Delta",
+        "The records that changed after event `key`, as they are now; deleted ones are whole"
+        " records with `deleted`. `budget` and `participants` are there only where they changed.",
+        {
+            "budgetId": Id,
+            "key": Key,
+            "budget": NotRequired[Budget],
+            **_LISTS,
+            "participants": NotRequired[list[Participant]],
+            **_STANDING,
+        },
+    )
 
 
 class BudgetRoutes(NamedTuple):
@@ -38,7 +115,9 @@ class BudgetRoutes(NamedTuple):
             Route("/budgets/{budget_id}/expenses/{expense_id}", user(self.expense)),
         ]
 
-    async def create(self, request: Request, who: Principal) -> Response:
+    async def create(
+        self, request: Request, who: Principal
+    ) -> JsonResponse[Accepted, Literal[201]]:
         """The `budget.create` event by another name: its `id` is the event's `budgetId`."""
         raw = await json_body(request)
         if not isinstance(raw, dict):
@@ -48,9 +127,11 @@ class BudgetRoutes(NamedTuple):
         [verdict] = await submitted(self.hub, who.user_id, events, "stop", correlation(request))
         if verdict.error is not None:
             raise HubError(verdict.error, verdict.detail)
-        return respond(verdict.to_json(legacy_event=True), 201)
+        told = verdict.to_json(legacy_event=True)
+        assert told["status"] == "accepted"  # a budget that is new has no version to differ from
+        return respond(told, 201)
 
-    async def read(self, request: Request, who: Principal) -> Response:
+    async def read(self, request: Request, who: Principal) -> JsonResponse[Snapshot] | Response:
         budget_id = path_id(request, "budget_id")
         seen = _tags(request)
         if seen:
@@ -58,58 +139,61 @@ class BudgetRoutes(NamedTuple):
             if tag in seen or "*" in seen:
                 return Response(status_code=304, headers={**_tagged(tag), **VARY})
         snapshot = await self.snapshots.read(budget_id, who.user_id)
-        return await respond_large(request, snapshot.text, _tagged(snapshot.tag))
+        answer: Snapshot = written(snapshot.text)
+        return await respond_large(request, answer, _tagged(snapshot.tag))
 
-    async def delta(self, request: Request, who: Principal) -> Response:
+    async def delta(self, request: Request, who: Principal) -> JsonResponse[Delta]:
         budget_id, key = path_id(request, "budget_id"), query_int(request, "key", 0)
         found = await self.snapshots.delta(budget_id, who.user_id, key)
         changed = {"budget": found.budget, "participants": found.participants}
-        body = {
+        delta: Delta = {
             "budgetId": budget_id,
             "key": key,
-            "categories": orjson.Fragment(found.categories),
-            "expenses": orjson.Fragment(found.expenses),
-            **{name: orjson.Fragment(text) for name, text in changed.items() if text is not None},
+            "categories": written(found.categories),
+            "expenses": written(found.expenses),
+            **{name: written(text) for name, text in changed.items() if text is not None},
             "lastEventSequence": found.head,
             "digest": found.digest,
             "logId": found.log_id,
         }
-        return await respond_large(request, orjson.dumps(body))
+        return await respond_large(request, delta)
 
-    async def head(self, request: Request, who: Principal) -> Response:
+    async def head(self, request: Request, who: Principal) -> JsonResponse[LastSequence]:
         budget_id = path_id(request, "budget_id")
         last_sequence, digest = await self.snapshots.head(budget_id, who.user_id)
         return respond({"budgetId": budget_id, "lastSequence": last_sequence, "digest": digest})
 
-    async def list_budgets(self, request: Request, who: Principal) -> Response:
+    async def list_budgets(self, request: Request, who: Principal) -> JsonResponse[BudgetsPage]:
         key, count = _page(request)
         next_key, found = await self.snapshots.budgets(who.user_id, key, count)
-        page = {"userId": who.user_id, "key": key, "nextKey": next_key}
-        return respond({**page, "budgets": orjson.Fragment(found)})
+        budgets = written(found)
+        return respond({"userId": who.user_id, "key": key, "nextKey": next_key, "budgets": budgets})
 
-    async def categories(self, request: Request, who: Principal) -> Response:
+    async def categories(self, request: Request, who: Principal) -> JsonResponse[Categories]:
         found = await self.snapshots.categories(path_id(request, "budget_id"), who.user_id)
-        return await respond_large(request, b'{"categories":%b}' % found)
+        return await respond_large(request, {"categories": written(found)})
 
-    async def participants(self, request: Request, who: Principal) -> Response:
+    async def participants(self, request: Request, who: Principal) -> JsonResponse[Participants]:
         found = await self.snapshots.participants(path_id(request, "budget_id"), who.user_id)
-        return await respond_large(request, b'{"participants":%b}' % found)
+        return await respond_large(request, {"participants": written(found)})
 
-    async def expenses(self, request: Request, who: Principal) -> Response:
+    async def expenses(self, request: Request, who: Principal) -> JsonResponse[ExpensesPage]:
         budget_id = path_id(request, "budget_id")
         key, count = _page(request)
         next_key, found = await self.snapshots.expenses(budget_id, who.user_id, key, count)
-        page = {"budgetId": budget_id, "key": key, "nextKey": next_key}
-        body = orjson.dumps({**page, "expenses": orjson.Fragment(found)})
-        return await respond_large(request, body)
+        expenses = written(found)
+        return await respond_large(
+            request,
+            {"budgetId": budget_id, "key": key, "nextKey": next_key, "expenses": expenses},
+        )
 
-    async def category(self, request: Request, who: Principal) -> Response:
+    async def category(self, request: Request, who: Principal) -> JsonResponse[Category]:
         budget_id, id = path_id(request, "budget_id"), path_id(request, "category_id")
-        return respond(await self.snapshots.category(budget_id, who.user_id, id))
+        return respond(written(await self.snapshots.category(budget_id, who.user_id, id)))
 
-    async def expense(self, request: Request, who: Principal) -> Response:
+    async def expense(self, request: Request, who: Principal) -> JsonResponse[Expense]:
         budget_id, id = path_id(request, "budget_id"), path_id(request, "expense_id")
-        return respond(await self.snapshots.expense(budget_id, who.user_id, id))
+        return respond(written(await self.snapshots.expense(budget_id, who.user_id, id)))
 
 
 def _page(request: Request) -> tuple[int, int]:

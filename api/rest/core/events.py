@@ -2,26 +2,47 @@
 or as Server-Sent Events, for clients that have only HTTP."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-import orjson
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from typing_extensions import TypedDict
 
-from api.http.answers import respond
+from api.http.answers import JsonResponse, respond
 from api.http.requests import ForUsers, as_int, as_uuid, correlation, json_body, path_id, query_int
 from api.http.verdicts import submitted
 from api.rest.core.followers import EventStream, EventStreamResponse, Poll, RestEvent, rest_event
 from hub.budget.events import EVENTS_PER_REQUEST_MAX, parse_batch
+from hub.budget.shapes.scalars import Head, Id, Key, LogId, NextKey
+from hub.budget.shapes.stream import StreamEvent
+from hub.budget.shapes.verdicts import Verdict
 from hub.committer import Mode
 from hub.errors import Code, HubError
 from hub.hub import Hub
+from hub.json_text import written
 from hub.ports import Principal
 
 COUNT_MAX = 100
 WAIT_S = 8  # by default; common HTTP clients give up after 10 s
 WAIT_S_MAX = 60
+
+
+class EventsAnswer(TypedDict):
+    """In the order of submission. In mode `stop` the first that is not accepted is the last."""
+
+    events: Annotated[list[Verdict], Field(min_length=1, max_length=EVENTS_PER_REQUEST_MAX)]
+
+
+class LogPage(TypedDict):
+    budgetId: Id
+    key: Key
+    nextKey: NextKey
+    head: Head
+    hasMore: bool
+    logId: LogId
+    events: list[StreamEvent]
 
 
 class EventRoutes(NamedTuple):
@@ -36,7 +57,9 @@ class EventRoutes(NamedTuple):
             Route("/budgets/{budget_id}/stream", user(self.stream)),
         ]
 
-    async def submit(self, request: Request, who: Principal) -> Response:
+    async def submit(
+        self, request: Request, who: Principal
+    ) -> JsonResponse[EventsAnswer, Literal[200, 207]]:
         mode = _mode(request)
         raw = await json_body(request)
         listed = raw.get("events") if isinstance(raw, dict) else None
@@ -48,7 +71,7 @@ class EventRoutes(NamedTuple):
             207 if partly else 200,
         )
 
-    async def read(self, request: Request, who: Principal) -> Response:
+    async def read(self, request: Request, who: Principal) -> JsonResponse[LogPage]:
         budget_id = as_uuid(request.query_params.get("budgetId"), "budgetId")
         key = query_int(request, "key", 0)
         count = min(query_int(request, "count", COUNT_MAX, least=1), COUNT_MAX)
@@ -74,7 +97,7 @@ class EventRoutes(NamedTuple):
                 "head": head,
                 "hasMore": next_key < head,
                 "logId": self.hub.log_id,
-                "events": [orjson.Fragment(event.text) for event in events],
+                "events": [written(event.text) for event in events],
             }
         )
 

@@ -9,17 +9,19 @@ import re
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
+from typing_extensions import TypedDict
 
 from api.sync.wire import HIGH_WATER_BYTES
 from hub.budget.records import BudgetId
 from hub.errors import Code, HubError
 from hub.feed.feed import Subscription
+from hub.frames.server import EndCode
 from hub.frames.websocket import texts
 from hub.hub import Hub
 from hub.ports import Principal
@@ -102,6 +104,13 @@ class Poll:
         self._over.set()
 
 
+class StreamEnd(TypedDict):
+    """Data of the last Server-Sent Event, `event: unsubscribed`."""
+
+    type: Literal["unsubscribed"]
+    code: EndCode
+
+
 class EventStream:
     """A stream of Server-Sent Events. What waits to be sent is bounded: a stream whose peer is slow
     lags, and catches up from the log (P8)."""
@@ -177,8 +186,8 @@ class EventStream:
     def ended(self, code: Code) -> None:
         if self.full and code is Code.NOT_PARTICIPANT:
             self._queue.clear()  # nothing more of it goes out, however slowly (P9)
-        text = orjson.dumps({"type": "unsubscribed", "code": code.name})
-        self._send(b"event: unsubscribed\ndata: %b\n\n" % text)
+        end: StreamEnd = {"type": "unsubscribed", "code": code.name}
+        self._send(b"event: unsubscribed\ndata: %b\n\n" % orjson.dumps(end))
         self.leave()
 
     def sign_out(self) -> None:

@@ -3,17 +3,18 @@
 import hashlib
 import secrets
 from collections.abc import Callable
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
+from typing_extensions import TypedDict
 
-from api.http.answers import respond
+from api.http.answers import JsonResponse, respond
 from api.http.requests import Body, ForUsers, body, path_id
-from hub.budget.records import Invite
+from hub.budget import records
 from hub.budget.scalars import whole
+from hub.budget.shapes.scalars import Id, Millis
 from hub.ports import Principal
 from storage.postgres.core.invites import Invites
 
@@ -35,6 +36,47 @@ class LinkSharing(Body):
     enabled: Annotated[bool, Field(strict=True)]
 
 
+Uses = Annotated[int, Field(ge=1, le=USES_MAX)]
+
+
+class Invited(TypedDict):
+    """`token` is shown here and nowhere else; the link is `/budgets/:id/join?invite=<token>`."""
+
+    budgetId: Id
+    inviteId: Id
+    token: str
+    expiresAt: Millis
+    maxUses: Uses
+
+
+class Invite(TypedDict):
+    """It lets in until `expiresAt`, `maxUses` times, unless it is `revoked`."""
+
+    inviteId: Id
+    createdAt: Millis
+    expiresAt: Millis
+    maxUses: Uses
+    uses: Annotated[int, Field(ge=0, le=USES_MAX)]
+    revoked: bool
+
+
+class InviteList(TypedDict):
+    """In the order of creation, with those that no longer let in."""
+
+    budgetId: Id
+    invites: list[Invite]
+
+
+class Revoked(TypedDict):
+    budgetId: Id
+    inviteId: Id
+
+
+class LinkShared(TypedDict):
+    budgetId: Id
+    enabled: Annotated[bool, Field(description="The budget's bare id lets in")]
+
+
 class InviteRoutes(NamedTuple):
     invites: Invites
     now_ms: Callable[[], int]
@@ -48,11 +90,11 @@ class InviteRoutes(NamedTuple):
             Route("/budgets/{budget_id}/link-sharing", user(self.share_link), methods=["PUT"]),
         ]
 
-    async def create(self, request: Request, who: Principal) -> Response:
+    async def create(self, request: Request, who: Principal) -> JsonResponse[Invited, Literal[201]]:
         """The answer is the only place that ever shows the token."""
         budget_id, wanted = path_id(request, "budget_id"), await body(request, NewInvite)
         token, created_at = secrets.token_urlsafe(TOKEN_BYTES), self.now_ms()
-        invite = Invite(
+        invite = records.Invite(
             budget_id,
             self.new_id(),
             invite_hash(token),
@@ -74,23 +116,23 @@ class InviteRoutes(NamedTuple):
             201,
         )
 
-    async def read(self, request: Request, who: Principal) -> Response:
+    async def read(self, request: Request, who: Principal) -> JsonResponse[InviteList]:
         budget_id = path_id(request, "budget_id")
         found = await self.invites.of_budget(who.user_id, budget_id)
         return respond({"budgetId": budget_id, "invites": [_to_json(invite) for invite in found]})
 
-    async def revoke(self, request: Request, who: Principal) -> Response:
+    async def revoke(self, request: Request, who: Principal) -> JsonResponse[Revoked]:
         budget_id, invite_id = path_id(request, "budget_id"), path_id(request, "invite_id")
         await self.invites.revoke(who.user_id, budget_id, invite_id)
         return respond({"budgetId": budget_id, "inviteId": invite_id})
 
-    async def share_link(self, request: Request, who: Principal) -> Response:
+    async def share_link(self, request: Request, who: Principal) -> JsonResponse[LinkShared]:
         budget_id, wanted = path_id(request, "budget_id"), await body(request, LinkSharing)
         await self.invites.share_link(who.user_id, budget_id, wanted.enabled)
         return respond({"budgetId": budget_id, "enabled": wanted.enabled})
 
 
-def _to_json(invite: Invite) -> dict[str, object]:
+def _to_json(invite: records.Invite) -> Invite:
     """Without its token, which nobody knows any more."""
     return {
         "inviteId": invite.id,

@@ -7,23 +7,35 @@ the server makes them. All of them are idempotent: what is so already is a succe
 from collections.abc import Callable
 from typing import NamedTuple
 
-import orjson
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
+from typing_extensions import TypedDict
 
-from api.http.answers import respond
+from api.http.answers import JsonResponse, respond
 from api.http.requests import ForUsers, correlation, path_id
 from api.http.verdicts import submitted
 from api.rest.core.invites import invite_hash
 from hub.budget.events import Joining, Leaving
 from hub.budget.records import BudgetId, UserId
+from hub.budget.shapes import scalars
+from hub.budget.shapes.records import Budget, Participant
 from hub.errors import Code, HubError
 from hub.hub import Hub
+from hub.json_text import written
 from hub.ports import Principal
 from storage.postgres.core.snapshots import Snapshots
 
 PARTICIPANT = "/budgets/{budget_id}/participants/{user_id:opaque}"
+
+
+class Joined(TypedDict):
+    budget: Budget
+    participant: Participant
+
+
+class Left(TypedDict):
+    budgetId: scalars.Id
+    userId: scalars.UserId
 
 
 class MemberRoutes(NamedTuple):
@@ -44,7 +56,7 @@ class MemberRoutes(NamedTuple):
             Route(PARTICIPANT, user(self.remove), methods=["DELETE"]),
         ]
 
-    async def join(self, request: Request, who: Principal) -> Response:
+    async def join(self, request: Request, who: Principal) -> JsonResponse[Joined]:
         budget_id = path_id(request, "budget_id")
         token = request.query_params.get("invite")
         invite = None if token is None else invite_hash(token)
@@ -53,22 +65,22 @@ class MemberRoutes(NamedTuple):
         )
         await self._submit(request, who, event, already=Code.ALREADY_PARTICIPANT)
         budget, participant = await self.snapshots.joined(budget_id, who.user_id)
-        found = {"budget": orjson.Fragment(budget), "participant": orjson.Fragment(participant)}
-        return respond(found)
+        return respond({"budget": written(budget), "participant": written(participant)})
 
-    async def leave(self, request: Request, who: Principal) -> Response:
+    async def leave(self, request: Request, who: Principal) -> JsonResponse[Left]:
         return await self._end(request, who, path_id(request, "budget_id"), who.user_id)
 
-    async def remove(self, request: Request, who: Principal) -> Response:
+    async def remove(self, request: Request, who: Principal) -> JsonResponse[Left]:
         return await self._end(request, who, path_id(request, "budget_id"), _user_id(request))
 
-    async def read(self, request: Request, who: Principal) -> Response:
+    async def read(self, request: Request, who: Principal) -> JsonResponse[Participant]:
         budget_id, user_id = path_id(request, "budget_id"), _user_id(request)
-        return respond(await self.snapshots.participant(budget_id, who.user_id, user_id))
+        found = await self.snapshots.participant(budget_id, who.user_id, user_id)
+        return respond(written(found))
 
     async def _end(
         self, request: Request, who: Principal, budget_id: BudgetId, user_id: UserId
-    ) -> Response:
+    ) -> JsonResponse[Left]:
         event = Leaving(self.new_id(), budget_id, user_id, self.now_ms())
         already = Code.NOT_PARTICIPANT if user_id == who.user_id else Code.ALREADY_LEFT
         await self._submit(request, who, event, already=already)

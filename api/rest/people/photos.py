@@ -1,15 +1,18 @@
 """`/user/photo-…`: uploading a profile photo."""
 
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 from urllib.parse import urljoin
 
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from typing_extensions import TypedDict
 
-from api.http.answers import respond
+from api.http.answers import JsonResponse, respond
 from api.http.requests import Body, ForUsers, as_int, body
 from hub.budget.scalars import Uuid
+from hub.budget.shapes.scalars import Id
 from hub.errors import Code, HubError
 from hub.ports import Principal
 from storage.objects.media_types import PhotoType
@@ -18,6 +21,21 @@ from storage.objects.photos import Photos
 
 class Confirmation(Body):
     key: Uuid
+
+
+class PhotoUpload(TypedDict):
+    """`headers` are to be sent with the upload; the URL counts for `expiresInSeconds`."""
+
+    url: str
+    expiresInSeconds: Annotated[int, Field(ge=1)]
+    key: Id
+    headers: dict[str, str]
+
+
+class Photo(TypedDict):
+    """The photo's address, which anybody may read."""
+
+    photo: str
 
 
 class PhotoRoutes(NamedTuple):
@@ -33,7 +51,7 @@ class PhotoRoutes(NamedTuple):
             Route("/user/profile-photo", user(self.remove), methods=["DELETE"]),
         ]
 
-    async def begin(self, request: Request, who: Principal) -> Response:
+    async def begin(self, request: Request, who: Principal) -> JsonResponse[PhotoUpload]:
         content_type = _type(request.query_params.get("type", ""))
         size_bytes = as_int(request.query_params.get("size", ""), "size", least=1)
         upload = await self.photos.begin(who.user_id, content_type, size_bytes)
@@ -46,7 +64,7 @@ class PhotoRoutes(NamedTuple):
             }
         )
 
-    async def confirm(self, request: Request, who: Principal) -> Response:
+    async def confirm(self, request: Request, who: Principal) -> JsonResponse[Photo, Literal[201]]:
         asked = await body(request, Confirmation)
         return respond({"photo": await self.photos.confirm(who.user_id, asked.key)}, 201)
 

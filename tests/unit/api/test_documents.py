@@ -5,10 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from api.documents.build import files
 from api.settings import Settings
 from hub.errors import Code
 from storage.postgres.database import CONNECTIONS_MAX
 from tests import ROOT
+
+
+def test_documents_of_the_interface_are_those_of_the_code() -> None:
+    stale = [path.name for path, content in files() if path.read_bytes() != content]
+    assert stale == [], "out of date: `make documents` writes them anew"
 
 
 def test_settings_table_in_readme_is_generated_from_the_code() -> None:

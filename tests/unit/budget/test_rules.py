@@ -439,7 +439,8 @@ def test_p3_a_row_of_a_newer_server_is_left_undecided() -> None:
     """In the middle of a deploy: its hash covers fields this server does not know."""
     verdict = told(world(), "ann", "budget.create", title="Home", eventId=NEWER)
     assert verdict.error is Code.UNAVAILABLE
-    assert verdict.to_json()["error"]["retryable"]
+    said = verdict.to_json()
+    assert said["status"] == "rejected" and said["error"]["retryable"]
 
 
 # P5: a stale version never changes anything.

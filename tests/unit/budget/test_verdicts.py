@@ -136,13 +136,12 @@ def test_a_stop_batch_goes_on_after_acceptances_old_and_new(
 _IDS = st.none() | st.uuids().map(str)
 _RECORDS = st.dictionaries(st.text(), st.text() | st.integers(0, 9)).map(orjson.dumps)
 _ACCEPTED = st.builds(
-    lambda ids, sequence, version, record, duplicate: Verdict(
-        ids[0], "expense.edit", ids[1], ids[2], "accepted", sequence, version, record, duplicate
+    lambda ids, sequence, made, duplicate: Verdict(
+        ids[0], "expense.edit", ids[1], ids[2], "accepted", sequence, made[0], made[1], duplicate
     ),
     st.tuples(*[st.uuids().map(str)] * 3),
     st.integers(1, 2**53),
-    st.none() | st.integers(1, 2**53),  # none: a membership event's
-    st.none() | _RECORDS,
+    st.just((None, None)) | st.tuples(st.integers(1, 2**53), _RECORDS),  # none: of a membership
     st.booleans(),
 )
 _CONFLICT = st.builds(

@@ -26,6 +26,7 @@ from hub.frames.client import (
 from hub.frames.events import Frame, event_frames
 from hub.frames.websocket import FRAME_BYTES_MAX, framed, texts
 from hub.ports import LogEvent
+from hub.session import LIMITS
 
 BUDGET = "00000000-0000-4000-8000-00000000000b"
 EVENT = "00000000-0000-4000-8000-00000000000a"
@@ -271,12 +272,17 @@ def said(data: bytes) -> Any:
 
 
 def test_server_frames_are_those_of_the_design() -> None:
-    assert said(server.welcome("ann", "c1", 5, {"a": 1}, 15)) == {
+    assert said(server.welcome("ann", "c1", 5, LIMITS, 15)) == {
         "type": "welcome",
         "userId": "ann",
         "connectionId": "c1",
         "serverTime": 5,
-        "limits": {"a": 1},
+        "limits": {
+            "frameBytesMax": 262144,
+            "eventsPerFrameMax": 100,
+            "inFlightEventsMax": 400,
+            "subscriptionsMax": 200,
+        },
         "heartbeatS": 15,
     }
     assert said(server.auth(9)) == {"type": "auth", "expiresAt": 9}

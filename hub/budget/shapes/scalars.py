@@ -1,18 +1,20 @@
 """The scalars that answers are made of, with their meaning and unit."""
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, TypeAlias, get_args
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
+from typing_extensions import TypeAliasType
 
+from hub.budget import digest
 from hub.budget.events import CLIENT_EVENTS
 from hub.budget.scalars import INTEGER_MAX
-from hub.errors import Code
 
 _LOWER_UUID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 
 Id: TypeAlias = Annotated[str, Field(pattern=_LOWER_UUID, json_schema_extra={"format": "uuid"})]
 UserId: TypeAlias = Annotated[
-    str, Field(min_length=1, max_length=128, description="Opaque text: whom a token names")
+    str,
+    Field(min_length=1, max_length=128, description="Opaque text, as the token of the user has it"),
 ]
 RecordId: TypeAlias = Annotated[
     str,
@@ -49,7 +51,6 @@ Day: TypeAlias = Annotated[
     str,
     Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$", json_schema_extra={"format": "date"}),
 ]
-CurrencyCode: TypeAlias = Annotated[str, Field(pattern=r"^[A-Z]{3}$", description="ISO 4217")]
 Digest: TypeAlias = Annotated[
     str,
     Field(
@@ -58,16 +59,26 @@ Digest: TypeAlias = Annotated[
         "event; equal digests, equal budgets",
     ),
 ]
-ErrorCode: TypeAlias = Annotated[
-    str,
-    Field(
-        json_schema_extra={"enum": [code.name for code in Code]},
-        description="The stable code, for programs",
-    ),
-]
-EventType: TypeAlias = Annotated[
-    str, Field(json_schema_extra={"enum": list(CLIENT_EVENTS)}, description="Kind and verb")
-]
-RoleName: TypeAlias = Annotated[
-    Literal["owner", "editor"], Field(description="What the participant may do")
-]
+EventType = TypeAliasType(
+    "EventType",
+    Annotated[
+        str,
+        Field(
+            json_schema_extra={"x-extensible-enum": list(CLIENT_EVENTS)},
+            description="Kind and verb. More may come.",
+        ),
+    ],
+)
+Role = TypeAliasType(
+    "Role",
+    Annotated[
+        digest.Role,
+        WithJsonSchema(
+            {
+                "type": "string",
+                "x-extensible-enum": list(get_args(digest.Role)),
+                "description": "What the participant may do. More may come.",
+            }
+        ),
+    ],
+)

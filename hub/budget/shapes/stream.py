@@ -9,18 +9,18 @@ from typing import Annotated, Any, Literal, NotRequired, Union
 from pydantic import Field
 from typing_extensions import TypeAliasType, TypedDict
 
-from api.documents.records import sent, shape
-from api.documents.scalars import (
+from hub.budget.kinds import BUDGET, KINDS, Kind, Verb
+from hub.budget.shapes.records import sent, shape
+from hub.budget.shapes.scalars import (
     Digest,
     Id,
     Millis,
-    RoleName,
+    Role,
     SequenceNumber,
     UserId,
     Version,
     When,
 )
-from hub.budget.kinds import BUDGET, KINDS, Kind, Verb
 
 _DONE = {"create": "Created", "add": "Added", "edit": "Edited", "delete": "Deleted"}
 
@@ -41,7 +41,7 @@ class Membership(TypedDict):
     userId: UserId
     budgetId: Id
     joinedAt: Millis
-    role: RoleName
+    role: Role
 
 
 class _OfParticipant(_Streamed):

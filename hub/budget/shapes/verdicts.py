@@ -5,25 +5,24 @@ from typing import Annotated, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypeAliasType, TypedDict
 
-from api.documents.errors import Error
-from api.documents.records import Record
-from api.documents.scalars import EventType, Id, RecordId, SequenceNumber, Version
+from hub.budget.shapes.records import Record
+from hub.budget.shapes.scalars import EventType, Id, RecordId, SequenceNumber, Version
+from hub.errors import Error
 
 
-class _Verdict(TypedDict):
+class Answered(TypedDict):
+    """The event that a verdict is about."""
+
     eventId: Id
+    eventType: EventType
     event: NotRequired[
         Annotated[EventType, Field(description="REST only: the same as `eventType`")]
     ]
-
-
-class _OfKnownEvent(_Verdict):
-    eventType: EventType
     budgetId: Id
     recordId: RecordId
 
 
-class Accepted(_OfKnownEvent):
+class Accepted(Answered):
     """Committed. `record` is what it made of the record; `duplicate` says that it was accepted
     before, and that this is the verdict of then."""
 
@@ -34,19 +33,26 @@ class Accepted(_OfKnownEvent):
     duplicate: NotRequired[Literal[True]]
 
 
-class Conflict(_OfKnownEvent):
+class Conflict(Answered):
     """The version was not the current one, and nothing changed; `currentRecord` is how it is."""
 
     status: Literal["conflict"]
     currentRecord: Record
 
 
-class Rejected(_Verdict):
+class Named(TypedDict, total=False):
+    """What could be read of an event."""
+
+    eventType: EventType
+    event: Annotated[EventType, Field(description="REST only: the same as `eventType`")]
+    budgetId: Id
+    recordId: RecordId
+
+
+class Rejected(Named):
     """Nothing changed. Of an event that is not of its shape only what could be read is repeated."""
 
-    eventType: NotRequired[EventType]
-    budgetId: NotRequired[Id]
-    recordId: NotRequired[RecordId]
+    eventId: Id
     status: Literal["rejected"]
     error: Error
 

@@ -5,18 +5,18 @@ from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypeAlias, Union
 
 from typing_extensions import TypedDict
 
-from api.documents.scalars import (
+from hub.budget.kinds import BUDGET, KINDS, Field, Kind
+from hub.budget.scalars import Currency
+from hub.budget.shapes.scalars import (
     Amount,
-    CurrencyCode,
     Day,
     Id,
     Millis,
-    RoleName,
+    Role,
     UserId,
     Version,
     When,
 )
-from hub.budget.kinds import BUDGET, KINDS, Field, Kind
 
 # How a field stands in what the hub sends, by the name of its type.
 SENT: Mapping[str, Any] = {
@@ -24,7 +24,7 @@ SENT: Mapping[str, Any] = {
     "text": str,
     "money": Amount,
     "date": Day,
-    "currency": CurrencyCode,
+    "currency": Currency,
     "id": Id,
 }
 
@@ -80,7 +80,7 @@ class Participant(TypedDict):
 
     userId: UserId
     budgetId: Id
-    role: RoleName
+    role: Role
     userExists: bool
     firstName: str | None
     lastName: str | None

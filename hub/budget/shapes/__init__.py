@@ -1,0 +1,5 @@
+"""What the hub says of a budget, as types: scalars, records, stream events, verdicts.
+
+mypy compares what is said with them, and the documents of the interface are made from them. What
+clients send is checked at run time instead, by the shapes of `hub.budget.events`.
+"""
