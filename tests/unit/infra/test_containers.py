@@ -38,7 +38,7 @@ def test_the_image_has_the_locked_packages_that_serve_and_no_others() -> None:
         for line in project["dependency-groups"]["dev"]
         + project["project"]["optional-dependencies"]["embedded"]
     }
-    assert not extra & serve.keys()
+    assert extra & serve.keys() <= {"markdown-it-py"}  # which rich needs
     installs = re.findall(r"pip .*?install .*?(?=&&|\n[A-Z#])", DOCKERFILE, re.DOTALL)
     assert len(installs) == 3
     assert all("--require-hashes" in one or "--no-index" in one for one in installs)
