@@ -62,7 +62,7 @@ $(TOOLS)/autobahn/bin/wstest:
 documents: install  ## write openapi.json, asyncapi.json, postman.json and the page, which the hub serves
 	$(BIN)/python -m api.documents.build
 
-# The examples stand in the documents, which are what the answers are checked against.
+# Answers are checked against the documents, so these are written first, and again with the examples.
 examples: install documents  ## take down the examples of the documents from a real hub
 	RENEW_EXAMPLES=1 $(BIN)/pytest tests/acceptance/rest/test_interface.py -k committed
 	$(BIN)/python -m api.documents.build

@@ -62,8 +62,14 @@ SERVER: Mapping[str, Any] = {
 # mypy cannot know unions made of values.
 _Client: Any = Union[tuple(frame.shape for frame in CLIENT.values())]  # noqa: UP007
 _Server: Any = Union[tuple(SERVER.values())]  # noqa: UP007
-ClientFrame = TypeAliasType("ClientFrame", Annotated[_Client, Field(discriminator="type")])
-ServerFrame = TypeAliasType("ServerFrame", Annotated[_Server, Field(discriminator="type")])
+ClientFrame = TypeAliasType(
+    "ClientFrame",
+    Annotated[_Client, Field(discriminator="type", description="Any frame that a client sends.")],
+)
+ServerFrame = TypeAliasType(
+    "ServerFrame",
+    Annotated[_Server, Field(discriminator="type", description="Any frame that the hub sends.")],
+)
 
 # What a client should do when the connection ends. What a code of the table means stands there.
 CLOSE_CODES: Mapping[int, tuple[str, str]] = {

@@ -3,10 +3,9 @@ requests, and the shapes of answers."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from http import HTTPStatus
 from typing import Any
 
-from pydantic.alias_generators import to_camel, to_pascal
+from pydantic.alias_generators import to_camel
 
 from api.documents.examples import Call
 from api.documents.operation import JSON, TAGS, Operation, Parameter
@@ -39,12 +38,9 @@ def openapi(version: str, calls: Sequence[Call]) -> Json:
     """`calls` become the examples."""
     made, definitions = schemas(_types(OPERATIONS))
     paths: dict[str, Json] = {}
-    refusals: dict[str, Json] = {}
     for op in OPERATIONS:
         item = paths.setdefault(openapi_path(op.path), {})
         item[op.method.lower()] = _operation(op, made, [c for c in calls if c.operation == op.name])
-        for codes in _by_status(op):
-            refusals.setdefault(_name(codes), _refusal(codes, calls))
     return {
         "openapi": "3.1.0",
         "info": {
@@ -58,7 +54,9 @@ def openapi(version: str, calls: Sequence[Call]) -> Json:
         "paths": paths,
         "components": {
             "schemas": definitions,
-            "responses": dict(sorted(refusals.items())),
+            "responses": {
+                name: _refusal(codes, calls) for name, codes in _by_name(OPERATIONS).items()
+            },
             "securitySchemes": {
                 "token": {
                     "type": "http",
@@ -133,6 +131,7 @@ def _operation(op: Operation, made: Mapping[str, Json], calls: Sequence[Call]) -
             content["examples"] = sent
         described["requestBody"] = {"required": True, "content": {JSON: content}}
     described["responses"] = _responses(op, made, calls)
+    described["x-codes"] = [code.name for code in op.all_errors()]
     signed_in: Json = {"token": []} if op.needs == "user" else {}
     described["security"] = [signed_in, {**signed_in, "apiKey": []}] if op.guarded else []
     return described
@@ -159,8 +158,11 @@ def _responses(op: Operation, made: Mapping[str, Json], calls: Sequence[Call]) -
         responses[str(status)] = _answer(
             op, status, schema, [c for c in calls if c.status == status]
         )
-    for codes in _by_status(op):
-        responses[str(codes[0].status)] = {"$ref": f"#/components/responses/{_name(codes)}"}
+    for name, codes in _by_name([op]).items():
+        responses[str(codes[0].status)] = {
+            "$ref": f"#/components/responses/{name}",
+            "description": _meanings(codes),
+        }
     return responses
 
 
@@ -182,17 +184,32 @@ def _answer(op: Operation, status: int, schema: Json | None, calls: Sequence[Cal
     return response
 
 
-def _by_status(op: Operation) -> list[list[Code]]:
-    """The operation's errors, those of each status together."""
-    by_status: dict[int, list[Code]] = {}
-    for code in op.all_errors():
-        by_status.setdefault(code.status, []).append(code)
-    return [codes for _, codes in sorted(by_status.items())]
+# Named as HTTP names the statuses (RFC 9110); `http.HTTPStatus` has other words in other Pythons.
+NAMES = {
+    400: "BadRequest",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "NotFound",
+    409: "Conflict",
+    410: "Gone",
+    413: "ContentTooLarge",
+    429: "TooManyRequests",
+    500: "InternalServerError",
+    503: "ServiceUnavailable",
+}
 
 
-def _name(codes: Sequence[Code]) -> str:
-    """Of the error answer with one of these codes: `BudgetNotExistsOrUserNotFound`."""
-    return "Or".join(to_pascal(code.name.lower()) for code in codes)
+def _by_name(operations: Iterable[Operation]) -> dict[str, list[Code]]:
+    """The errors of these operations, those of each status together."""
+    codes = {code for op in operations for code in op.all_errors()}
+    found: dict[str, list[Code]] = {}
+    for code in sorted(filter(codes.__contains__, Code), key=lambda code: code.status):
+        found.setdefault(NAMES[code.status], []).append(code)
+    return found
+
+
+def _meanings(codes: Sequence[Code]) -> str:
+    return " ".join(f"`{code.name}`: {code.meaning}" for code in codes)
 
 
 def _refusal(codes: Sequence[Code], calls: Sequence[Call]) -> Json:
@@ -211,8 +228,7 @@ def _refusal(codes: Sequence[Code], calls: Sequence[Call]) -> Json:
     if examples:
         content["examples"] = examples
     return {
-        "description": f"{HTTPStatus(codes[0].status).phrase}. "
-        + " ".join(f"`{code.name}`: {code.meaning}" for code in codes),
+        "description": _meanings(codes),
         "headers": headers,
         "content": {JSON: content},
         "x-codes": [code.name for code in codes],

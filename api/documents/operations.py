@@ -133,7 +133,7 @@ OPERATIONS: Sequence[Operation] = (
     ),
     Operation(
         "GET /budgets/{budget_id}/stream",
-        None,
+        EventRoutes.stream,
         "streamEvents",
         "The same stream as Server-Sent Events",
         {200: "Server-Sent Events, until the token or the subscription ends"},
@@ -154,9 +154,9 @@ OPERATIONS: Sequence[Operation] = (
             f"POST {path}",
             BudgetRoutes.create,
             name,
-            "Create a budget",
+            f"Create a budget{as_legacy}",
             {201: "It is created; also when it was before, by this event"},
-            "The `budget.create` event by another name." + also,
+            "The `budget.create` event by another name.",
             body=BudgetRequest,
             errors=(
                 Code.INVALID_EVENT,
@@ -164,9 +164,9 @@ OPERATIONS: Sequence[Operation] = (
                 Code.EVENT_ID_REUSED,
             ),
         )
-        for path, name, also in (
+        for path, name, as_legacy in (
             ("/budgets", "createBudget", ""),
-            ("/budget", "createBudgetLegacy", " The same as `POST /budgets`, for legacy clients."),
+            ("/budget", "createBudgetLegacy", ", as legacy clients do"),
         )
     ),
     Operation(
@@ -242,8 +242,8 @@ OPERATIONS: Sequence[Operation] = (
             "Join a budget by an invite, or by its bare id",
             {200: "The user takes part; also when they did before"},
             "The bare id lets in while link sharing is on. Who left may come back; who was removed "
-            "needs an invite made after that. Whoever joins a budget that its owner left empty "
-            "owns it; the `participant.add` event names them as `owner`." + also,
+            "needs an invite made after that. Somebody who joins a budget that its owner left "
+            "empty owns it; the `participant.add` event names them as `owner`." + also,
             parameters=(
                 Parameter("invite", "query", str, "The invite's token; absent: by the bare id"),
             ),
@@ -373,15 +373,15 @@ OPERATIONS: Sequence[Operation] = (
             f"{method} {path}",
             PhotoRoutes.confirm,
             name,
-            "Set the profile photo",
+            f"Set the profile photo{as_legacy}",
             {201: "It is; also when the key was confirmed before"},
-            "What was uploaded must have the size and be of the type that were announced." + more,
+            "What was uploaded must have the size and be of the type that were announced.",
             body=Confirmation,
             errors=OF_PHOTO,
         )
-        for method, path, name, more in (
+        for method, path, name, as_legacy in (
             ("POST", "/user/confirm-photo-upload", "confirmPhoto", ""),
-            ("PUT", "/user/photo-upload-confirm", "confirmPhotoLegacy", " As legacy clients ask."),
+            ("PUT", "/user/photo-upload-confirm", "confirmPhotoLegacy", ", as legacy clients do"),
         )
     ),
     Operation(
@@ -462,7 +462,7 @@ OPERATIONS: Sequence[Operation] = (
     ),
     Operation(
         "GET /docs",
-        None,
+        Documents.page,
         "readDocs",
         "Both documents as a page for people",
         {200: "A page without scripts"},

@@ -8,13 +8,13 @@ import html
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup, escape
 
-from api.documents.schemas import Json
+from api.documents.schemas import Json, resolved
 
 _VALUES_SHOWN = 6  # of an enumeration, where it is not the shape itself
 _ITEMS_SHOWN = 5  # of a list in an example
@@ -72,34 +72,28 @@ def _operations(openapi: Json) -> Iterator[_Operation]:
     for path, item in openapi["paths"].items():
         for method, operation in item.items():
             answers = [
-                (status, _resolved(openapi, answer))
+                (status, resolved(openapi, answer))
                 for status, answer in operation["responses"].items()
             ]
-            parameters = (_resolved(openapi, part) for part in operation.get("parameters", []))
+            parameters = (resolved(openapi, part) for part in operation.get("parameters", []))
             yield _Operation(
                 method.upper(),
                 path,
                 operation,
                 [parameter for parameter in parameters if parameter not in everywhere],
                 [answer for answer in answers if "x-codes" not in answer[1]],
-                [(status, answer["x-codes"]) for status, answer in answers if "x-codes" in answer],
+                [
+                    (status, [code for code in answer["x-codes"] if code in operation["x-codes"]])
+                    for status, answer in answers
+                    if "x-codes" in answer
+                ],
             )
 
 
-def _resolved(openapi: Json, part: Json) -> Json:
-    if "$ref" not in part:
-        return part
-    found: Any = openapi
-    for name in part["$ref"].removeprefix("#/").split("/"):
-        found = found[name]
-    resolved: Json = found
-    return resolved
-
-
 def _everywhere(openapi: Json) -> list[Json]:
-    """The parameters that every operation has. They are told of once."""
+    """The parameters that every operation has. They are shown once."""
     asked = [op.get("parameters", []) for item in openapi["paths"].values() for op in item.values()]
-    return [_resolved(openapi, part) for part in asked[0] if all(part in each for each in asked)]
+    return [resolved(openapi, part) for part in asked[0] if all(part in each for each in asked)]
 
 
 def _errors(openapi: Json, operations: Sequence[_Operation]) -> Iterator[_Error]:

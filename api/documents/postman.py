@@ -1,8 +1,8 @@
 """The REST routes as a Postman collection (v2.1.0), made from the OpenAPI document alone.
 
 Its variables hold what requests share: the token, which signing in stores, and the ids of paths,
-which at first are those of the examples. So the requests work in the order of the examples:
-register, create a budget, submit events, read.
+which at first are those of the examples. A request works as it is where what it names exists:
+register first, then create a budget, then submit events.
 """
 
 import json
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from api.documents.schemas import Json
+from api.documents.schemas import Json, resolved
 
 _SCHEMA = "https://schema.getpostman.com/json/collection/v2.1.0/collection.json"
 _BASE_URL = "http://127.0.0.1:8000"
@@ -31,12 +31,12 @@ class _Operation(NamedTuple):
     ids: Mapping[str, str]  # of all paths, and what each is at first
 
     def parameters(self, where: str) -> list[Json]:
-        resolved = (_resolved(self.openapi, each) for each in self.described.get("parameters", []))
-        return [parameter for parameter in resolved if parameter["in"] == where]
+        found = (resolved(self.openapi, each) for each in self.described.get("parameters", []))
+        return [parameter for parameter in found if parameter["in"] == where]
 
     def answers(self) -> list[tuple[str, Json]]:
         responses = self.described["responses"].items()
-        return [(status, _resolved(self.openapi, response)) for status, response in responses]
+        return [(status, resolved(self.openapi, response)) for status, response in responses]
 
     def asks_for(self, kind: str) -> list[Json]:
         """Schemes of this kind that the operation knows."""
@@ -190,7 +190,7 @@ def _field(op: _Operation, parameter: Json) -> Json:
 
 def _value(openapi: Json, schema: Json) -> str:
     """Something that the schema allows, where it is easy to say."""
-    schema = _resolved(openapi, schema)
+    schema = resolved(openapi, schema)
     values = schema.get("enum") or schema.get("x-extensible-enum") or [schema.get("minimum", "")]
     return str(schema.get("default", values[0]))
 
@@ -200,7 +200,7 @@ def _kept(op: _Operation) -> list[str]:
     kept: list[str] = []
     for status, answer in op.answers():
         schema = answer.get("content", {}).get(_JSON, {}).get("schema", {})
-        fields = _resolved(op.openapi, schema).get("properties", {})
+        fields = resolved(op.openapi, schema).get("properties", {})
         if status < "300" and all(name in fields for name in _TOKENS):
             kept += _TOKENS
     if op.method == "POST":
@@ -221,13 +221,3 @@ def _keep(names: Sequence[str]) -> list[str]:
         *(f'    pm.collectionVariables.set("{name}", answer.{name});' for name in names),
         "}",
     ]
-
-
-def _resolved(openapi: Json, part: Json) -> Json:
-    if "$ref" not in part:
-        return part
-    found: Any = openapi
-    for name in part["$ref"].removeprefix("#/").split("/"):
-        found = found[name]
-    resolved: Json = found
-    return resolved

@@ -41,4 +41,19 @@ def schemas(types: Mapping[str, Any]) -> tuple[dict[str, Json], dict[str, Json]]
     made, definitions = TypeAdapter.json_schemas(
         adapters, ref_template="#/components/schemas/{model}", schema_generator=_Schemas
     )
-    return {key: schema for (key, _), schema in made.items()}, definitions.get("$defs", {})
+    named: dict[str, Json] = definitions.get("$defs", {})
+    for schema in named.values():
+        if "description" in schema:  # of a docstring, which has line breaks
+            schema["description"] = " ".join(schema["description"].split())
+    return {key: schema for (key, _), schema in made.items()}, named
+
+
+def resolved(document: Json, part: Json) -> Json:
+    """`part`, or what its `$ref` names in the document."""
+    found: Any = part
+    if "$ref" in part:
+        found = document
+        for name in part["$ref"].removeprefix("#/").split("/"):
+            found = found[name]
+    resolved_part: Json = found
+    return resolved_part

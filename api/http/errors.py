@@ -15,11 +15,13 @@ from hub.errors import BadData, Code, Disconnected, Error, Held, HubError, LostR
 
 
 class AnswerError(Error):
+    """Why a request was refused."""
+
     requestId: Annotated[str, Field(description="The answer's `X-Request-Id`")]
 
 
 class ErrorAnswer(TypedDict):
-    """The body of every answer from 400 on."""
+    """The body of every answer from 400 on, but for that of `/readyz`."""
 
     error: AnswerError
 

@@ -15,7 +15,8 @@ class CodeOfTable(Error):
     """`detail` is what the code means."""
 
     closeCode: Annotated[
-        int | None, Field(description="With which the socket closes, where it does")
+        Annotated[int, Field(ge=1000, le=4999)] | None,
+        Field(description="With which the socket closes, where it does"),
     ]
 
 

@@ -26,6 +26,8 @@ class Ready(TypedDict):
 
 
 class Unready(TypedDict):
+    """Postgres is out of reach. The one answer from 400 on that is not an `ErrorAnswer`."""
+
     status: Literal["unavailable"]
     postgres: Literal[False]
 

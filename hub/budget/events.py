@@ -192,7 +192,13 @@ CLIENT_EVENTS: Mapping[str, Shape] = {
 # mypy cannot know a union made of values.
 _Any: Any = Union[tuple(shape.schema for shape in CLIENT_EVENTS.values())]  # noqa: UP007
 
-ClientEvent = TypeAliasType("ClientEvent", Annotated[_Any, Described(discriminator="eventType")])
+ClientEvent = TypeAliasType(
+    "ClientEvent",
+    Annotated[
+        _Any,
+        Described(discriminator="eventType", description="What a client says about one record."),
+    ],
+)
 
 _ID: TypeAdapter[str] = TypeAdapter(Uuid)
 

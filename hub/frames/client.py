@@ -39,6 +39,8 @@ class Subscribe(_ClientFrame):
 
 
 class Unsubscribe(_ClientFrame):
+    """No longer follow a budget."""
+
     type: Literal["unsubscribe"]
     budget_id: Uuid
 
@@ -60,6 +62,8 @@ class Events(_ClientFrame):
 
 
 class Ping(_ClientFrame):
+    """Ask for a `pong`."""
+
     type: Literal["ping"]
 
 

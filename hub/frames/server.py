@@ -187,7 +187,7 @@ class Heads(TypedDict):
     nothing arriving between: subscribe again."""
 
     type: Literal["heads"]
-    heads: Mapping[Id, Head]
+    heads: Mapping[str, Head]
 
 
 def heads(heads: Mapping[BudgetId, int]) -> bytes:
@@ -203,7 +203,8 @@ class FrameError(Error):
 
 
 class Refused(_Answering):
-    """The frame with this `id` was not taken; without an `id`, the connection is closed next."""
+    """A frame was not taken; `id` is that frame's, if it had one. What could not be read as a frame
+    ends the connection too (4400)."""
 
     type: Literal["error"]
     error: FrameError
@@ -245,6 +246,8 @@ def goaway(reconnect_after_ms: int, reason: str) -> bytes:
 
 
 class Pong(_Answering):
+    """The answer to `ping`, with the server's clock."""
+
     type: Literal["pong"]
     serverTime: Millis
 

@@ -33,6 +33,8 @@ COUNT_MAX = 100
 
 
 class BudgetsPage(TypedDict):
+    """In the order of joining; keys are numbers of memberships."""
+
     userId: UserId
     key: Key
     nextKey: NextKey
@@ -40,6 +42,8 @@ class BudgetsPage(TypedDict):
 
 
 class LastSequence(TypedDict):
+    """How far the log is."""
+
     budgetId: Id
     lastSequence: Head
     digest: Digest
@@ -66,7 +70,7 @@ class ExpensesPage(TypedDict):
     expenses: list[Expense]
 
 
-# Both follow the table of kinds, which mypy cannot.
+# They follow the table of kinds, and mypy cannot know types that are made from values.
 if TYPE_CHECKING:
     Snapshot: TypeAlias = dict[str, Any]
     Delta: TypeAlias = dict[str, Any]
@@ -149,8 +153,7 @@ class BudgetRoutes(NamedTuple):
         delta: Delta = {
             "budgetId": budget_id,
             "key": key,
-            "categories": written(found.categories),
-            "expenses": written(found.expenses),
+            **{name: written(text) for name, text in found.records.items()},
             **{name: written(text) for name, text in changed.items() if text is not None},
             "lastEventSequence": found.head,
             "digest": found.digest,

@@ -36,6 +36,8 @@ class EventsAnswer(TypedDict):
 
 
 class LogPage(TypedDict):
+    """Consecutive events after `key`, in order. `hasMore`: ask again at once, with `nextKey`."""
+
     budgetId: Id
     key: Key
     nextKey: NextKey

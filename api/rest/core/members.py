@@ -29,11 +29,15 @@ PARTICIPANT = "/budgets/{budget_id}/participants/{user_id:opaque}"
 
 
 class Joined(TypedDict):
+    """The budget, and the user as a participant."""
+
     budget: Budget
     participant: Participant
 
 
 class Left(TypedDict):
+    """Who no longer takes part."""
+
     budgetId: scalars.Id
     userId: scalars.UserId
 

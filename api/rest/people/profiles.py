@@ -31,7 +31,7 @@ class ProfileFields(Body):
 
 
 class Profile(TypedDict):
-    """What others may see of somebody: never the e-mail (design 3.4)."""
+    """What others may see of somebody: never the e-mail."""
 
     id: UserId
     firstName: str | None
@@ -40,10 +40,14 @@ class Profile(TypedDict):
 
 
 class OwnProfile(Profile):
+    """With what only the user may see."""
+
     email: str | None
 
 
 class Forgotten(TypedDict):
+    """The user whose account is closed."""
+
     userId: UserId
 
 

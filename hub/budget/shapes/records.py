@@ -1,9 +1,10 @@
 """Records and participants as clients see them (design 3.2). Records follow the table of kinds."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypeAlias, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypeAlias, Union
 
-from typing_extensions import TypedDict
+from pydantic import Field as Described
+from typing_extensions import TypeAliasType, TypedDict
 
 from hub.budget.kinds import BUDGET, KINDS, Field, Kind
 from hub.budget.scalars import Currency
@@ -71,7 +72,13 @@ if TYPE_CHECKING:
     Category: TypeAlias = Record
     Expense: TypeAlias = Record
 else:
-    Record = Union[tuple(RECORDS.values())]  # noqa: UP007
+    Record = TypeAliasType(
+        "Record",
+        Annotated[
+            Union[tuple(RECORDS.values())],  # noqa: UP007
+            Described(description="Of the kind that `eventType` names"),
+        ],
+    )
     Budget, Category, Expense = (RECORDS[name] for name in ("budget", "category", "expense"))
 
 

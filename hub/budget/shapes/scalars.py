@@ -55,8 +55,8 @@ Digest: TypeAlias = Annotated[
     str,
     Field(
         pattern=r"^[0-9a-f]{16}$",
-        description="Fingerprint of the budget's live records, members and roles after this "
-        "event; equal digests, equal budgets",
+        description="Fingerprint of the budget's live records, members and roles as of this "
+        "sequence; equal digests, equal budgets",
     ),
 ]
 EventType = TypeAliasType(

@@ -53,8 +53,8 @@ class _OfParticipant(_Streamed):
 
 
 class ParticipantAdded(_OfParticipant):
-    """Somebody joined. Made by the server: no version, and `when` is its clock. Whoever joins a
-    budget that its owner has left empty is its `owner` from then on."""
+    """Somebody joined. Made by the server: no version, and `when` is its clock. Somebody who
+    joins a budget that its owner has left empty is its `owner` from then on."""
 
     eventType: Literal["participant.add"]
 
@@ -89,7 +89,9 @@ def _about(kind: Kind, verb: Verb) -> str:
             f"Deletes its {KINDS[kind.takes].plural} too: each version +1, this event's sequence"
             " and `when`"
         )
-    return ""
+    if verb == "edit":
+        return "What the client named has these values now."
+    return f"A new {kind.name}, with all of its fields."
 
 
 def _named(kind: Kind, verb: Verb) -> dict[str, Any]:
@@ -103,4 +105,14 @@ def _named(kind: Kind, verb: Verb) -> dict[str, Any]:
 # mypy cannot know a union made of values.
 _Any: Any = Union[(*_of_records(), ParticipantAdded, ParticipantRemoved)]
 
-StreamEvent = TypeAliasType("StreamEvent", Annotated[_Any, Field(discriminator="eventType")])
+StreamEvent = TypeAliasType(
+    "StreamEvent",
+    Annotated[
+        _Any,
+        Field(
+            discriminator="eventType",
+            description="A row of the budget's log. More types may come: a client that does not"
+            " know one goes on after its `sequence`, and can check no digest from then on.",
+        ),
+    ],
+)

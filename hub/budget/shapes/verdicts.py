@@ -58,5 +58,9 @@ class Rejected(Named):
 
 
 Verdict = TypeAliasType(
-    "Verdict", Annotated[Accepted | Conflict | Rejected, Field(discriminator="status")]
+    "Verdict",
+    Annotated[
+        Accepted | Conflict | Rejected,
+        Field(discriminator="status", description="What became of a submitted event."),
+    ],
 )

@@ -5,10 +5,11 @@ sees one snapshot, so records, head and digest belong together (P6), and members
 the same instant (P9).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hub.budget.access import standing
+from hub.budget.kinds import BUDGET, KINDS
 from hub.budget.records import BudgetId, UserId
 from hub.errors import Code, HubError
 from storage.postgres.database import Database
@@ -70,7 +71,8 @@ LEFT JOIN LATERAL (
 ) snapshot ON p.active AND NOT b.deleted
 WHERE b.id = $1
 """
-# What has changed after the event $3. A part that has not changed is null.
+# What has changed after the event $3. A part that has not changed is null. The lists stand in the
+# order of the table of kinds.
 READ_DELTA = """
 SELECT b.deleted, p.active, b.last_sequence, lpad(to_hex(b.digest), 16, '0') AS digest,
        (SELECT log_id::text FROM log_identity) AS log_id,
@@ -182,6 +184,9 @@ FROM (
 """
 
 
+_PLURALS = [kind.plural for kind in KINDS.values() if kind is not BUDGET]
+
+
 class Snapshot(NamedTuple):
     """`tag` changes whenever `text`, JSON, does."""
 
@@ -190,14 +195,14 @@ class Snapshot(NamedTuple):
 
 
 class Delta(NamedTuple):
-    """JSON text; `budget` and `participants` are None where they have not changed."""
+    """JSON text; `budget` and `participants` are None where they have not changed. `records` are
+    the lists of the other kinds, by their plurals."""
 
     head: int
     digest: str
     log_id: str
     budget: bytes | None
-    categories: bytes
-    expenses: bytes
+    records: Mapping[str, bytes]
     participants: bytes | None
 
 
@@ -220,7 +225,7 @@ class Snapshots:
     async def delta(self, budget_id: BudgetId, user_id: UserId, key: int) -> Delta:
         """The records that changed after event `key`, as they are now, tombstones included."""
         row = await self._read(READ_DELTA, budget_id, user_id, key)
-        head, digest, log_id, budget, categories, expenses, participants = row
+        head, digest, log_id, budget, *records, participants = row
         if key > head:
             raise HubError(Code.CURSOR_AHEAD)
         return Delta(
@@ -228,8 +233,7 @@ class Snapshots:
             digest,
             log_id,
             _text(budget),
-            _text(categories) or b"[]",
-            _text(expenses) or b"[]",
+            {name: _text(text) or b"[]" for name, text in zip(_PLURALS, records, strict=True)},
             _text(participants),
         )
 

@@ -127,10 +127,20 @@ def test_what_may_become_more_is_open() -> None:
 
 
 def test_unions_say_which_field_tells_them_apart() -> None:
+    """But for a record, which has no such field: the `eventType` beside it says what it is."""
     for document in documents():
         for name, schema in document["components"]["schemas"].items():
-            if "oneOf" in schema:
-                assert "discriminator" in schema, name
+            if "oneOf" in schema or "anyOf" in schema:
+                assert ("discriminator" in schema) == (name != "Record"), name
+
+
+def test_descriptions_are_for_those_who_have_no_other_document() -> None:
+    for document in documents():
+        described = [part["description"] for part in parts(document) if "description" in part]
+        assert len(described) > 100
+        assert [text for text in described if isinstance(text, str) and "(design" in text] == []
+        for name, schema in document["components"]["schemas"].items():
+            assert "\n" not in schema.get("description", ""), name
 
 
 def test_all_errors_have_one_schema_and_named_answers() -> None:
@@ -139,7 +149,7 @@ def test_all_errors_have_one_schema_and_named_answers() -> None:
         for described in item.values():
             for status, answer in described["responses"].items():
                 if status >= "400" and described["operationId"] != "isReady":
-                    assert answer.keys() == {"$ref"}
+                    assert answer.keys() == {"$ref", "description"}
     for named in document["components"]["responses"].values():
         [content] = named["content"].values()
         assert content["schema"] == {"$ref": "#/components/schemas/ErrorAnswer"}

@@ -39,6 +39,7 @@ def operation(name: str, **more: Any) -> Json:
         "parameters": [ref("Trace", "parameters")],
         "responses": {"200": {"description": "Done"}, "404": ref("Missing", "responses")},
         "security": [{"token": []}],
+        "x-codes": ["MISSING", "GONE", "LOST"],
         **more,
     }
 
@@ -95,7 +96,7 @@ OPENAPI: Json = {
             "ErrorAnswer": {"type": "object"},
             "ErrorTable": {"type": "object"},
         },
-        "responses": {"Missing": refusal("MISSING"), "Gone": refusal("GONE", "LOST")},
+        "responses": {"Missing": refusal("MISSING", "ELSEWHERE"), "Gone": refusal("GONE", "LOST")},
         "headers": {"X-Trace": {"description": "Its name", "schema": {"type": "string"}}},
         "parameters": {
             "Trace": {
@@ -231,6 +232,7 @@ def test_text_is_text_and_not_html(text: str) -> None:
 def test_an_operation_names_its_errors_and_the_table_tells_of_them(text: str) -> None:
     assert '<a href="#error-MISSING">404 MISSING</a>' in content(text, "readThing")
     assert "ErrorAnswer" not in content(text, "readThing")
+    assert "ELSEWHERE" not in text  # a code of that answer which no operation has
     rows = [line for line in text.splitlines() if line.startswith('<tr id="error-')]
     cells = [row.replace("<td>", "").split("</td>")[1:4] for row in rows]
     assert cells == [
