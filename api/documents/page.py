@@ -47,11 +47,7 @@ def page(openapi: Json, asyncapi: Json, style: str) -> str:
         style=Markup(style),
         openapi=openapi,
         asyncapi=asyncapi,
-        files=[
-            path[1:]
-            for path in ("/openapi.json", "/asyncapi.json", "/postman.json")
-            if path in openapi["paths"]
-        ],
+        files=[path[1:] for path in openapi["paths"] if path.endswith(".json")],
         tags=[
             (tag["name"], [op for op in operations if tag["name"] in op.described["tags"]])
             for tag in openapi["tags"]
@@ -116,11 +112,9 @@ def _errors(openapi: Json, operations: Sequence[_Operation]) -> Iterator[_Error]
 
 
 def _error_examples(openapi: Json) -> Iterator[Markup]:
-    """One of each code."""
-    shown: dict[str, Json] = {}
-    for value in _examples(_named(openapi)):
-        shown.setdefault(value["error"]["message"], value)
-    return (_text(json.dumps(value, ensure_ascii=False)) for value in shown.values())
+    """Of each code the one that the named answers have."""
+    values = _examples(_named(openapi))
+    return (_text(json.dumps(value, ensure_ascii=False)) for value in values)
 
 
 def _named(openapi: Json) -> list[Json]:

@@ -137,7 +137,7 @@ def unsubscribed(request_id: RequestId, budget_id: BudgetId, code: Code | None =
         "budgetId": budget_id,
         "code": "" if code is None else code.name,
     }
-    if code is None:
+    if code is None:  # beside a `**` mypy wants every key named, also one that may be absent
         del frame["code"]
     return _encode(frame)
 

@@ -14,7 +14,7 @@ _LOWER_UUID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 Id: TypeAlias = Annotated[str, Field(pattern=_LOWER_UUID, json_schema_extra={"format": "uuid"})]
 UserId: TypeAlias = Annotated[
     str,
-    Field(min_length=1, max_length=128, description="Opaque text, as the token of the user has it"),
+    Field(min_length=1, max_length=128, description="The user's id: opaque text"),
 ]
 RecordId: TypeAlias = Annotated[
     str,
