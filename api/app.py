@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp
 
 from api.auth import routes as auth_routes
 from api.auth.closed_accounts import CHECK_S, RefusingClosedAccounts
 from api.auth.revocation import Revocations
 from api.documents.routes import Documents
+from api.http.connections import Connections
 from api.http.edge import Edge, cors
 from api.http.errors import ERROR_HANDLERS
 from api.http.guard import ApiKeys, Guard, LimitedByUser, PerMinute, RequestLimits
@@ -48,7 +48,7 @@ class App(NamedTuple):
 
     hub: Hub
     door: SyncDoor  # of sockets
-    rest: ASGIApp  # everything else
+    rest: Edge  # everything else
     routes: Sequence[BaseRoute]  # of REST
 
 
@@ -155,8 +155,10 @@ async def open_rest(services: Services, siblings: Siblings) -> AsyncIterator[App
     origins = settings.origin_list()
     door = SyncDoor(
         hub,
-        tokens,
+        LimitedByUser(tokens, limits),
         keys=keys,
+        limits=limits,
+        connections=Connections(settings.connections_per_address, settings.trusted_proxies),
         origins=origins,
         now_ms=now_ms,
         new_id=new_id,

@@ -141,11 +141,32 @@ class Settings(BaseModel):
         ),
     ] = 0
     requests_per_min_user: Annotated[
-        int, Field(ge=0, description="REST requests of one user, on all nodes; 0: any number")
+        int,
+        Field(
+            ge=0,
+            description="REST requests and new sockets of one user, on all nodes; 0: any number",
+        ),
     ] = 1200
     requests_per_min_address: Annotated[
-        int, Field(ge=0, description="REST requests from one address; 0: any number")
+        int,
+        Field(ge=0, description="REST requests and new sockets from one address; 0: any number"),
     ] = 6000
+    connections_per_user: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Sockets, streams and waiting polls of one user, in this process; 0: any"
+            " number",
+        ),
+    ] = 200
+    connections_per_address: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Connections from one address to this process; behind `TRUSTED_PROXIES`,"
+            " its sockets and the requests it waits for; 0: any number",
+        ),
+    ] = 2000
     logins_per_min_address: Annotated[
         int, Field(ge=0, description="Logins and registrations from one address; 0: any number")
     ] = 30

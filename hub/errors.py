@@ -27,7 +27,9 @@ class Code(Enum):
     BAD_REQUEST = _Row(400, None, False, "The request is not of the documented shape.")
     BAD_FRAME = _Row(400, 4400, False, "This is not a frame of budget.sync.v2.")
     INVALID_EVENT = _Row(400, None, False, "The event is not of the documented shape.")
-    PAYLOAD_TOO_LARGE = _Row(413, 1009, False, "A body or frame is at most 256 KiB.")
+    PAYLOAD_TOO_LARGE = _Row(
+        413, 1009, False, "A body or frame is at most 256 KiB; 16 KiB before signing in."
+    )
     HEAD_TOO_LARGE = _Row(431, None, False, "A request's head is at most 32 KiB and 128 fields.")
     PHOTO_TOO_BIG = _Row(400, None, False, "A photo is at most 5 MiB.")
     PHOTO_NOT_VALID = _Row(
@@ -42,6 +44,7 @@ class Code(Enum):
     EMAIL_TAKEN = _Row(409, None, False, "An account with this e-mail exists.")
     NOT_PARTICIPANT = _Row(403, None, False, "You no longer take part in this budget.")
     NOT_OWNER = _Row(403, None, False, "Only the owner of the budget may do this.")
+    QUOTA_EXCEEDED = _Row(403, 4429, False, "That is more than one user or address may have.")
 
     ORIGIN_NOT_ALLOWED = _Row(403, None, False, "This web origin may not connect.")
     INCORRECT_API_KEY = _Row(403, None, False, "The x-api-key header is missing or wrong.")

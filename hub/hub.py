@@ -14,13 +14,16 @@ import structlog
 
 from hub.budget.records import UserId
 from hub.committer import Committer
+from hub.errors import Code, HubError
 from hub.feed.feeds import Feeds
-from hub.limits import Rates
+from hub.limits import Places, Rates
 from hub.measures import Measures
 from hub.ports import Bus, EventLog, Principal, Tracer
 from hub.reconnects import reconnect_spread_ms
 from hub.timeouts import TIMEOUTS, Timeouts
 from hub.tracing import Trail
+
+_TOO_MANY = "too many connections of this user: close some"
 
 _log = structlog.get_logger()
 
@@ -56,7 +59,7 @@ class Census(NamedTuple):
 
 class Hub:
     """`log_id` identifies the log's history (design 1). `bus` None is a single node, `tracer` None
-    no tracing."""
+    no tracing, `connections_per_user` 0 any number."""
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class Hub:
         now_ms: Callable[[], int],
         jitter: Callable[[], float],
         rates: Rates,
+        connections_per_user: int = 0,
         tracer: Tracer | None = None,
         timeouts: Timeouts = TIMEOUTS,
     ) -> None:
@@ -75,6 +79,7 @@ class Hub:
         self._jitter = jitter
         self._timeouts = timeouts
         self.connections: set[Connection] = set()
+        self._places = Places(connections_per_user)
         self._ended = False  # every connection was told to leave
         self._tasks: set[asyncio.Task[None]] = set()
         self.measures = Measures()
@@ -106,9 +111,20 @@ class Hub:
         if self._ended:
             connection.leave()
 
+    def admit(self, connection: Connection, user_id: UserId) -> None:
+        """Count an attached connection as its user's. Raises `HubError(QUOTA_EXCEEDED)`."""
+        if not self._places.take(connection, user_id):
+            raise HubError(Code.QUOTA_EXCEEDED, _TOO_MANY)
+
+    def room_for(self, user_id: UserId) -> None:
+        """Raises `HubError(QUOTA_EXCEEDED)` if `admit` would."""
+        if not self._places.left(user_id):
+            raise HubError(Code.QUOTA_EXCEEDED, _TOO_MANY)
+
     def detach(self, connection: Connection) -> None:
         """Forget a connection that has ended; again is harmless."""
         self.connections.discard(connection)
+        self._places.give_back(connection)
 
     def signed_in(self) -> set[UserId]:
         """The users who are connected here."""

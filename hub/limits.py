@@ -1,5 +1,7 @@
-"""Rate limits: a token bucket, and the buckets of connections and users. Time is an argument."""
+"""Limits: a token bucket, the buckets of connections and users, and places that may be taken. Time
+is an argument."""
 
+from collections import Counter
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -12,6 +14,8 @@ USERS_MAX = 10_000
 # how many at once at least.
 FRAMES_PER_EVENT = 10
 FRAMES_AT_ONCE = 1_000
+UNSIGNED_FRAMES_PER_S = 10  # while nobody has signed in on the connection
+UNSIGNED_FRAMES_AT_ONCE = 100
 
 
 class Rate(NamedTuple):
@@ -60,6 +64,7 @@ class Rates:
         self._user = Rate(user_per_s, BURST_S * user_per_s)
         frames_per_s = FRAMES_PER_EVENT * connection_per_s
         self._frames = Rate(frames_per_s, max(frames_per_s, FRAMES_AT_ONCE))
+        self._unsigned_frames = Rate(UNSIGNED_FRAMES_PER_S, UNSIGNED_FRAMES_AT_ONCE)
         # A bucket lives as long as a session has it, and after that as long as it is one of the
         # `USERS_MAX` last asked for: coming back is no way to a full one.
         self._buckets: WeakValueDictionary[UserId, Bucket] = WeakValueDictionary()
@@ -68,10 +73,10 @@ class Rates:
     def of_connection(self, now_s: float) -> Bucket:
         return Bucket(self._connection, now_s)
 
-    def of_frames(self, now_s: float) -> Bucket:
+    def of_frames(self, now_s: float, *, signed_in: bool) -> Bucket:
         """The rate of WebSocket frames of one connection. Above it, the connection is read more
         slowly. Nothing is refused, because a message may come in any number of fragments."""
-        return Bucket(self._frames, now_s)
+        return Bucket(self._frames if signed_in else self._unsigned_frames, now_s)
 
     def of_user(self, user_id: UserId, now_s: float) -> Bucket:
         """The one bucket of all the user's connections to this process."""
@@ -80,3 +85,34 @@ class Rates:
             bucket = self._buckets[user_id] = Bucket(self._user, now_s)
         self._recent[user_id] = bucket
         return bucket
+
+
+class Places:
+    """How many things each holder has: at most `most`, or with 0 any number."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._holders: dict[object, str] = {}
+        self._held: Counter[str] = Counter()
+
+    def take(self, thing: object, holder: str) -> bool:
+        """Count the thing; return whether there was a place. A thing that has one keeps it."""
+        if thing in self._holders:
+            return True
+        if not self.left(holder):
+            return False
+        self._holders[thing] = holder
+        self._held[holder] += 1
+        return True
+
+    def left(self, holder: str) -> bool:
+        """Whether the holder may take one more."""
+        return not self._most or self._held[holder] < self._most
+
+    def give_back(self, thing: object) -> None:
+        """The thing is gone; again, or without a place, changes nothing."""
+        holder = self._holders.pop(thing, None)
+        if holder is not None:
+            self._held[holder] -= 1
+            if not self._held[holder]:
+                del self._held[holder]

@@ -198,6 +198,10 @@ class Wire(Protocol):
 
     def resume_reading(self) -> None: ...
 
+    def signed_in(self) -> None:
+        """The user of the peer is known, and may send more and larger frames than a stranger."""
+        ...
+
     def close(self, code: int, reason: str = "") -> None:
         """Close after what was written; further writes are ignored."""
         ...

@@ -323,7 +323,13 @@ class Session:
             self._read_or_not()
 
     def _open(self, principal: Principal) -> None:
+        try:
+            self._hub.admit(self, principal.user_id)
+        except HubError as error:
+            self.close(error.code)
+            return
         self._state = State.OPEN
+        self._wire.signed_in()
         self._user_id = principal.user_id
         self._user_bucket = self._hub.rates.of_user(principal.user_id, self._now_ms() / 1000)
         _log.info("socket open", connection_id=self._connection_id, user_id=self._user_id)
@@ -334,7 +340,7 @@ class Session:
         )
         self._beat_at_ms = self._now_ms() + int(HEARTBEAT_S * 1000)
         self._renewed(principal)
-        if self._follow_at_once is not None and self._state is State.OPEN:
+        if self._follow_at_once is not None and self._state is State.OPEN and self._may(None, 1):
             self._follow(*self._follow_at_once, None)
 
     async def _renew(self, token: str, request_id: RequestId) -> None:

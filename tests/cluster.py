@@ -77,6 +77,8 @@ class Cluster:
             "PYTHONWARNINGS": "error",
             # All requests of the tests come from one address.
             "REQUESTS_PER_MIN_USER": "0",
+            "CONNECTIONS_PER_USER": "0",
+            "CONNECTIONS_PER_ADDRESS": "0",
             "REQUESTS_PER_MIN_ADDRESS": "0",
             "LOGINS_PER_MIN_ADDRESS": "0",
             "LOGINS_PER_MIN_EMAIL": "0",

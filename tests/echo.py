@@ -46,14 +46,18 @@ class EchoDoor:
     """An `api.sync.wire.Door` that admits every request."""
 
     timeouts = APP_TIMEOUTS
-    message_bytes_max = MESSAGE_BYTES_MAX
 
-    async def admit(self, request: Request) -> Admitted:
+    async def admit(self, peer: tuple[str, int] | None, request: Request) -> Admitted:
         return Admitted(None, Echo)
 
     def refused(self, code: Code) -> None: ...
 
-    def pace(self, now_s: float) -> Bucket:
+    def ended(self, transport: asyncio.Transport) -> None: ...
+
+    def message_bytes_max(self, *, signed_in: bool) -> int:
+        return MESSAGE_BYTES_MAX
+
+    def pace(self, now_s: float, *, signed_in: bool) -> Bucket:
         return Bucket(ANY_NUMBER, now_s)
 
 

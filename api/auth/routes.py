@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from api.auth.local import LocalIdentity, SignedIn
 from api.http.answers import JsonResponse, respond
 from api.http.guard import RequestLimits
-from api.http.requests import Body, body
+from api.http.requests import UNSIGNED_BODY_BYTES_MAX, Body, body
 from hub.budget.shapes.scalars import Millis, UserId
 
 
@@ -36,7 +36,7 @@ class AuthRoutes(NamedTuple):
         ]
 
     async def register(self, request: Request) -> JsonResponse[SignedInAnswer, Literal[201]]:
-        asked = await body(request, RegisterRequest)
+        asked = await body(request, RegisterRequest, UNSIGNED_BODY_BYTES_MAX)
         await self.limits.login(request.scope, asked.email)
         session = await self.identity.register(
             asked.email, asked.password, asked.first_name, asked.last_name
@@ -44,12 +44,12 @@ class AuthRoutes(NamedTuple):
         return respond(_to_json(session), 201)
 
     async def login(self, request: Request) -> JsonResponse[SignedInAnswer]:
-        asked = await body(request, LoginRequest)
+        asked = await body(request, LoginRequest, UNSIGNED_BODY_BYTES_MAX)
         await self.limits.login(request.scope, asked.email)
         return respond(_to_json(await self.identity.login(asked.email, asked.password)))
 
     async def refresh(self, request: Request) -> JsonResponse[SignedInAnswer]:
-        asked = await body(request, RefreshRequest)
+        asked = await body(request, RefreshRequest, UNSIGNED_BODY_BYTES_MAX)
         return respond(_to_json(await self.identity.refresh(asked.refresh_token)))
 
 

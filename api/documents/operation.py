@@ -9,7 +9,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from api.http.answers import JsonResponse
-from api.http.guard import EXEMPT
+from api.http.guard import PROBES
 from api.rest.people.profiles import USER_ID_MAX
 from hub.budget.scalars import Uuid
 from hub.errors import Code
@@ -98,7 +98,7 @@ class Operation:
 
     @property
     def guarded(self) -> bool:
-        return self.path not in EXEMPT
+        return self.path not in PROBES
 
     @property
     def all_parameters(self) -> list[Parameter]:

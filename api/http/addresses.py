@@ -1,20 +1,27 @@
 """Where a request comes from: the address that its sender is counted by."""
 
+from asyncio import BaseTransport
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
-
-from starlette.types import Scope
 
 IPV6_PREFIX = 64  # what one subscriber gets, and can take a new address from for each request
 UNKNOWN = "unknown"  # a peer without an address, on a Unix socket
 
 
-def sender(scope: Scope, trusted_proxies: int) -> str:
+def sender(
+    peer: tuple[str, int] | None, headers: Iterable[tuple[bytes, bytes]], trusted_proxies: int
+) -> str:
     """The address that sent the request past `trusted_proxies` proxies of our own, as `group`
-    gives it. With none of them, headers are not looked at: anybody can write them."""
-    peer: tuple[str, int] | None = scope.get("client")
-    address = forwarded(scope["headers"], trusted_proxies) or (peer and _parsed(peer[0]))
+    gives it; `peer` is the other end of the connection. With no such proxy, headers are not looked
+    at: anybody can write them."""
+    address = forwarded(headers, trusted_proxies) or (peer and _parsed(peer[0]))
     return UNKNOWN if address is None else group(address)
+
+
+def peer_of(transport: BaseTransport) -> tuple[str, int] | None:
+    """The other end; None on a Unix socket."""
+    name = transport.get_extra_info("peername")
+    return (name[0], name[1]) if isinstance(name, tuple) else None
 
 
 def forwarded(

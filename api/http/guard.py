@@ -1,7 +1,8 @@
-"""Who is let in to REST: the API key, and how many requests from each address and user.
+"""Who is let in: the API key, and how many requests from each address and user.
 
-`Guard` stands before all routes and knows the key and the address. Users are known only inside, so
-`LimitedByUser` counts where a token is verified, and the routes of signing in count themselves.
+`Guard` stands before all routes and knows the key and the address; `api.sync.endpoint` asks the
+same for sockets. Users are known only inside, so `LimitedByUser` counts where a token is verified,
+and the routes of signing in count themselves.
 """
 
 import hmac
@@ -17,7 +18,7 @@ from hub.errors import Code, HubError
 from hub.ports import Authenticator, Principal
 from storage.redis.rate_limits import Limit, RateLimits
 
-EXEMPT = frozenset({"/healthz", "/readyz", "/metrics"})  # for probes, which know no key
+PROBES = frozenset({"/healthz", "/readyz", "/metrics"})  # of an operator, who has no key here
 # Upload URLs are signed, photos public: as with S3, the address is all that a client needs.
 KEYLESS = "/photos/"
 
@@ -48,7 +49,8 @@ class PerMinute(NamedTuple):
 
 
 class RequestLimits:
-    """Counts requests. All methods raise `HubError(RATE_LIMITED)`."""
+    """Counts requests, the upgrades to sockets among them. All methods raise
+    `HubError(RATE_LIMITED)`."""
 
     def __init__(self, rates: RateLimits, most: PerMinute, *, trusted_proxies: int = 0) -> None:
         self._rates = rates
@@ -58,15 +60,18 @@ class RequestLimits:
         self._login_address = _limit(most.login_address, "login-address")
         self._login_email = _limit(most.login_email, "login-email")
 
-    async def from_address(self, scope: Scope) -> None:
-        await self._take(self._address, sender(scope, self._trusted_proxies))
+    async def from_address(
+        self, peer: tuple[str, int] | None, headers: Iterable[tuple[bytes, bytes]]
+    ) -> None:
+        await self._take(self._address, sender(peer, headers, self._trusted_proxies))
 
     async def of_user(self, user_id: str) -> None:
         await self._take(self._user, user_id)
 
     async def login(self, scope: Scope, email: str) -> None:
         """Registrations count too: they tell whether an account exists."""
-        await self._take(self._login_address, sender(scope, self._trusted_proxies))
+        address = sender(scope["client"], scope["headers"], self._trusted_proxies)
+        await self._take(self._login_address, address)
         await self._take(self._login_email, email.strip().lower())
 
     async def _take(self, limit: Limit | None, caller: str) -> None:
@@ -75,7 +80,8 @@ class RequestLimits:
 
 
 class LimitedByUser:
-    """An `Authenticator` for REST, where every request verifies its token once: counts it."""
+    """An `Authenticator` that counts for the user: a request verifies its token once, a socket
+    once for each token it is given."""
 
     def __init__(self, authenticator: Authenticator, limits: RequestLimits) -> None:
         self._authenticator = authenticator
@@ -97,9 +103,10 @@ class Guard:
         self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] not in EXEMPT:
+        if scope["path"] not in PROBES:
             try:
-                await self._limits.from_address(scope)  # first: keys are not to be guessed either
+                # First: keys are not to be guessed either.
+                await self._limits.from_address(scope["client"], scope["headers"])
                 if not scope["path"].startswith(KEYLESS):
                     self._keys.check(scope["headers"])
             except HubError as error:

@@ -8,16 +8,27 @@
 | the body to arrive                | `body_s`, and a second for every  | 408, the end    |
 |                                   | `BODY_BYTES_PER_S` that came      |                 |
 | what is no HTTP                   |                                   | 400, the end    |
+| `CONNECT`                         |                                   | 405, the end    |
+| connections of one address        | `CONNECTIONS_PER_ADDRESS`         | 403, the end    |
+
+A request may offer to upgrade its connection (RFC 9110 section 7.8). The hub takes an offer of
+`websocket`, in HTTP/1.1, and ignores all others: Java's `HttpClient` and `curl --http2` offer `h2c`
+with every request. The parser stops at any offer and skips the body, which it would then read as
+the next request. So the head is given to it once more, without the offer.
 
 Each route limits the size of its body. The kernel drops a peer that reads nothing
 (`api.process.server.bind`).
 """
 
 import asyncio
+from collections import Counter
 from typing import ClassVar
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from api.http.connections import Connections
+from api.http.guard import PROBES
 from api.http.refusals import refuse
 from api.timeouts import AppTimeouts
 from hub.errors import Code, HubError
@@ -27,14 +38,17 @@ HEADERS_MAX = 128
 BODY_BYTES_PER_S = 500
 
 
-class _HeadTooLarge(Exception):
+class _Refused(Exception):
     """Ends the parser."""
 
 
 class HttpProtocol(HttpToolsProtocol):
     """`tests/unit/api/test_leaning.py` lists what this class uses of its base class."""
 
-    timeouts: ClassVar[AppTimeouts]  # set by `api.process.server.configured`
+    # Set by `api.process.server.configured`.
+    timeouts: ClassVar[AppTimeouts]
+    connections_by_address: ClassVar[Connections]
+    refusals: ClassVar[Counter[str]]  # by code
 
     _expected = "head"  # the part of a request that the peer has to send; "" between requests
     _requests = 0  # begun so far
@@ -44,23 +58,27 @@ class HttpProtocol(HttpToolsProtocol):
     _head_bytes = 0  # of the lines that the parser has passed on
     _line_bytes = 0  # received while the head was incomplete: the parser holds back half a line
     _body_bytes = 0
-    _too_large = False
+    _refusal = Code.BAD_REQUEST  # for what the parser does not take
+    _crowded = False  # no place for one more connection of its address
     _lingering = False  # the last response is written, and what arrives is discarded
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._crowded = not self.connections_by_address.made(transport)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._expected = ""
         self._watch()
+        self.connections_by_address.ended(self.transport)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._lingering:
             return
         before = self._expected
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         if self._expected == "body":
             self._body_bytes += len(data)
         elif self._expected == "head" == before:
@@ -72,16 +90,61 @@ class HttpProtocol(HttpToolsProtocol):
         if self._timed != (self._expected, self._requests) and not self._lingering:
             self._watch()
 
+    def _parse(self, data: bytes | memoryview) -> None:
+        """Replaces what uvicorn does here, which also logs a warning for everything malformed."""
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserError:  # also what one of our own callbacks raised
+                self._refuse(self._refusal)
+                return
+            except httptools.HttpParserUpgrade as stopped:
+                if self._should_upgrade():
+                    self.handle_websocket_upgrade()
+                    return
+                if self.parser.get_method() == b"CONNECT":
+                    self._refuse(Code.METHOD_NOT_ALLOWED)
+                    return
+                [end] = stopped.args  # of the head
+            head = self._without_offer()
+            # A new one: behind a head with `Connection: close` this one discards what comes.
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            self._parse(head)
+            if self._lingering or self.transport.is_closing():
+                return
+            data = memoryview(data)[end:]
+
+    def _without_offer(self) -> bytes:
+        """The head that was parsed last, without the field that the parser stops at."""
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % field for field in self.headers if field[0] != b"upgrade"]
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
+    def _should_upgrade(self) -> bool:
+        return (
+            self.parser.should_upgrade()
+            and self.parser.get_http_version() == "1.1"
+            and any(
+                name == b"upgrade" and value.strip().lower() == b"websocket"
+                for name, value in self.headers
+            )
+        )
+
     def handle_websocket_upgrade(self) -> None:
+        if not self._idle() or self.pipeline:
+            self._refuse(Code.BAD_REQUEST)  # its response would get in between the socket's frames
+            return
+        if not self._has_place():
+            self._refuse(Code.QUOTA_EXCEEDED)
+            return
         self._expected = ""
         self._watch()
         super().handle_websocket_upgrade()
         self._lingering = True  # another protocol has the connection
         self.parser = None  # type: ignore[assignment]  # a cycle, which only gc would free
-
-    def send_400_response(self, msg: str) -> None:
-        """Called after the parser has failed. uvicorn answers in plain text."""
-        self._refuse(Code.HEAD_TOO_LARGE if self._too_large else Code.BAD_REQUEST)
 
     # The parser's calls
 
@@ -102,17 +165,40 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._expected = "body"
         self._body_bytes = 0
+        if self._stops_here():
+            return
+        if not self._has_place():
+            self._refusal = Code.QUOTA_EXCEEDED
+            raise _Refused
         super().on_headers_complete()
+        if self._crowded and self.cycle is not None:
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
-        self._expected = ""
-        super().on_message_complete()
+        if not self._stops_here():
+            self._expected = ""
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        self.connections_by_address.answered(self.transport)
+        super().on_response_complete()
+
+    def _has_place(self) -> bool:
+        """Whether there is one for this request. Probes need none: an operator asks most when there
+        are too many connections."""
+        if self.url.partition(b"?")[0].decode("latin-1") in PROBES:
+            return True
+        return not self._crowded and self.connections_by_address.asked(self.transport, self.headers)
+
+    def _stops_here(self) -> bool:
+        """Whether the parser stops behind this head, to read it once more without its offer."""
+        return self.parser.should_upgrade() and not self._should_upgrade()
 
     def _count(self, size: int) -> None:
         self._head_bytes += size
         if self._head_bytes > HEAD_BYTES_MAX or len(self.headers) >= HEADERS_MAX:
-            self._too_large = True
-            raise _HeadTooLarge
+            self._refusal = Code.HEAD_TOO_LARGE
+            raise _Refused
 
     # Time
 
@@ -125,6 +211,8 @@ class HttpProtocol(HttpToolsProtocol):
         if self._expected:
             self._began_s = self.loop.time()
             wait_s = self.timeouts.head_s if self._expected == "head" else self.timeouts.body_s
+            if self._crowded:
+                wait_s = self.timeouts.flush_s
             self._timer = self.loop.call_later(wait_s, self._due)
 
     def _due(self) -> None:
@@ -152,13 +240,16 @@ class HttpProtocol(HttpToolsProtocol):
         still waits for its response, that response is sent instead, as the last one."""
         self._expected = ""
         self._watch()
+        self.refusals[code.name] += 1
         if self._idle() or (self.cycle.more_body and not self.cycle.response_started):
             if not self._idle():
                 self.cycle.disconnected = True  # the response of the application is dropped
                 self.cycle.message_event.set()
             refuse(self.transport, HubError(code))
             self._lingering = True
-            self._timer = self.loop.call_later(self.timeouts.close_s, self.transport.abort)
+            # Of those that are too many, none may stay for long.
+            linger_s = self.timeouts.flush_s if self._crowded else self.timeouts.close_s
+            self._timer = self.loop.call_later(linger_s, self.transport.abort)
         elif self.cycle.more_body:
             self.transport.close()  # the response has begun; a second one cannot follow
         else:

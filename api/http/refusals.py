@@ -2,6 +2,7 @@
 
 import asyncio
 import email.utils
+import math
 import uuid
 from http import HTTPStatus
 
@@ -26,6 +27,7 @@ def refusal(error: HubError, request_id: str | None = None) -> bytes:
     the request, if it could be read."""
     request_id = request_id or uuid.uuid4().hex
     body = orjson.dumps(error_answer(error.code, error.detail, request_id))
+    after_s = error.retry_after_s
     lines = [
         f"HTTP/1.1 {error.code.status} {HTTPStatus(error.code.status).phrase}",
         f"Date: {email.utils.formatdate(usegmt=True)}",
@@ -33,6 +35,7 @@ def refusal(error: HubError, request_id: str | None = None) -> bytes:
         f"Content-Length: {len(body)}",
         f"X-Request-Id: {request_id}",
         "Connection: close",
+        *([] if after_s is None else [f"Retry-After: {math.ceil(after_s)}"]),
         *(f"{name.decode()}: {value.decode()}" for name, value in SECURITY_HEADERS),
     ]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body

@@ -19,6 +19,7 @@ from hub.ports import Authenticator, Principal
 from hub.tracing import Correlation
 
 BODY_BYTES_MAX = 256 * 1024
+UNSIGNED_BODY_BYTES_MAX = 16 * 1024  # of a request that has no token yet
 
 Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 UserHandler: TypeAlias = Callable[[Request, Principal], Awaitable[Response]]
@@ -46,22 +47,22 @@ class Opaque(StringConvertor):
 register_url_convertor("opaque", Opaque())
 
 
-async def body(request: Request, model: type[_M]) -> _M:
+async def body(request: Request, model: type[_M], bytes_max: int = BODY_BYTES_MAX) -> _M:
     """The request's JSON body as `model`. Raises `HubError` where it is too large, not JSON, or
     not of that shape."""
     try:
-        return model.model_validate(await json_body(request))
+        return model.model_validate(await json_body(request, bytes_max))
     except ValidationError as error:
         raise HubError(Code.BAD_REQUEST, describe(error)) from None
 
 
-async def json_body(request: Request) -> object:
+async def json_body(request: Request, bytes_max: int = BODY_BYTES_MAX) -> object:
     """The request's body, decoded. Raises `HubError` where it is too large or not JSON."""
     text = bytearray()
     async for chunk in request.stream():
         text += chunk
-        if len(text) > BODY_BYTES_MAX:
-            raise HubError(Code.PAYLOAD_TOO_LARGE)
+        if len(text) > bytes_max:
+            raise HubError(Code.PAYLOAD_TOO_LARGE, f"the body is at most {bytes_max} bytes")
     try:
         return json_text.decode(bytes(text))
     except ValueError:

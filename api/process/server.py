@@ -2,8 +2,10 @@
 
 import asyncio
 import gc
+import resource
 import signal
 import socket
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any, cast
@@ -15,6 +17,7 @@ from uvicorn._types import ASGIApplication
 from uvicorn.server import ServerState
 
 from api.app import open_app
+from api.http.connections import Connections
 from api.http.protocol import HttpProtocol
 from api.settings import Settings
 from api.sync.wire import Door, SocketWire
@@ -22,6 +25,7 @@ from api.telemetry.siblings import Siblings
 from api.timeouts import APP_TIMEOUTS, AppTimeouts
 
 BACKLOG = 2048
+DESCRIPTORS = 10_240  # where the system names no limit
 GRACEFUL_S = 5  # for REST requests and closing handshakes, after the drain
 
 
@@ -83,14 +87,22 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def configured(rest: ASGIApp, door: Door) -> uvicorn.Config:
+def configured(
+    rest: ASGIApp,
+    door: Door,
+    connections: Connections | None = None,
+    refusals: Counter[str] | None = None,
+) -> uvicorn.Config:
     """uvicorn with our protocols for HTTP and WebSockets. uvicorn creates an object of the classes
-    for each connection, with arguments of its own."""
+    for each connection, with arguments of its own. `connections` limits each address, `refusals`
+    counts requests that never reach `rest`, by code."""
 
     class Http(HttpProtocol):
         pass
 
     Http.timeouts = door.timeouts
+    Http.connections_by_address = connections or Connections()
+    Http.refusals = Counter() if refusals is None else refusals
 
     class Socket(SocketWire):
         __slots__ = ()
@@ -113,6 +125,15 @@ def configured(rest: ASGIApp, door: Door) -> uvicorn.Config:
     )
 
 
+def allow_descriptors() -> None:
+    """Let this process open as many files as it is allowed to: each connection is one, and the
+    usual soft limit of 1,024 is for programs that use `select`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:  # as on macOS, which then refuses more than it has
+        hard = max(soft, DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 async def serve(
     settings: Settings,
     listening: socket.socket,
@@ -124,8 +145,10 @@ async def serve(
     """Serve until told to stop by SIGTERM, SIGINT or the parent's end. `ready` is called when
     everything is up; connections made before wait in the socket's queue."""
     timeouts = timeouts or APP_TIMEOUTS
+    allow_descriptors()
     async with open_app(settings, siblings, timeouts) as app:
-        server = Server(configured(app.rest, app.door), ready, app.hub.drain)
+        config = configured(app.rest, app.door, app.door.connections, app.rest.refusals)
+        server = Server(config, ready, app.hub.drain)
         # What was built until now stays: keep the collector away from it. And a busy hub makes and
         # drops thousands of objects a second without a cycle among them: look for cycles seldom.
         gc.collect()

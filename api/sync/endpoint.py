@@ -6,12 +6,13 @@ from urllib.parse import parse_qs, unquote
 
 from websockets.http11 import Request
 
-from api.http.guard import ApiKeys
+from api.http.connections import Connections
+from api.http.guard import ApiKeys, RequestLimits
 from api.http.requests import as_uuid, bearer
 from api.sync.wire import Admitted, SocketWire, raw_headers
 from api.timeouts import AppTimeouts
 from hub.errors import Code, HubError
-from hub.frames.websocket import FRAME_BYTES_MAX, PROTOCOL
+from hub.frames.websocket import FRAME_BYTES_MAX, PROTOCOL, UNSIGNED_FRAME_BYTES_MAX
 from hub.hub import Hub
 from hub.limits import Bucket
 from hub.ports import Authenticator, Principal
@@ -25,14 +26,14 @@ _BEARER = "bearer."
 class SyncDoor:
     """The `api.sync.wire.Door` of the hub. Made inside the running loop."""
 
-    message_bytes_max = FRAME_BYTES_MAX
-
     def __init__(
         self,
         hub: Hub,
         authenticator: Authenticator,
         *,
         keys: ApiKeys,
+        limits: RequestLimits,
+        connections: Connections,
         origins: Collection[str],
         now_ms: Callable[[], int],
         new_id: Callable[[], str],
@@ -40,6 +41,8 @@ class SyncDoor:
     ) -> None:
         self._hub = hub
         self._keys = keys
+        self._limits = limits
+        self.connections = connections
         self._origins = origins
         self._authenticator = authenticator
         self._now_ms = now_ms
@@ -47,8 +50,9 @@ class SyncDoor:
         self._later = asyncio.get_running_loop().call_later
         self.timeouts = timeouts
 
-    async def admit(self, request: Request) -> Admitted:
+    async def admit(self, peer: tuple[str, int] | None, request: Request) -> Admitted:
         """Raises `HubError`."""
+        await self._limits.from_address(peer, raw_headers(request))
         path, _, query = request.path.partition("?")
         if unquote(path) != PATH:
             raise HubError(Code.NOT_FOUND)
@@ -78,8 +82,14 @@ class SyncDoor:
     def refused(self, code: Code) -> None:
         self._hub.measures.refused(code)
 
-    def pace(self, now_s: float) -> Bucket:
-        return self._hub.rates.of_frames(now_s)
+    def ended(self, transport: asyncio.Transport) -> None:
+        self.connections.ended(transport)
+
+    def message_bytes_max(self, *, signed_in: bool) -> int:
+        return FRAME_BYTES_MAX if signed_in else UNSIGNED_FRAME_BYTES_MAX
+
+    def pace(self, now_s: float, *, signed_in: bool) -> Bucket:
+        return self._hub.rates.of_frames(now_s, signed_in=signed_in)
 
     async def _upgrading(self, request: Request) -> Principal | None:
         """Whom the request's own header names, None without one. Raises `HubError`.
@@ -93,7 +103,9 @@ class SyncDoor:
             token = bearer(value)
             if token is None:
                 raise HubError(Code.NOT_LOGGED_IN)
-            return await self._authenticator.authenticate(token)
+            principal = await self._authenticator.authenticate(token)
+            self._hub.room_for(principal.user_id)
+            return principal
         return None
 
 

@@ -61,14 +61,14 @@ class Frames:
         "_at",
         "_buffer",
         "_message",
-        "_message_bytes_max",
         "_opcode",
         "_skipped",
+        "message_bytes_max",
         "pending",
     )
 
     def __init__(self, message_bytes_max: int) -> None:
-        self._message_bytes_max = message_bytes_max
+        self.message_bytes_max = message_bytes_max
         self.pending = False
         self._buffer: bytes | bytearray = b""
         self._at = 0  # where the next frame begins
@@ -109,8 +109,8 @@ class Frames:
         if body - 4 > end:
             return None
         before = 0 if self._message is None else len(self._message)
-        if before + size > self._message_bytes_max and not first & _CONTROL:
-            raise Violation(TOO_BIG, f"over {self._message_bytes_max} bytes")
+        if before + size > self.message_bytes_max and not first & _CONTROL:
+            raise Violation(TOO_BIG, f"over {self.message_bytes_max} bytes")
         after = body + size
         if after > end:
             return None

@@ -28,6 +28,7 @@ from websockets.frames import Close, Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
+from api.http.addresses import peer_of
 from api.http.edge import id_of
 from api.http.refusals import refuse
 from api.sync import framing
@@ -83,17 +84,25 @@ class Door(Protocol):
     """Decides which requests become sockets."""
 
     timeouts: AppTimeouts
-    message_bytes_max: int  # the largest message that a peer may send
 
-    async def admit(self, request: Request) -> Admitted:
-        """Raises `HubError`; the wire answers the request with it."""
+    async def admit(self, peer: tuple[str, int] | None, request: Request) -> Admitted:
+        """`peer` is the other end of the connection. Raises `HubError`; the wire answers the
+        request with it."""
         ...
 
     def refused(self, code: Code) -> None:
         """Count a refused request, including one that never reached `admit`."""
         ...
 
-    def pace(self, now_s: float) -> Bucket:
+    def ended(self, transport: asyncio.Transport) -> None:
+        """The connection no longer counts for its address."""
+        ...
+
+    def message_bytes_max(self, *, signed_in: bool) -> int:
+        """The largest message that a peer may send."""
+        ...
+
+    def pace(self, now_s: float, *, signed_in: bool) -> Bucket:
         """The rate of WebSocket frames of one connection. `now_s` is on the loop's clock."""
         ...
 
@@ -136,8 +145,8 @@ class SocketWire(asyncio.Protocol):
         self._loop = loop or asyncio.get_running_loop()
         self._state = State.NEW
         self._receiver: Receiver | None = None
-        self._frames = Frames(door.message_bytes_max)
-        self._pace = door.pace(self._loop.time())
+        self._frames = Frames(door.message_bytes_max(signed_in=False))
+        self._pace = door.pace(self._loop.time(), signed_in=False)
         self._paid = 0  # frames already charged to the pace and not received yet
         self._held = _OPENING
         self._soon: list[bytes] | None = None  # for the end of this turn of the loop
@@ -180,6 +189,7 @@ class SocketWire(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._state = State.GONE
         self._connected.discard(self)
+        self._door.ended(self._transport)
         self._after(None)
         self._lost(ABNORMAL)
 
@@ -212,7 +222,7 @@ class SocketWire(asyncio.Protocol):
     async def _ask(self, request: Request, response: Response) -> None:
         """Open if the door admits the peer."""
         try:
-            admitted = await self._door.admit(request)
+            admitted = await self._door.admit(peer_of(self._transport), request)
         except HubError as error:
             self._refuse(error, request)
             return
@@ -354,6 +364,11 @@ class SocketWire(asyncio.Protocol):
 
     def resume_reading(self) -> None:
         self._release(_RECEIVER)
+
+    def signed_in(self) -> None:
+        self._frames.message_bytes_max = self._door.message_bytes_max(signed_in=True)
+        self._pace = self._door.pace(self._loop.time(), signed_in=True)
+        self._paid = 0
 
     def close(self, code: int, reason: str = "") -> None:
         if self._state is State.OPEN:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 PROTOCOL = "budget.sync.v2"
 FRAME_BYTES_MAX = 256 * 1024  # in either direction
+UNSIGNED_FRAME_BYTES_MAX = 16 * 1024  # until a user has signed in: only `auth` comes before
 
 # RFC 6455 section 5.2: FIN and opcode, then the length in 7, 16 or 64 bits. A server does not mask.
 

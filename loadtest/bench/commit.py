@@ -239,6 +239,8 @@ def hub_process(url: str, redis_url: str = "") -> Iterator[tuple[str, str]]:
         "LOG_LEVEL": "warning",
         "EVENTS_PER_S_USER": "1000000",  # all devices of the bench are one user's
         "REQUESTS_PER_MIN_USER": "0",
+        "CONNECTIONS_PER_USER": "0",
+        "CONNECTIONS_PER_ADDRESS": "0",
         "REQUESTS_PER_MIN_ADDRESS": "0",
         "LOGINS_PER_MIN_ADDRESS": "0",
         "LOGINS_PER_MIN_EMAIL": "0",

@@ -55,9 +55,20 @@ class Poll:
         """Return when there are events, after `wait_s` seconds, when the hub drains, or when the
         client of `request` is gone: a client that retries in a loop would pile up waiting polls.
 
-        Raises `HubError` where the user may not read, or may no longer."""
-        subscription = hub.feeds.subscribe(self.principal.user_id, budget_id, key, self)
+        Raises `HubError` where the user may not read, or may no longer, and `QUOTA_EXCEEDED`."""
         hub.attach(self)
+        try:
+            hub.admit(self, self.principal.user_id)
+            await self._follow(hub, budget_id, key, wait_s, request)
+        finally:
+            hub.detach(self)
+        if self._refusal is not None:
+            raise HubError(self._refusal)
+
+    async def _follow(
+        self, hub: Hub, budget_id: BudgetId, key: int, wait_s: float, request: Request
+    ) -> None:
+        subscription = hub.feeds.subscribe(self.principal.user_id, budget_id, key, self)
         watching = asyncio.create_task(self._watch(request))
         try:
             async with asyncio.timeout(wait_s):
@@ -66,10 +77,7 @@ class Poll:
             pass
         finally:
             watching.cancel()
-            hub.detach(self)
             subscription.end()
-        if self._refusal is not None:
-            raise HubError(self._refusal)
 
     async def _watch(self, request: Request) -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -131,17 +139,19 @@ class EventStream:
         self._over = False
 
     async def open(self, budget_id: BudgetId, key: int) -> None:
-        """Subscribe; `close` ends it. Raises `HubError` where the user may not read."""
+        """Subscribe; `close` ends it. Raises `HubError` where the user may not read, and
+        `QUOTA_EXCEEDED`."""
         self._hub.attach(self)
-        self._subscription = self._hub.feeds.subscribe(self.principal.user_id, budget_id, key, self)
         try:
+            self._hub.admit(self, self.principal.user_id)
+            user_id = self.principal.user_id
+            self._subscription = self._hub.feeds.subscribe(user_id, budget_id, key, self)
             await self._joined.wait()
-        except asyncio.CancelledError:
+            if self._refusal is not None:
+                raise HubError(self._refusal)
+        except BaseException:
             self.close()
             raise
-        if self._refusal is not None:
-            self.close()
-            raise HubError(self._refusal)
 
     def close(self) -> None:
         self._hub.detach(self)

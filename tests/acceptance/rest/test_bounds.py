@@ -2,20 +2,18 @@
 (`api.http.protocol`)."""
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
 
 import orjson
 import pytest
 
 from api.http.protocol import BODY_BYTES_PER_S, HEAD_BYTES_MAX, HEADERS_MAX
 from storage.embedded.redis import EmbeddedRedis
-from tests.cluster import BUSY_S, Cluster, Node, token
+from tests.cluster import Cluster, Node, token
 from tests.crowd import patched, resident_bytes, waiting
 from tests.device import budget_create, new_id
 from tests.lateness import again_if_too_late, unpaused
+from tests.raw_http import connected
 
 HEAD_S = BODY_S = 1.0  # of an impatient hub
 START = b"GET /healthz HTTP/1.1\r\nHost: hub\r\n"
@@ -39,37 +37,6 @@ async def node(impatient: Cluster) -> Node:
     return await impatient.start()
 
 
-class Peer:
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-
-    async def answer(self) -> tuple[int, str]:
-        """Status, and the code of an error."""
-        async with asyncio.timeout(BUSY_S):
-            head = await self.reader.readuntil(b"\r\n\r\n")
-            length = re.search(rb"(?i)content-length: (\d+)", head)
-            assert length is not None
-            body = orjson.loads(await self.reader.readexactly(int(length[1])))
-        assert re.search(rb"(?i)x-request-id: ", head)
-        return int(head.split()[1]), body.get("error", {}).get("message", "")
-
-    async def ended(self) -> bytes:
-        """What came before the hub's end; with an end in order, no reset."""
-        async with asyncio.timeout(BUSY_S):
-            return await self.reader.read()
-
-
-@asynccontextmanager
-async def connected(node: Node) -> AsyncIterator[Peer]:
-    parts = urlsplit(node.url)
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-    try:
-        yield Peer(reader, writer)
-    finally:
-        writer.transport.abort()
-
-
 HEADS = {
     "one line": START + b"X-Long: " + b"x" * HEAD_BYTES_MAX + b"\r\n\r\n",
     "a line without end": START + b"X-Long: " + b"x" * (4 * HEAD_BYTES_MAX),
@@ -83,7 +50,7 @@ HEADS = {
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 async def test_p8_a_head_that_is_too_large_is_431(node: Node, head: bytes) -> None:
     before = resident_bytes(node.pid)
-    async with connected(node) as peer:
+    async with connected(node.url) as peer:
         peer.writer.write(head)  # also where the peer has not read the answer before it goes on
         assert await peer.answer() == (431, "HEAD_TOO_LARGE")
         assert await peer.ended() == b""
@@ -93,7 +60,7 @@ async def test_p8_a_head_that_is_too_large_is_431(node: Node, head: bytes) -> No
 @again_if_too_late
 async def test_a_head_as_large_as_allowed_is_served(node: Node) -> None:
     lines = b"".join(b"X-%d: %b\r\n" % (number, b"x" * 250) for number in range(HEADERS_MAX - 10))
-    async with unpaused(HEAD_S / 4), connected(node) as peer:
+    async with unpaused(HEAD_S / 4), connected(node.url) as peer:
         for _ in range(2):
             for piece in (START, lines[:10_000], lines[10_000:], b"\r\n"):
                 peer.writer.write(piece)
@@ -102,14 +69,14 @@ async def test_a_head_as_large_as_allowed_is_served(node: Node) -> None:
 
 
 async def test_p8_half_a_head_is_408(node: Node) -> None:
-    async with connected(node) as peer:
+    async with connected(node.url) as peer:
         peer.writer.write(START + b"X: ")
         assert await peer.answer() == (408, "REQUEST_TIMEOUT")
         assert await peer.ended() == b""
 
 
 async def test_p8_half_a_second_head_is_408(node: Node) -> None:
-    async with connected(node) as peer:
+    async with connected(node.url) as peer:
         peer.writer.write(START + b"\r\n" + START)
         assert await peer.answer() == (200, "")
         assert await peer.answer() == (408, "REQUEST_TIMEOUT")
@@ -118,7 +85,7 @@ async def test_p8_half_a_second_head_is_408(node: Node) -> None:
 @again_if_too_late
 async def test_each_request_of_a_connection_has_its_own_time(node: Node) -> None:
     """Also where it begins in the same read in which the one before ends."""
-    async with unpaused(HEAD_S / 4), connected(node) as peer:
+    async with unpaused(HEAD_S / 4), connected(node.url) as peer:
         request = START + b"\r\n"
         peer.writer.write(request[:20])
         for _ in range(3):
@@ -131,9 +98,9 @@ async def test_each_request_of_a_connection_has_its_own_time(node: Node) -> None
 async def test_p8_a_connection_that_asks_nothing_ends(node: Node) -> None:
     async with (
         unpaused(HEAD_S / 4),
-        connected(node) as silent,
-        connected(node) as blank,
-        connected(node) as served,
+        connected(node.url) as silent,
+        connected(node.url) as blank,
+        connected(node.url) as served,
     ):
         blank.writer.write(b"\r\n")
         served.writer.write(START + b"\r\n")
@@ -148,7 +115,7 @@ async def test_p8_a_connection_that_asks_nothing_ends(node: Node) -> None:
     "framing", [b"Content-Length: 1000\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n5\r\n{"]
 )
 async def test_p8_half_a_body_is_408(node: Node, framing: bytes) -> None:
-    async with connected(node) as peer:
+    async with connected(node.url) as peer:
         peer.writer.write(b"POST /auth/login HTTP/1.1\r\nHost: hub\r\n" + framing)
         assert await peer.answer() == (408, "REQUEST_TIMEOUT")
         assert await peer.ended() == b""
@@ -158,7 +125,7 @@ async def test_p8_half_a_body_is_408(node: Node, framing: bytes) -> None:
 async def test_a_body_that_comes_slowly_but_comes_is_taken(node: Node) -> None:
     """In twice as long as a body has that does not come."""
     body = orjson.dumps({"events": [budget_create(new_id())]}).ljust(4 * BODY_BYTES_PER_S)
-    async with unpaused(BODY_S / 4), connected(node) as peer:
+    async with unpaused(BODY_S / 4), connected(node.url) as peer:
         peer.writer.write(
             b"POST /events HTTP/1.1\r\nHost: hub\r\nAuthorization: Bearer %b\r\n"
             b"Content-Length: %d\r\n\r\n" % (token("ann").encode(), len(body))
@@ -176,7 +143,7 @@ async def test_the_answer_under_way_comes_before_the_end(node: Node) -> None:
     async with node.rest(token("ann")) as rest:
         answer = await rest.post("/events", json={"events": [budget_create(budget_id)]})
         assert answer.status_code == 200
-    async with connected(node) as peer:
+    async with connected(node.url) as peer:
         peer.writer.write(
             f"GET /events?budgetId={budget_id}&key=1&wait=2 HTTP/1.1\r\nHost: hub\r\n"
             f"Authorization: Bearer {token('ann')}\r\n\r\nno HTTP\r\n\r\n".encode()
@@ -187,7 +154,7 @@ async def test_the_answer_under_way_comes_before_the_end(node: Node) -> None:
 
 
 async def test_what_is_no_http_is_400_in_the_one_shape_of_errors(node: Node) -> None:
-    async with connected(node) as peer:
+    async with connected(node.url) as peer:
         peer.writer.write(b"no HTTP\r\n\r\n")
         assert await peer.answer() == (400, "BAD_REQUEST")
         assert await peer.ended() == b""
@@ -197,7 +164,7 @@ async def test_what_is_no_http_is_400_in_the_one_shape_of_errors(node: Node) -> 
 async def test_an_upgrade_that_is_refused_disturbs_nobody(impatient: Cluster) -> None:
     """It is answered; and a node that has one still ends in order."""
     again = await impatient.start()
-    async with unpaused(HEAD_S / 4), connected(again) as peer, connected(again) as other:
+    async with unpaused(HEAD_S / 4), connected(again.url) as peer, connected(again.url) as other:
         peer.writer.write(
             b"GET /sync HTTP/1.1\r\nHost: hub\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"

@@ -1,18 +1,17 @@
 """A request is counted by the address that sent it, which nobody can choose (P8)."""
 
 import pytest
-from starlette.types import Scope
 
 from api.http.addresses import UNKNOWN, sender
 
 
-def request(peer: str | None, *forwarded_for: str) -> Scope:
+def asked_by(peer: str | None, *forwarded_for: str, proxies: int = 0) -> str:
     headers = [(b"x-forwarded-for", value.encode()) for value in forwarded_for]
-    return {"type": "http", "client": peer and (peer, 1234), "headers": headers}
+    return sender(None if peer is None else (peer, 1234), headers, proxies)
 
 
 def test_without_proxies_of_ours_it_is_the_peer_whatever_the_header_says() -> None:
-    assert sender(request("192.0.2.1", "198.51.100.7"), 0) == "192.0.2.1"
+    assert asked_by("192.0.2.1", "198.51.100.7") == "192.0.2.1"
 
 
 @pytest.mark.parametrize(
@@ -34,17 +33,17 @@ def test_without_proxies_of_ours_it_is_the_peer_whatever_the_header_says() -> No
 def test_behind_proxies_it_is_what_the_outermost_of_ours_saw(
     forwarded_for: list[str], proxies: int, address: str
 ) -> None:
-    assert sender(request("10.0.0.1", *forwarded_for), proxies) == address
+    assert asked_by("10.0.0.1", *forwarded_for, proxies=proxies) == address
 
 
 def test_an_ipv6_network_is_one_sender() -> None:
     first, same, other = (
-        sender(request(address), 0)
+        asked_by(address)
         for address in ("2001:db8:0:1::1", "2001:db8:0:1:ffff::2", "2001:db8:0:2::1")
     )
     assert first == same != other
-    assert sender(request("::ffff:192.0.2.1"), 0) == "192.0.2.1"
+    assert asked_by("::ffff:192.0.2.1") == "192.0.2.1"
 
 
 def test_a_unix_socket_has_no_address() -> None:
-    assert sender(request(None), 0) == UNKNOWN
+    assert asked_by(None) == UNKNOWN

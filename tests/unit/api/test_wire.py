@@ -24,7 +24,10 @@ HEAD = (
 )
 FLUSH_S, CLOSE_S, PING_S = APP_TIMEOUTS.flush_s, APP_TIMEOUTS.close_s, APP_TIMEOUTS.ping_s
 BYTES_MAX = 256 * 1024
+UNSIGNED_BYTES_MAX = 1024
 PLENTY = Rate(1e6, 1e6)
+UNSIGNED = Rate(per_s=1, burst=5)
+PEER = ("192.0.2.1", 4711)
 
 
 TEXT = masked(Opcode.TEXT, b"x")
@@ -108,6 +111,10 @@ class Transport:
         self.unsent = 0
         self.high: int | None = None
 
+    def get_extra_info(self, name: str) -> object:
+        assert name == "peername"
+        return PEER
+
     def set_write_buffer_limits(self, high: int) -> None:
         self.high = high
 
@@ -170,18 +177,19 @@ class Socket:
     """One connection, and the door it came through."""
 
     timeouts = APP_TIMEOUTS
-    message_bytes_max = BYTES_MAX
 
     def __init__(self, rate: Rate = PLENTY, refuse: Exception | None = None) -> None:
         self.clock, self.transport, self.receiver = Clock(), Transport(), Receiver()
         self.connected: set[SocketWire] = set()
         self.refusals: list[Code] = []
+        self.forgotten: list[object] = []
         self._rate, self._refuse = rate, refuse
         loop = cast(asyncio.AbstractEventLoop, self.clock)
         self.wire = SocketWire(self, self.connected, set(), loop)
         self.wire.connection_made(cast(asyncio.Transport, self.transport))
 
-    async def admit(self, request: Request) -> Admitted:
+    async def admit(self, peer: tuple[str, int] | None, request: Request) -> Admitted:
+        assert peer == PEER
         if self._refuse is not None:
             raise self._refuse
         return Admitted("spoken", lambda wire: self.receiver.begun())
@@ -189,15 +197,23 @@ class Socket:
     def refused(self, code: Code) -> None:
         self.refusals.append(code)
 
-    def pace(self, now_s: float) -> Bucket:
-        return Bucket(self._rate, now_s)
+    def ended(self, transport: asyncio.Transport) -> None:
+        self.forgotten.append(transport)
 
-    def opened(self) -> "Socket":
+    def message_bytes_max(self, *, signed_in: bool) -> int:
+        return BYTES_MAX if signed_in else UNSIGNED_BYTES_MAX
+
+    def pace(self, now_s: float, *, signed_in: bool) -> Bucket:
+        return Bucket(self._rate if signed_in else UNSIGNED, now_s)
+
+    def opened(self, *, signed_in: bool = True) -> "Socket":
         self.wire.data_received(HEAD + b"\r\n")
         self.clock.answer()
         self.clock.settle()
         assert self.written().startswith(b"HTTP/1.1 101 ")
         assert self.transport.reading
+        if signed_in:
+            self.wire.signed_in()
         return self
 
     def send(self, data: bytes) -> None:
@@ -213,6 +229,7 @@ class Socket:
         self.wire.connection_lost(None)
         self.clock.settle()
         assert self.connected == set()
+        assert self.forgotten == [self.transport]
 
 
 SMALL = {
@@ -333,6 +350,26 @@ def test_whole_messages_and_fragments_come_in_order() -> None:
     assert socket.receiver.messages == [b"1st", b"2nd"]
     socket.clock.settle()
     assert socket.written() == Frame(Opcode.PONG, b"between").serialize(mask=False)
+
+
+def test_p8_a_stranger_sends_small_messages_and_few_frames() -> None:
+    socket = Socket().opened(signed_in=False)
+    socket.send(PING * 50)
+    socket.clock.settle()
+    assert socket.written().count(b"\x8a\x00") == UNSIGNED.burst
+    assert not socket.transport.reading
+    socket.clock.advance(2.1)
+    assert socket.written().count(b"\x8a\x00") == 2
+    socket.wire.signed_in()
+    socket.clock.advance(0.2)
+    assert socket.written().count(b"\x8a\x00") == 43  # the rest
+    large = masked(Opcode.TEXT, b"x" * (UNSIGNED_BYTES_MAX + 1))
+    socket.send(large)
+    assert [len(message) for message in socket.receiver.messages] == [UNSIGNED_BYTES_MAX + 1]
+    stranger = Socket().opened(signed_in=False)
+    stranger.send(large)
+    assert stranger.written()[2:4] == (1009).to_bytes(2, "big")
+
 
 
 @pytest.mark.parametrize("data", SMALL.values(), ids=SMALL)

@@ -2,7 +2,7 @@
 
 from hypothesis import given, settings, strategies as st
 
-from hub.limits import Bucket, Rate, Rates
+from hub.limits import UNSIGNED_FRAMES_AT_ONCE, Bucket, Places, Rate, Rates
 
 RATE = Rate(per_s=10, burst=20)
 
@@ -60,10 +60,35 @@ def test_never_more_than_burst_and_rate(steps: list[tuple[float, float]]) -> Non
 
 
 def test_websocket_frames_have_ten_times_the_rate_of_events_and_a_second_of_it_at_once() -> None:
-    assert Rates(500, 1000).of_frames(0).rate == Rate(per_s=5_000, burst=5_000)
-    assert Rates(1, 1000).of_frames(0).rate == Rate(per_s=10, burst=1_000)
+    assert Rates(500, 1000).of_frames(0, signed_in=True).rate == Rate(per_s=5_000, burst=5_000)
+    assert Rates(1, 1000).of_frames(0, signed_in=True).rate == Rate(per_s=10, burst=1_000)
+    for rates in (Rates(500, 1000), Rates(1, 1000)):
+        stranger = rates.of_frames(0, signed_in=False)
+        assert stranger.rate == Rate(per_s=10, burst=UNSIGNED_FRAMES_AT_ONCE)
 
 
 def test_what_is_left_grows_with_time_up_to_the_burst() -> None:
     bucket = emptied(0)
     assert [bucket.left(at_s) for at_s in (0, 1, 0.5, 100)] == [0, 10, 10, 20]
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 3),
+    st.lists(st.tuples(st.booleans(), st.integers(0, 9), st.sampled_from("ab")), max_size=60),
+)
+def test_nobody_has_more_places_than_there_are(
+    most: int, steps: list[tuple[bool, int, str]]
+) -> None:
+    places, model = Places(most), dict[int, str]()
+    for takes, thing, holder in steps:
+        if takes:
+            held = list(model.values()).count(holder)
+            allowed = thing in model or not most or held < most
+            assert places.left(holder) is (not most or held < most)
+            assert places.take(thing, holder) is allowed
+            if allowed:
+                model.setdefault(thing, holder)
+        else:
+            places.give_back(thing)
+            model.pop(thing, None)

@@ -145,6 +145,7 @@ class FakeHub:
         self.rates = Rates(100_000, 100_000)
         self.measures = Measures()
         self.ended = False
+        self.crowded = False
         self.connections: set[Session] = set()
         self.posted: list[Posted] = []
         self.subscriptions: list[Subscription] = []
@@ -153,6 +154,10 @@ class FakeHub:
         self.connections.add(session)
         if self.ended:
             session.leave()
+
+    def admit(self, session: Session, user_id: str) -> None:
+        if self.crowded:
+            raise HubError(Code.QUOTA_EXCEEDED)
 
     def detach(self, session: Session) -> None:
         self.connections.discard(session)
@@ -180,6 +185,7 @@ class FakeWire:
     def __init__(self, *, tells: bool) -> None:
         self.full = False
         self.reading = True
+        self.trusted = False
         self.closed: tuple[int, str] | None = None
         self.written: list[Json] = []
         self.session: Session | None = None
@@ -207,6 +213,9 @@ class FakeWire:
 
     def resume_reading(self) -> None:
         self.reading = True
+
+    def signed_in(self) -> None:
+        self.trusted = True
 
     def close(self, code: int, reason: str = "") -> None:
         if self.closed is None:
@@ -354,6 +363,30 @@ def assert_over(bench: Bench, peer: Peer) -> None:
 
 
 # NEW
+
+
+@pytest.mark.parametrize("way", ["header", "subprotocol", "frame"])
+def test_p20_new_a_user_with_too_many_connections_is_closed_4429(bench: Bench, way: str) -> None:
+    bench.hub.crowded = True
+    peer = bench.connect()
+    if way == "header":
+        peer.session.start(Principal("ann", bench.clock.now_ms + 1000, bench.clock.now_ms))
+    else:
+        peer.session.start(token="ann" if way == "subprotocol" else None)
+    if way == "frame":
+        peer.send({"type": "auth", "token": "ann"})
+    assert [error_of(frame) for frame in peer.read()] == ["QUOTA_EXCEEDED"]
+    assert peer.close_code == 4429
+    assert not peer.wire.trusted
+    assert_over(bench, peer)
+
+
+def test_p8_new_the_wire_learns_that_the_user_is_known(bench: Bench) -> None:
+    peer = bench.connect()
+    peer.session.start()
+    assert not peer.wire.trusted
+    peer.send({"type": "auth", "token": "ann"})
+    assert peer.wire.trusted
 
 
 def test_new_a_token_in_the_first_frame_signs_in(bench: Bench) -> None:
@@ -548,6 +581,17 @@ def test_open_a_subscription_asked_for_at_the_start_stands_at_once(bench: Bench)
     subscription.follower.joined(3, 9)
     told = {"type": "subscribed", "budgetId": budget_id, "key": 3, "head": 9, "logId": LOG_ID}
     assert peer.read() == [told]
+
+
+def test_p20_open_following_at_once_counts_like_a_frame(bench: Bench) -> None:
+    bench.hub.rates = Rates(1, 0.1)
+    peer = bench.connect()
+    peer.session.start(token="ann", follow=(new_id(), 0))
+    assert len(bench.hub.subscriptions) == 1
+    again = bench.connect()
+    again.session.start(token="ann", follow=(new_id(), 0))
+    assert [error_of(frame) for frame in again.read()[2:]] == ["RATE_LIMITED"]
+    assert len(bench.hub.subscriptions) == 1
 
 
 def test_open_heads_come_with_every_heartbeat(bench: Bench, peer: Peer) -> None:
