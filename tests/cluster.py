@@ -8,7 +8,7 @@ import asyncio
 import os
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from signal import SIGKILL
@@ -118,6 +118,15 @@ async def checked(cluster: Cluster) -> AsyncIterator[Cluster]:
         await cluster.close()
     for node in cluster.nodes:
         assert node.complaints() == []
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
+    """Return as soon as it holds."""
+    async with asyncio.timeout(BUSY_S):
+        while True:
+            if await holds():
+                break
+            await asyncio.sleep(POLL_S)
 
 
 async def all_say(nodes: Sequence[Node], token: str, status: str) -> None:

@@ -15,7 +15,7 @@ from api.documents.examples import examples
 from api.documents.openapi import openapi
 from api.documents.page import page
 from api.documents.postman import postman
-from api.documents.routes import Documents
+from api.documents.routes import FOLDER
 from api.documents.schemas import Json
 
 STYLE = Path(__file__).with_name("page.css")
@@ -23,7 +23,7 @@ STYLE = Path(__file__).with_name("page.css")
 
 def files() -> Iterator[tuple[Path, bytes]]:
     """Path and content of each."""
-    folder = Documents().folder
+    folder = FOLDER
     rest = openapi(version("budget-hub"), examples().calls)
     socket = asyncapi(version("budget-hub"), examples().sent)
     yield folder / "openapi.json", _text(rest)

@@ -1,26 +1,31 @@
 """`/openapi.json`, `/asyncapi.json`, `/postman.json` and `/docs`: the files that `make documents`
 has written, as they are."""
 
+import gzip
 import re
 from base64 import b64encode
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
-import anyio
+import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.http.answers import JsonResponse, packed, respond_large
+from api.http.answers import JsonResponse, chosen
 from api.http.edge import CONTENT_SECURITY_POLICY
-from hub.json_text import written
+
+FOLDER = Path(__file__).with_name("files")
 
 Document: TypeAlias = dict[str, Any]
 
 
-class Documents(NamedTuple):
-    folder: Path = Path(__file__).with_name("files")
+class Documents:
+    """Anybody may ask for these, so they are read and compressed once."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, tuple[bytes, bytes]] = {}  # as they are, and compressed
 
     def routes(self) -> list[Route]:
         return [
@@ -40,13 +45,24 @@ class Documents(NamedTuple):
         return await self._file(request, "postman.json")
 
     async def page(self, request: Request) -> Response:
-        page = await anyio.Path(self.folder / "docs.html").read_bytes()
-        text, headers = await packed(request, page, {"Content-Security-Policy": policy(page)})
+        page, compressed = await self._read("docs.html")
+        text, headers = chosen(request, page, compressed)
+        headers["Content-Security-Policy"] = policy(page)
         return Response(text, headers=headers, media_type="text/html")
 
     async def _file(self, request: Request, name: str) -> JsonResponse[Document]:
-        document: Document = written(await anyio.Path(self.folder / name).read_bytes())
-        return await respond_large(request, document)
+        text, headers = chosen(request, *await self._read(name))
+        return JsonResponse(text, headers=headers)
+
+    async def _read(self, name: str) -> tuple[bytes, bytes]:
+        if name not in self._files:
+            self._files[name] = await anyio.to_thread.run_sync(_read, FOLDER / name)
+        return self._files[name]
+
+
+def _read(path: Path) -> tuple[bytes, bytes]:
+    text = path.read_bytes()
+    return text, gzip.compress(text)
 
 
 def policy(page: bytes) -> str:

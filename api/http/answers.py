@@ -13,6 +13,7 @@ from typing_extensions import TypeVar
 
 COMPRESSED_FROM_BYTES = 1024
 COMPRESSION = 5  # of 9; higher ones take longer than they save
+GZIP = {"Content-Encoding": "gzip"}
 VARY = {"Vary": "Accept-Encoding"}
 
 Shape = TypeVar("Shape")
@@ -39,20 +40,17 @@ async def respond_large(
     request: Request, payload: Shape, headers: Mapping[str, str] = {}
 ) -> JsonResponse[Shape]:
     """An answer of any size, compressed if the client takes that."""
-    text, all_headers = await packed(request, orjson.dumps(payload), headers)
-    return JsonResponse(text, headers=all_headers)
+    text = orjson.dumps(payload)
+    if len(text) < COMPRESSED_FROM_BYTES or not _takes_gzip(request):
+        return JsonResponse(text, headers={**headers, **VARY})
+    # In a thread: some megabytes take longer than the loop may be held.
+    compressed = await anyio.to_thread.run_sync(gzip.compress, text, COMPRESSION)
+    return JsonResponse(compressed, headers={**headers, **VARY, **GZIP})
 
 
-async def packed(
-    request: Request, text: bytes, headers: Mapping[str, str]
-) -> tuple[bytes, Mapping[str, str]]:
-    """The text, compressed if it is long and the client takes that, with the headers that say so:
-    in a thread, because some megabytes take longer than the loop may be held."""
-    all_headers = {**headers, **VARY}
-    if len(text) >= COMPRESSED_FROM_BYTES and _takes_gzip(request):
-        text = await anyio.to_thread.run_sync(gzip.compress, text, COMPRESSION)
-        all_headers["Content-Encoding"] = "gzip"
-    return text, all_headers
+def chosen(request: Request, text: bytes, compressed: bytes) -> tuple[bytes, dict[str, str]]:
+    """The one of the two that the client takes, and the headers that say so."""
+    return (compressed, {**VARY, **GZIP}) if _takes_gzip(request) else (text, {**VARY})
 
 
 def _takes_gzip(request: Request) -> bool:

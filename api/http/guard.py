@@ -70,7 +70,7 @@ class RequestLimits:
 
     async def login(self, scope: Scope, email: str) -> None:
         """Registrations count too: they tell whether an account exists."""
-        address = sender(scope["client"], scope["headers"], self._trusted_proxies)
+        address = sender(scope.get("client"), scope["headers"], self._trusted_proxies)
         await self._take(self._login_address, address)
         await self._take(self._login_email, email.strip().lower())
 
@@ -106,7 +106,7 @@ class Guard:
         if scope["path"] not in PROBES:
             try:
                 # First: keys are not to be guessed either.
-                await self._limits.from_address(scope["client"], scope["headers"])
+                await self._limits.from_address(scope.get("client"), scope["headers"])
                 if not scope["path"].startswith(KEYLESS):
                     self._keys.check(scope["headers"])
             except HubError as error:

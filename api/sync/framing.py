@@ -30,6 +30,7 @@ except ImportError:  # a platform without the compiled part
 CONT, TEXT, BINARY, CLOSE, PING, PONG = map(int, Opcode)
 PROTOCOL_ERROR, NOT_UTF8, TOO_BIG = 1002, 1007, 1009
 CONTROL_BYTES_MAX = 125
+DROPPED_MAX = 20_000  # frames behind the end of a connection; even these take 10 ms of the loop
 
 _FIN, _RESERVED, _OPCODE = 0x80, 0x70, 0x0F
 _MASKED, _SIZE = 0x80, 0x7F
@@ -63,6 +64,7 @@ class Frames:
         "_message",
         "_opcode",
         "_skipped",
+        "dropped",
         "message_bytes_max",
         "pending",
     )
@@ -75,6 +77,7 @@ class Frames:
         self._opcode = 0  # of the message whose fragments come; 0: of none
         self._message: bytearray | None = None  # its fragments so far
         self._skipped = 0  # bytes of a dropped frame that have yet to come
+        self.dropped = 0  # frames, so far
 
     def feed(self, data: bytes) -> None:
         if not self.pending:
@@ -123,10 +126,11 @@ class Frames:
 
     def drop(self) -> bool:
         """Discard what was fed; return whether it held a close frame. Frame lengths still count, so
-        that a close frame is found behind a frame that was too big."""
+        that a close frame is found behind a frame that was too big. Stops at `DROPPED_MAX`."""
         buffer, at, end = self._buffer, self._at + self._skipped, len(self._buffer)
         self._message = None
-        while end - at >= 2:
+        while end - at >= 2 and self.dropped < DROPPED_MAX:
+            self.dropped += 1
             size, body = buffer[at + 1] & _SIZE, at + 2
             if buffer[at] & _OPCODE == CLOSE:
                 return True

@@ -390,6 +390,8 @@ class SocketWire(asyncio.Protocol):
         if self._frames.drop():
             self._state = State.GONE
             self._transport.close()
+        elif self._frames.dropped >= framing.DROPPED_MAX:  # a flood, and no close frame in sight
+            self._transport.abort()
 
     def _after(self, seconds: float | None) -> None:
         """Set the one timer of this wire, or clear it with None."""

@@ -15,7 +15,7 @@ from websockets.frames import Opcode
 from hub.frames.websocket import UNSIGNED_FRAME_BYTES_MAX
 from hub.limits import UNSIGNED_FRAMES_AT_ONCE, UNSIGNED_FRAMES_PER_S
 from hub.session import AUTH_S
-from tests.cluster import BUSY_S, Cluster, Node
+from tests.cluster import BUSY_S, Cluster, Node, eventually
 from tests.device import budget_create, connect, new_id, open_device
 from tests.event_stream import streaming
 from tests.masked import masked
@@ -88,12 +88,11 @@ async def test_p20_a_user_has_so_many_connections_of_all_kinds(
     async with node.rest(token) as rest:
         poll = f"/events?budgetId={budget_id}&key=1&wait=1"
 
-        async def polled() -> bool:
-            return (await rest.get(poll)).status_code == 200
+        async def all_free() -> bool:
+            answers = await asyncio.gather(*(rest.get(poll) for _ in range(USER_MAX)))
+            return {answer.status_code for answer in answers} == {200}
 
-        async with asyncio.timeout(BUSY_S):
-            while not all(await asyncio.gather(*(polled() for _ in range(USER_MAX)))):
-                await asyncio.sleep(0.05)
+        await eventually(all_free)
 
 
 # One address
@@ -129,9 +128,7 @@ async def test_p20_an_address_has_so_many_connections(cluster: Cluster) -> None:
             again.writer.write(GET % b"/errors" + b"Connection: close\r\n\r\n")
             return b" 200 " in await again.reader.readuntil(b"\r\n\r\n")
 
-        async with asyncio.timeout(BUSY_S):
-            while not await served():
-                await asyncio.sleep(0.05)
+        await eventually(served)
 
 
 async def test_p20_behind_proxies_an_address_is_who_asked_the_proxy(
@@ -156,13 +153,17 @@ async def test_p20_behind_proxies_an_address_is_who_asked_the_proxy(
             return peer
 
         waiting_polls = [await asking(of(b"192.0.2.1", poll)) for _ in range(2)]
-        async with asyncio.timeout(BUSY_S):  # until both have been counted
-            while True:
-                more = await asking(of(b"192.0.2.1", GET % b"/errors"))
-                answer = await more.answer()
-                if answer == QUOTA:
-                    break
-                assert answer == (200, "")
+
+        async def served() -> bool:
+            peer = await asking(of(b"192.0.2.1", GET % b"/errors"))
+            answer = await peer.answer()
+            assert answer in (QUOTA, (200, ""))
+            return answer != QUOTA
+
+        async def refused() -> bool:
+            return not await served()
+
+        await eventually(refused)  # both polls have been counted
         third = await asking(of(b"192.0.2.1", SOCKET))
         assert await third.answer() == QUOTA
         shared = await asking(of(b"192.0.2.2", GET % b"/errors"))
@@ -172,9 +173,7 @@ async def test_p20_behind_proxies_an_address_is_who_asked_the_proxy(
             assert await shared.answer() == (200, "")
         for peer in waiting_polls:
             peer.writer.transport.abort()
-        async with asyncio.timeout(BUSY_S):
-            while (await (await asking(of(b"192.0.2.1", GET % b"/errors"))).answer())[0] != 200:
-                await asyncio.sleep(0.05)
+        await eventually(served)
 
 
 # Upgrades
@@ -247,7 +246,7 @@ async def test_p8_a_strangers_flood_is_hardly_read(node: Node) -> None:
         began_s = time.monotonic()
         peer.writer.write(SOCKET + b"\r\n")
         await peer.reader.readuntil(b"\r\n\r\n")
-        peer.writer.write(masked(Opcode.PING) * 1_000_000)
+        peer.writer.write(masked(Opcode.PING) * 10_000)
         async with asyncio.timeout(AUTH_S + BUSY_S):
             said = await peer.reader.readuntil((4401).to_bytes(2, "big"))  # for want of a token
         took_s = time.monotonic() - began_s
@@ -281,7 +280,7 @@ async def test_what_is_no_http_is_counted_and_not_logged(cluster: Cluster) -> No
     assert [line for line in node.log() if line["level"] != "info"] == []
 
 
-async def test_a_node_uses_all_descriptors_it_may_have(node: Node) -> None:
+def test_a_node_uses_all_descriptors_it_may_have(node: Node) -> None:
     """The usual soft limit of 1,024 would be the end of a busy hub."""
     limits = Path(f"/proc/{node.pid}/limits").read_text()
     [(soft, hard)] = re.findall(r"Max open files +(\d+) +(\d+)", limits)

@@ -12,6 +12,7 @@ from hypothesis import given, settings, strategies as st
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 
+from api.sync.framing import DROPPED_MAX
 from api.sync.wire import FRAMES_PER_TURN, HIGH_WATER_BYTES, Admitted, SocketWire
 from api.timeouts import APP_TIMEOUTS
 from hub.errors import Code, HubError
@@ -371,7 +372,6 @@ def test_p8_a_stranger_sends_small_messages_and_few_frames() -> None:
     assert stranger.written()[2:4] == (1009).to_bytes(2, "big")
 
 
-
 @pytest.mark.parametrize("data", SMALL.values(), ids=SMALL)
 def test_p8_a_turn_of_the_loop_takes_a_bounded_number_of_frames(data: bytes) -> None:
     socket = Socket().opened()
@@ -483,6 +483,15 @@ def test_a_peer_that_does_not_answer_a_close_is_dropped() -> None:
     socket.clock.advance(CLOSE_S - 0.1)
     assert socket.transport.ended == ""
     socket.clock.advance(0.2)
+    assert socket.transport.ended == "aborted"
+
+
+def test_p8_a_flood_behind_a_close_is_not_read_for_long() -> None:
+    socket = Socket().opened()
+    socket.wire.close(4429)
+    for _ in range(DROPPED_MAX // 1000):
+        assert socket.transport.ended == ""
+        socket.send(PING * 1000)
     assert socket.transport.ended == "aborted"
 
 
