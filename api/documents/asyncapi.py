@@ -82,11 +82,7 @@ CLOSE_CODES: Mapping[int, tuple[str, str]] = {
     4400: (Code.BAD_FRAME.meaning, "fix itself"),
     4401: (Code.NOT_LOGGED_IN.meaning, "get a token and reconnect, keeping its outbox"),
     4408: ("No answer to a ping, or the client stopped reading", "reconnect"),
-    4429: (
-        "Many frames sent on after `RATE_LIMITED`, or the user has too many connections"
-        " (`QUOTA_EXCEEDED`)",
-        "back off, then reconnect",
-    ),
+    4429: ("`RATE_LIMITED` many times, or `QUOTA_EXCEEDED`", "back off, then reconnect"),
 }
 
 

@@ -25,7 +25,8 @@ from collections import Counter
 from typing import ClassVar
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from api.http.connections import Connections
 from api.http.guard import PROBES
@@ -60,6 +61,7 @@ class HttpProtocol(HttpToolsProtocol):
     _body_bytes = 0
     _refusal = Code.BAD_REQUEST  # for what the parser does not take
     _crowded = False  # no place for one more connection of its address
+    _answering: RequestResponseCycle | None = None  # the request that runs; others may wait behind
     _lingering = False  # the last response is written, and what arrives is discarded
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -71,6 +73,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._expected = ""
         self._watch()
         self.connections_by_address.ended(self.transport)
+        if self._answering is not None:  # uvicorn tells the last request only that its peer is gone
+            self._answering.disconnected = True
+            self._answering.message_event.set()
+            self._answering = None
+        self.pipeline.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -179,6 +186,10 @@ class HttpProtocol(HttpToolsProtocol):
             self._expected = ""
             super().on_message_complete()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
     def on_response_complete(self) -> None:
         self.connections_by_address.answered(self.transport)
         super().on_response_complete()
@@ -186,9 +197,9 @@ class HttpProtocol(HttpToolsProtocol):
     def _has_place(self) -> bool:
         """Whether there is one for this request. Probes need none: an operator asks most when there
         are too many connections."""
-        if self.url.partition(b"?")[0].decode("latin-1") in PROBES:
+        if not self._crowded and self.connections_by_address.asked(self.transport, self.headers):
             return True
-        return not self._crowded and self.connections_by_address.asked(self.transport, self.headers)
+        return self.url.partition(b"?")[0].decode("latin-1") in PROBES
 
     def _stops_here(self) -> bool:
         """Whether the parser stops behind this head, to read it once more without its offer."""
@@ -241,17 +252,19 @@ class HttpProtocol(HttpToolsProtocol):
         self._expected = ""
         self._watch()
         self.refusals[code.name] += 1
-        if self._idle() or (self.cycle.more_body and not self.cycle.response_started):
+        cycle = self.cycle  # of the request that came last
+        unread = cycle is not None and cycle.more_body and not cycle.response_started
+        if self._idle() or (unread and not self.pipeline):
             if not self._idle():
-                self.cycle.disconnected = True  # the response of the application is dropped
-                self.cycle.message_event.set()
+                cycle.disconnected = True  # the response of the application is dropped
+                cycle.message_event.set()
             refuse(self.transport, HubError(code))
             self._lingering = True
             # Of those that are too many, none may stay for long.
             linger_s = self.timeouts.flush_s if self._crowded else self.timeouts.close_s
             self._timer = self.loop.call_later(linger_s, self.transport.abort)
-        elif self.cycle.more_body:
-            self.transport.close()  # the response has begun; a second one cannot follow
+        elif cycle.more_body:
+            self.transport.close()  # a response has begun, or one to an earlier request is due
         else:
             self._lingering = True
-            self.cycle.keep_alive = False
+            cycle.keep_alive = False

@@ -4,6 +4,7 @@ Java's `HttpClient` and `curl --http2` offer `h2c` with every request in clear t
 that shares its connections, a body that is taken for a request gives users each other's answers."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import orjson
 import pytest
 
 from api.http.protocol import HEAD_BYTES_MAX
-from tests.cluster import Cluster, Node
+from tests.cluster import Cluster, Node, eventually
 from tests.device import budget_create, new_id
 from tests.proxies import nginx
 from tests.raw_http import Peer, connected
@@ -143,6 +144,31 @@ async def test_a_socket_does_not_begin_while_an_answer_is_due(cluster: Cluster, 
         status, _ = await peer.answer()
         assert status == 200
         assert await peer.ended() == b""
+
+
+async def test_a_body_that_never_comes_is_no_answer_to_the_request_before(
+    cluster: Cluster, node: Node
+) -> None:
+    """Its 408 would be taken for it."""
+    budget_id, token = new_id(), cluster.token("ann")
+    async with node.rest(token) as rest:
+        answer = await rest.post("/events", json={"events": [budget_create(budget_id)]})
+        assert answer.status_code == 200
+    poll = (
+        f"GET /events?budgetId={budget_id}&key=1&wait=60 HTTP/1.1\r\nHost: hub\r\n"
+        f"Authorization: Bearer {token}\r\n\r\n"
+    )
+    async with connected(node.url) as peer:
+        broken = post(b"", b"{", chunked=True).replace(b"0\r\n\r\n", b"no chunk at all\r\n")
+        peer.writer.write(poll.encode() + broken)
+        assert await peer.ended() == b""
+
+    async def over() -> bool:
+        async with node.rest() as rest:
+            told = (await rest.get("/metrics")).text
+        return re.search(r'connections\{kind="poll".*\} 0', told) is not None
+
+    await eventually(over)  # the poll is over too
 
 
 async def test_behind_nginx_nobody_gets_the_answer_of_another(

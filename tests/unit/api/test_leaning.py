@@ -34,13 +34,16 @@ def test_exactly_this_version(library: str) -> None:
         (HttpToolsProtocol.connection_made, ["self", "transport"]),
         (HttpToolsProtocol.connection_lost, ["self", "exc"]),
         (HttpToolsProtocol.data_received, ["self", "data"]),
+        (HttpToolsProtocol._unset_keepalive_if_required, ["self"]),
+        (HttpToolsProtocol._should_upgrade, ["self"]),
         (HttpToolsProtocol.handle_websocket_upgrade, ["self"]),
-        (HttpToolsProtocol.send_400_response, ["self", "msg"]),
         (HttpToolsProtocol.on_message_begin, ["self"]),
         (HttpToolsProtocol.on_url, ["self", "url"]),
         (HttpToolsProtocol.on_header, ["self", "name", "value"]),
         (HttpToolsProtocol.on_headers_complete, ["self"]),
         (HttpToolsProtocol.on_message_complete, ["self"]),
+        (HttpToolsProtocol.on_response_complete, ["self"]),
+        (HttpToolsProtocol._start_asgi_task, ["self", "cycle", "app"]),
         (Server.startup, ["self", "sockets"]),
         (Server.shutdown, ["self", "sockets"]),
         (Server.handle_exit, ["self", "sig", "frame"]),
@@ -64,7 +67,16 @@ def test_functions_take_what_they_took(function: object, parameters: list[str]) 
     [
         (
             HttpToolsProtocol.__init__,
-            ["cycle", "flow", "headers", "loop", "parser", "timeout_keep_alive_task", "transport"],
+            [
+                "cycle",
+                "flow",
+                "headers",
+                "loop",
+                "parser",
+                "pipeline",
+                "timeout_keep_alive_task",
+                "transport",
+            ],
         ),
         (
             RequestResponseCycle.__init__,
@@ -85,6 +97,23 @@ def test_functions_take_what_they_took(function: object, parameters: list[str]) 
 def test_attributes_are_there(made_in: object, names: list[str]) -> None:
     source = inspect.getsource(made_in)  # type: ignore[arg-type]
     assert [name for name in names if f"self.{name}" not in source] == []
+
+
+def test_uvicorn_parses_and_upgrades_as_our_copy_does() -> None:
+    """`HttpProtocol._parse` stands in for it."""
+    source = inspect.getsource(HttpToolsProtocol.data_received)
+    for line in (
+        "self._unset_keepalive_if_required()",
+        "self.parser.feed_data(data)",
+        "except httptools.HttpParserError:",
+        "except httptools.HttpParserUpgrade:",
+        "if self._should_upgrade():",
+        "self.handle_websocket_upgrade()",
+    ):
+        assert line in source
+    assert "self.url" in inspect.getsource(HttpToolsProtocol.on_message_begin)
+    made = inspect.getsource(HttpToolsProtocol.__init__)
+    assert "set_dangerous_leniencies(lenient_data_after_close=True)" in made
 
 
 def test_uvicorn_makes_our_socket_with_three_arguments_and_gives_it_the_whole_head() -> None:
