@@ -42,6 +42,7 @@ from tests.cluster import Cluster, Node, all_say, checked, token, until
 from tests.conftest import with_database
 from tests.device import Device, Json, budget_create, connect, expense_add, new_id
 from tests.full_disk import full_disk
+from tests.postgres import start as start_postgres
 from tests.predecessor import Unknown, check_out
 from tests.storm import (
     CONNECTION_LOST,
@@ -498,9 +499,7 @@ class Site:
 async def site(pace: Pace, folder: Path, old: dict[str, str]) -> AsyncIterator[Site]:
     """Two hubs of the version before this one, at work."""
     async with AsyncExitStack() as stack:
-        postgres = await asyncio.to_thread(
-            EmbeddedPostgres.start, folder, durable=False, settings={"autovacuum": "off"}
-        )
+        postgres = await asyncio.to_thread(start_postgres, folder, settings={"autovacuum": "off"})
         stack.callback(postgres.stop)
         redis = FragileRedis(folder)
         stack.callback(redis.close)

@@ -34,6 +34,7 @@ from tests.device import (
     new_id,
 )
 from tests.predecessor import Predecessor, Unknown, check_out
+from tests.requirements import unmet
 from tests.storm import SEED
 from tests.travel import Travel
 
@@ -50,7 +51,7 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Predecessor:
     try:
         return check_out(ROOT, tmp_path_factory.mktemp("predecessor"))
     except Unknown as unknown:
-        pytest.skip(f"the version before this one is not known here: {unknown}")
+        unmet(f"the version before this one is not known here: {unknown}")
 
 
 @pytest.fixture(scope="module")
