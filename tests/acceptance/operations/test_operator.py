@@ -159,7 +159,7 @@ async def the_disk_is_full(here: "Site") -> None:
         budget_id = new_id()  # in which nobody else's events wait before its own
         here.budgets.append(budget_id)
         assert (await here.submitted(phone, budget_create(budget_id)))["status"] == "accepted"
-        async with full_disk(here.postgres, here.cluster.database_url):
+        async with full_disk(here.cluster.database_url):
             event, _ = await asyncio.gather(
                 here.refused(phone, budget_id), here.told(here.pace.failing_s, {COMMITS: BOTH})
             )
