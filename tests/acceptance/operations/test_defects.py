@@ -15,7 +15,7 @@ from tests.acceptance.operations.test_metrics import read
 from tests.cluster import POLL_S, REST_S, Cluster, Node, token, until
 from tests.device import Ended, budget_create, connect, expense_add, new_id
 
-SECRET = "a-note-that-nobody-may-read"
+PRIVATE = "a-note-that-nobody-may-read"
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ async def ready(node: Node) -> Any:
 async def test_a_table_is_missing_and_comes_back(cluster: Cluster, database_url: str) -> None:
     node = await cluster.start()
     budget_id = new_id()
-    sent = {**expense_add(budget_id), "note": SECRET}
+    sent = {**expense_add(budget_id), "note": PRIVATE}
     async with node.rest(token("ann")) as client, connect(node.url, token("ann")) as follower:
         made = await client.post("/events", json={"events": [budget_create(budget_id)]})
         assert made.json()["events"][0]["status"] == "accepted"
@@ -93,7 +93,7 @@ async def test_a_table_is_missing_and_comes_back(cluster: Cluster, database_url:
     failed = [line for line in node.log() if line["event"] == "request failed"]
     assert len(failed) == 3
     assert all("UndefinedTableError 42P01" in line["cause"] for line in failed)
-    assert SECRET not in node.err
+    assert PRIVATE not in node.err
 
 
 async def test_the_log_cannot_be_read_and_nothing_is_missed(

@@ -31,6 +31,7 @@ RAISED = {
     "two-buses": {"BudgetHubSweeperBeatsBus", "BudgetHubDeliverySlow"},
     "postgres-stopped": {"BudgetHubCommitErrors", "BudgetHubLogUnreadable"},
     "pool-exhausted": {"BudgetHubPoolExhausted", "BudgetHubLogUnreadable"},
+    "schema-broken": {"BudgetHubStorageDefects"},
     "tokens-refused": {"BudgetHubTokensRefused"},
     "certificates-away": {"BudgetHubTokensUnverifiable"},
     "node-killed": {"BudgetHubDown"},

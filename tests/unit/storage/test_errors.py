@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from hub.errors import BadData, Disconnected, Held, LostRace, StatementFailed, StorageError
 from storage.postgres.errors import DRIVER, RECENT_S, Defects, closed, translated
 
-SECRET = "the-secret-that-nobody-may-ever-read"
+PRIVATE = "what-nobody-may-ever-read"
 RETRIED = (
     "25006 25P03 25P04 57P05 28000 28P01 3D000 40003 53000 53100 53200 53300 53400 55006 57014"
     " 57P01 57P02 57P03 57P04 58030"
@@ -107,8 +107,8 @@ def test_a_connection_that_the_pool_took_back_is_closed() -> None:
 
 def quoting(message: str = 'relation "budgets" does not exist') -> asyncpg.PostgresError:
     error = asyncpg.UndefinedTableError(message)
-    error.detail = f"Key (email)=({SECRET}) already exists."
-    assert SECRET in str(error)
+    error.detail = f"Key (email)=({PRIVATE}) already exists."
+    assert PRIVATE in str(error)
     return error
 
 
@@ -125,7 +125,7 @@ def test_p9_a_defect_has_its_traceback_and_nothing_that_postgres_quotes() -> Non
     assert str(failed) == 'UndefinedTableError 42P01: relation "budgets" does not exist'
     told = "".join(traceback.format_exception(failed))
     assert "raise quoting()" in told  # where it happened
-    assert SECRET not in told
+    assert PRIVATE not in told
     [line] = logs
     assert (line["event"], line["sqlstate"], line["log_level"]) == (
         "statement failed",
