@@ -59,7 +59,7 @@ async def open_app(
     """Everything built and running, until the context is left: then what was submitted is finished
     and all connections are closed. `siblings` are the other nodes of this server.
 
-    Raises `Disconnected` if Postgres is out of reach, `NotMigrated`."""
+    Raises `Disconnected` if Postgres is out of reach, `StatementFailed`, `NotMigrated`."""
     async with (
         open_services(settings, timeouts) as services,
         open_rest(services, siblings or Siblings()) as app,

@@ -87,7 +87,7 @@ async def open_services(
 ) -> AsyncIterator[Services]:
     """Everything built and connected, until the context is left.
 
-    Raises `Disconnected` if Postgres is out of reach, `NotMigrated`."""
+    Raises `Disconnected` if Postgres is out of reach, `StatementFailed`, `NotMigrated`."""
     async with open_database(settings.database_url, timeouts) as database:
         log = PostgresLog(database)
         log_id = await log.log_id()
@@ -148,7 +148,7 @@ async def open_services(
 async def open_database(
     url: str, timeouts: StorageTimeouts = STORAGE_TIMEOUTS
 ) -> AsyncIterator[Database]:
-    """Raises `Disconnected` if Postgres is out of reach, `NotMigrated`."""
+    """Raises `Disconnected` if Postgres is out of reach, `StatementFailed`, `NotMigrated`."""
     database = await Database.connect(url, timeouts=timeouts)
     try:
         async with database.connection("feeds") as connection:

@@ -21,6 +21,8 @@ What can go wrong with a transaction, and what follows:
 | … in COMMIT             | the same: an event found in the log by the retry is our own (P4)       |
 | `Held`                  | every budget apart, in a transaction of its own; held there, or no     |
 |                         | turn within `turn_s`: `BUSY`                                           |
+| `StatementFailed`, and  | a defect: no verdict; a request is answered 500, a connection closed   |
+| any other exception     | 1011, and the events are sent again (P4)                               |
 
 A verdict is given only after the commit that made it true (P1). Nobody can cancel a lane: a closing
 socket only loses the answer.

@@ -161,7 +161,7 @@ class HubError(Exception):
 
 
 class StorageError(Exception):
-    """What storage tells, mostly as one of the five below. Vendor errors end there (design 7)."""
+    """What storage tells, mostly as one of the six below. Vendor errors end there (design 7)."""
 
 
 class LostRace(StorageError):
@@ -179,6 +179,15 @@ class BadData(StorageError):
 
 class Disconnected(StorageError):
     """The connection was lost or refused; if it was lost in COMMIT the outcome is unknown."""
+
+
+class StatementFailed(StorageError):
+    """Postgres refused a statement for a reason nobody foresaw: a defect, of ours or of the
+    database. It decides nothing about an event, and is not answered as what will pass."""
+
+    def __init__(self, sqlstate: str, said: str) -> None:
+        super().__init__(said)
+        self.sqlstate = sqlstate
 
 
 class StoreDown(StorageError):

@@ -60,11 +60,11 @@ class Page(NamedTuple):
 
 class EventLog(Protocol):
     """The log in Postgres. All methods raise `Disconnected` while it is out of reach, all that read
-    `Held` where no turn comes."""
+    `Held` where no turn comes; `StatementFailed` is a defect."""
 
     def transaction(self) -> AbstractAsyncContextManager[Transaction]:
-        """Commit on leaving, roll back on an exception. Raises `LostRace`, `Held`, `BadData` or
-        `Disconnected`; the last may leave the outcome of a commit unknown."""
+        """Commit on leaving, roll back on an exception. Raises `LostRace`, `Held`, `BadData`,
+        `StatementFailed` or `Disconnected`; the last may leave a commit's outcome unknown."""
         ...
 
     async def page(

@@ -433,7 +433,9 @@ class Session:
             detail = f"at most {SUBSCRIPTIONS_MAX} subscriptions"
             self._refuse(request_id, Code.BAD_REQUEST, detail)
             return
-        following = _Following(self._wire, self._following, self._hub, budget_id, request_id)
+        following = _Following(
+            self._wire, self._following, self._hub, budget_id, request_id, self.close
+        )
         self._following[budget_id] = following
         following.subscription = self._hub.feeds.subscribe(self._user_id, budget_id, key, following)
 
@@ -480,7 +482,16 @@ class _Following:
     """What a socket makes of one subscription; see `hub.feed.feed.Follower`."""
 
     attends = True
-    __slots__ = ("_all", "_hub", "_request_id", "_wire", "budget_id", "subscription", "write")
+    __slots__ = (
+        "_all",
+        "_close",
+        "_hub",
+        "_request_id",
+        "_wire",
+        "budget_id",
+        "subscription",
+        "write",
+    )
     subscription: Subscription
 
     def __init__(
@@ -490,7 +501,9 @@ class _Following:
         hub: Hub,
         budget_id: BudgetId,
         request_id: RequestId,
+        close: Callable[[Code], None],
     ) -> None:
+        self._close = close
         self._wire = wire
         self._all = all_of_session
         self._hub = hub
@@ -509,6 +522,9 @@ class _Following:
 
     def refused(self, code: Code) -> None:
         self._forget()
+        if code is Code.INTERNAL_SERVER_ERROR:
+            self._close(code)  # an `error`, which is not to be tried again, would end it for good
+            return
         self._hub.measures.refused(code)
         self._wire.write(server.error(self._request_id, code))
 

@@ -16,6 +16,7 @@ from storage.embedded.redis import EmbeddedRedis
 from storage.postgres.database import Database
 from storage.postgres.migrate import migrate
 from tests.device import IDS
+from tests.postgres import start as start_postgres
 
 # Property tests draw the same examples in every `make test`, and others in each `make faults`. How
 # long an example takes is the machine's affair: it may be slow, or busy with something else.
@@ -40,8 +41,8 @@ def services_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def postgres(services_dir: Path) -> Iterator[EmbeddedPostgres]:
-    with EmbeddedPostgres.start(services_dir, durable=False) as postgres:
-        yield postgres
+    with start_postgres(services_dir) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

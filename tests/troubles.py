@@ -193,6 +193,31 @@ async def pool_exhausted(place: Place) -> AsyncIterator[Trouble]:
 
 
 @asynccontextmanager
+async def schema_broken(place: Place) -> AsyncIterator[Trouble]:
+    """A table is not there, and who asks for what is in it is answered 500."""
+    async with pair(place) as (cluster, _), AsyncExitStack() as stack:
+        nodes = await cluster.start_some(2)
+        admin = await asyncpg.connect(cluster.database_url)
+        stack.push_async_callback(admin.close)
+        clients = await stack.enter_async_context(asyncio.TaskGroup())
+        reading: list[asyncio.Task[None]] = []
+        stack.callback(lambda: [task.cancel() for task in reading])
+
+        async def read_profiles(node: Node) -> None:
+            async with node.rest(cluster.token("ada")) as rest:
+                while True:
+                    await attempt(rest.get("/user", timeout=30))
+                    await asyncio.sleep(INTERVAL_S)
+
+        async def rename() -> None:
+            await admin.execute("ALTER TABLE users RENAME TO people")
+            reading.extend(clients.create_task(read_profiles(node)) for node in nodes)
+
+        async with traffic(cluster, nodes):
+            yield Trouble(nodes, rename)
+
+
+@asynccontextmanager
 async def tokens_refused(place: Place) -> AsyncIterator[Trouble]:
     """The hubs are restarted with another secret than the one that signed what clients have."""
     async with pair(place) as (cluster, _):
@@ -448,6 +473,7 @@ TROUBLES = {
     "two-buses": two_buses,
     "postgres-stopped": postgres_stopped,
     "pool-exhausted": pool_exhausted,
+    "schema-broken": schema_broken,
     "tokens-refused": tokens_refused,
     "certificates-away": certificates_away,
     "node-killed": node_killed,

@@ -19,7 +19,8 @@ from api.settings import SettingsError
 from hub.errors import BadData, Disconnected
 from storage.care.transfer import Header, export_budget, import_budget
 from storage.care.verify import Progress as Verified, verify as verify_budgets
-from storage.postgres.database import Database, translated
+from storage.postgres.database import Database
+from storage.postgres.errors import translated
 from storage.postgres.log_identity import renew_log_id
 from storage.postgres.migrate import migrate as apply_migrations
 

@@ -10,7 +10,7 @@ from api.process.server import PortTaken
 from api.process.supervisor import NodeFailed
 from api.services import NotMigrated
 from api.settings import SettingsError
-from hub.errors import Disconnected
+from hub.errors import Disconnected, StatementFailed
 from storage.care.transfer import Refused
 from storage.care.verify import NoSuchBudget
 from storage.embedded import EmbeddedError
@@ -37,6 +37,9 @@ def one_line_errors() -> Iterator[None]:
         raise typer.Exit(1) from None
     except Disconnected as error:
         err.print(f"budget-hub: the database is out of reach: {error}")
+        raise typer.Exit(1) from None
+    except StatementFailed as error:
+        err.print(f"budget-hub: Postgres refused a statement, which is a defect: {error}")
         raise typer.Exit(1) from None
     except (NodesRunning, NotMigrated, NotReplayable, NodeFailed) as error:
         err.print(f"budget-hub: {error}")

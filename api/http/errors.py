@@ -11,7 +11,17 @@ from starlette.routing import Match, Route
 from typing_extensions import TypedDict
 
 from api.http.answers import respond
-from hub.errors import BadData, Code, Disconnected, Error, Held, HubError, LostRace, StoreDown
+from hub.errors import (
+    BadData,
+    Code,
+    Disconnected,
+    Error,
+    Held,
+    HubError,
+    LostRace,
+    StatementFailed,
+    StoreDown,
+)
 
 
 class AnswerError(Error):
@@ -46,6 +56,12 @@ async def on_hub_error(request: Request, error: Exception) -> Response:
 async def on_disconnected(request: Request, error: Exception) -> Response:
     request.state.cause = f"database out of reach: {error}"
     return error_response(request, Code.UNAVAILABLE)
+
+
+async def on_statement_failed(request: Request, error: Exception) -> Response:
+    """A defect, whose traceback is in the log already, and not for each request."""
+    request.state.cause = f"statement failed: {error}"
+    return error_response(request, Code.INTERNAL_SERVER_ERROR)
 
 
 async def on_store_down(request: Request, error: Exception) -> Response:
@@ -87,6 +103,7 @@ async def on_defect(request: Request, error: Exception) -> Response:
 ERROR_HANDLERS = {
     HubError: on_hub_error,
     Disconnected: on_disconnected,
+    StatementFailed: on_statement_failed,
     Held: on_held,
     LostRace: on_held,
     StoreDown: on_store_down,

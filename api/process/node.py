@@ -12,7 +12,7 @@ from api.services import NotMigrated
 from api.settings import Settings
 from api.telemetry.logs import configure
 from api.telemetry.siblings import Siblings
-from hub.errors import Disconnected
+from hub.errors import Disconnected, StatementFailed
 
 # How the supervisor tells a node what it inherits.
 LISTENING_FD = "BUDGET_HUB_LISTENING_FD"
@@ -33,7 +33,7 @@ def main() -> None:
     with listening, parent:  # the parent takes the end of its socket for ours, so last of all
         try:
             run_loop(serve(settings, listening, lambda: _tell(parent), parent, siblings))
-        except (Disconnected, NotMigrated) as error:
+        except (Disconnected, StatementFailed, NotMigrated) as error:
             _log.error("cannot start", error=f"{type(error).__name__}: {error}")
             sys.exit(1)
 

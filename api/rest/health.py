@@ -1,7 +1,8 @@
 """`/healthz`: the process answers. `/readyz`: it can do its work (503 only without Postgres)."""
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, NotRequired
 
+from pydantic import Field
 from starlette.requests import Request
 from starlette.routing import Route
 from typing_extensions import TypedDict
@@ -18,11 +19,20 @@ class Alive(TypedDict):
 
 
 class Ready(TypedDict):
-    """`degraded`: without the bus, which is slower and still correct, or without the store of
-    photos."""
+    """`degraded`: without the bus, which is slower and still correct, without the store of photos,
+    or with statements that Postgres refuses."""
 
     status: Literal["ok", "degraded"]
     postgres: Literal[True]
+    defects: NotRequired[
+        Annotated[
+            list[str],
+            Field(
+                description="SQLSTATEs of statements that Postgres refused in the last five"
+                " minutes, for reasons that are none of the hub's: what needs them does not work"
+            ),
+        ]
+    ]
 
 
 class Unready(TypedDict):
@@ -53,7 +63,11 @@ class HealthRoutes(NamedTuple):
             unready: JsonResponse[Unready, Literal[503]]
             unready = respond({"status": "unavailable", "postgres": False}, 503)
             return unready
-        degraded = (self.bus is not None and not self.bus.connected) or not self.photos.up
-        ready: JsonResponse[Ready]
-        ready = respond({"status": "degraded" if degraded else "ok", "postgres": True})
+        deaf = self.bus is not None and not self.bus.connected
+        defects = self.database.defects.recent()
+        degraded = deaf or not self.photos.up or defects
+        said: Ready = {"status": "degraded" if degraded else "ok", "postgres": True}
+        if defects:
+            said["defects"] = defects
+        ready: JsonResponse[Ready] = respond(said)
         return ready

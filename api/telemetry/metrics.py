@@ -108,6 +108,8 @@ def _process(name: str) -> Callable[[Moment], Values]:
 
 
 _PROCESS = ProcessCollector(registry=None)
+# What a schema that is not ours, missing rights and a damaged database give.
+_DEFECTS = ("42P01", "42703", "42883", "42501", "XX000", "XX001", "XX002")
 _CONNECTIONS = {"Session": "socket", "Poll": "poll", "EventStream": "stream"}
 
 METRICS: Sequence[Metric] = (
@@ -144,7 +146,7 @@ METRICS: Sequence[Metric] = (
         "counter",
         ("outcome",),
         "Comparisons of the feeds with the log: `clean`, `found` one behind, or `failed` because"
-        " Postgres was out of reach",
+        " it could not be read",
         "Whether the safety net under the bus works, and whether anything falls into it",
         lambda of: _by(of.sources.hub.measures.sweeps, "clean", "found", "failed"),
     ),
@@ -303,6 +305,15 @@ METRICS: Sequence[Metric] = (
         "Who got none within 5 s (`feeds`: 30), and was answered `BUSY` or `UNAVAILABLE`",
         "The pool was at its end, or Postgres silent",
         _pools(lambda use: use.timeouts),
+    ),
+    Metric(
+        "storage_defects",
+        "counter",
+        ("sqlstate",),
+        "Statements that Postgres refused for a reason nobody foresaw, by its SQLSTATE; `driver` is"
+        " what asyncpg refused itself",
+        "A defect, of ours or of the database: `/readyz` names it too, the log has the traceback",
+        lambda of: _by(of.sources.database.defects.counts, *_DEFECTS),
     ),
     Metric(
         "photo_calls",

@@ -7,6 +7,9 @@ a single reader. A subscription is a cursor and a wire; its states and steps sta
 Registration comes first, then, in statements begun after it, the check of membership and the read
 of the log; so an event is either in what is read or offered to the feed afterwards, never lost
 between the two.
+
+A read that fails, were it of a defect, is tried again for those who follow: they keep their place
+and miss nothing. Who is about to follow is refused, and comes again.
 """
 
 import asyncio
@@ -18,7 +21,7 @@ import structlog
 from hub.budget.access import ending, standing
 from hub.budget.records import BudgetId, UserId
 from hub.budget.scalars import INTEGER_MAX
-from hub.errors import Code, Disconnected, Held, HubError
+from hub.errors import Code, Disconnected, Held, HubError, StatementFailed
 from hub.feed.cursors import Place, Step, SubscriptionState, Track, next_step
 from hub.feed.presence import Presence
 from hub.feed.tail import Tail
@@ -280,7 +283,7 @@ class Feed:
                     page = await self._shared.log.page(
                         self.budget_id, None, self.position, missing_to, PAGE_EVENTS_MAX
                     )
-                except (Disconnected, Held):
+                except (Disconnected, Held, StatementFailed):
                     await asyncio.sleep(self._shared.timeouts.retry_s)
                     continue
                 if page is None or not page.events:
@@ -317,6 +320,9 @@ class Feed:
             return
         except Held:
             self._end(subscription, Code.BUSY)
+            return
+        except StatementFailed:
+            self._end(subscription, Code.INTERNAL_SERVER_ERROR)
             return
         except HubError as error:
             self._end(subscription, error.code)
@@ -365,7 +371,7 @@ class Feed:
             return
         try:
             page = await self._read(subscription, self.position)
-        except (Disconnected, Held):
+        except (Disconnected, Held, StatementFailed):
             await asyncio.sleep(self._shared.timeouts.retry_s)
             return
         except HubError as error:
@@ -381,7 +387,8 @@ class Feed:
     async def _read(self, subscription: Subscription, up_to: int) -> Page | None:
         """The next page for this subscription, None if it ended meanwhile.
 
-        Raises `HubError` where its user may not read (any more), `Disconnected`, `Held`."""
+        Raises `HubError` where its user may not read (any more), `Disconnected`, `Held`,
+        `StatementFailed`."""
         page = await self._shared.log.page(
             self.budget_id, subscription.user_id, subscription.cursor, up_to, PAGE_EVENTS_MAX
         )

@@ -69,7 +69,7 @@ class Feeds:
 
     async def read(self, budget_id: BudgetId, user_id: UserId, key: int, count: int) -> Page:
         """At most `count` events after `key`. Raises `HubError` where the user may not read them,
-        `Disconnected`, `Held`."""
+        `Disconnected`, `Held`, `StatementFailed`."""
         return permitted(await self._shared.log.page(budget_id, user_id, key, INTEGER_MAX, count))
 
     def publish(

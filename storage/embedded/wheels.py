@@ -39,7 +39,7 @@ def public_copy(source: Path, package: str, folder: Path) -> Path:
     found = public.lstat()
     if found.st_uid != 0 or found.st_mode != stat.S_IFDIR | 0o755:
         raise EmbeddedError(f"{public} should be a folder of root with mode 0755")
-    name = f"{package}-{importlib.metadata.version(package)}-wheel"
+    name = "-".join([package, importlib.metadata.version(package), *folder.parts])
     copy, new = public / name, public / f"{name}.new"
     # Programs of a wheel find its libraries by the way from one to the other.
     installed = source.parents[len(folder.parts)]

@@ -1,14 +1,16 @@
-"""The pools: who may use which connection, with which timeouts, and what a driver error means."""
+"""The pools: who may use which connection, and with which timeouts."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import asyncpg
 
 from hub.committer import APART_MAX, LANES
-from hub.errors import BadData, Disconnected, Held, LostRace, StorageError
+from hub.errors import Disconnected, Held, StorageError
+from storage.postgres.errors import Defects, closed, translated
 from storage.timeouts import STORAGE_TIMEOUTS, StorageTimeouts
 
 if TYPE_CHECKING:
@@ -88,9 +90,10 @@ class PoolUse(NamedTuple):
 class _Counted:
     """A pool that knows who waits for it."""
 
-    def __init__(self, pool: "Pool", quota: Quota) -> None:
+    def __init__(self, pool: "Pool", quota: Quota, defects: Defects) -> None:
         self.pool = pool
         self._quota = quota
+        self._defects = defects
         self._waiting = 0
         self._timeouts = 0
 
@@ -107,7 +110,8 @@ class _Counted:
         finally:
             self._waiting -= 1
         try:
-            yield connection
+            with translated(partial(closed, connection), self._defects.note):
+                yield connection
         finally:
             await self.pool.release(connection)
 
@@ -119,8 +123,9 @@ class _Counted:
 class Database:
     """A pool for each purpose, on one Postgres (design 4)."""
 
-    def __init__(self, pools: Mapping[Purpose, _Counted]) -> None:
+    def __init__(self, pools: Mapping[Purpose, _Counted], defects: Defects) -> None:
         self._pools = pools
+        self.defects = defects
 
     @classmethod
     async def connect(
@@ -132,8 +137,11 @@ class Database:
         """Open the pools; connections themselves are made when first needed.
 
         Raises `Disconnected` if the server cannot be reached."""
+        defects = Defects()
         with translated():
-            return cls({each: await _pool(url, each, quotas[each], timeouts) for each in quotas})
+            pools = {each: await _pool(url, each, quotas[each], timeouts) for each in quotas}
+        counted = {each: _Counted(pool, quotas[each], defects) for each, pool in pools.items()}
+        return cls(counted, defects)
 
     async def close(self) -> None:
         for counted in self._pools.values():
@@ -146,31 +154,34 @@ class Database:
     @asynccontextmanager
     async def committing(self) -> AsyncIterator["Connection"]:
         """A connection reserved for commits, inside a transaction."""
-        with translated():
-            async with (
-                self._pools["commits"].connection() as connection,
-                connection.transaction(),
-            ):
+        counted = self._pools["commits"]
+        with translated(counted.pool.is_closing, self.defects.note):
+            async with counted.connection() as connection, connection.transaction():
                 yield connection
 
     @asynccontextmanager
     async def connection(self, purpose: Purpose) -> AsyncIterator["Connection"]:
         """One of the connections of that purpose. Raises what its quota says if none is free in
         time."""
-        with translated():
-            async with self._pools[purpose].connection() as connection:
+        counted = self._pools[purpose]
+        with translated(counted.pool.is_closing, self.defects.note):
+            async with counted.connection() as connection:
                 yield connection
+
+    def translated(self, connection: "Connection") -> AbstractContextManager[None]:
+        """For a statement whose failure does not end the use of the connection."""
+        return translated(partial(closed, connection), self.defects.note)
 
     def pools(self) -> dict[str, PoolUse]:
         """How the pools are used now, by their purpose."""
         return {purpose: counted.use() for purpose, counted in self._pools.items()}
 
 
-async def _pool(url: str, purpose: Purpose, quota: Quota, timeouts: StorageTimeouts) -> _Counted:
+async def _pool(url: str, purpose: Purpose, quota: Quota, timeouts: StorageTimeouts) -> "Pool":
     commits = purpose == "commits"
     # Nothing here changes a session's state, so the reset between two users of a connection, a
     # round trip each, is left out.
-    pool = await asyncpg.create_pool(
+    return await asyncpg.create_pool(
         url,
         min_size=int(commits),  # whose first one shows that the server is there
         max_size=quota.connections,
@@ -180,48 +191,7 @@ async def _pool(url: str, purpose: Purpose, quota: Quota, timeouts: StorageTimeo
         server_settings=COMMIT_SESSION if commits else SESSION,
         reset=_keep,
     )
-    return _Counted(pool, quota)
 
 
 async def _keep(connection: "Connection") -> None:
     """Do nothing on release."""
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """Turn driver errors into the ones the hub knows."""
-    try:
-        yield
-    except (
-        asyncpg.UniqueViolationError,
-        asyncpg.DeadlockDetectedError,
-        asyncpg.SerializationError,
-    ) as error:
-        raise LostRace(_said(error)) from error
-    except asyncpg.LockNotAvailableError as error:
-        raise Held(_said(error)) from error
-    except (
-        asyncpg.DataError,
-        asyncpg.IntegrityConstraintViolationError,
-        ValueError,  # a parameter that the driver could not encode
-    ) as error:
-        # The driver's own words may quote the value; they stay out of the log (P9).
-        constraint = getattr(error, "constraint_name", None)
-        raise BadData(" ".join(filter(None, [type(error).__name__, constraint]))) from None
-    except (
-        asyncpg.PostgresError,
-        asyncpg.InterfaceError,
-        asyncpg.InternalClientError,
-        OSError,
-        TimeoutError,
-    ) as error:
-        # Lost or refused connections, a server that starts, stops or is full, a statement that took
-        # too long: nothing that the events themselves could be blamed for.
-        raise Disconnected(f"{type(error).__name__}: {_said(error)}") from error
-
-
-def _said(error: Exception) -> str:
-    """For the log: without the DETAIL, in which Postgres quotes keys and rows (P9)."""
-    if isinstance(error, asyncpg.PostgresError) and error.args:
-        return str(error.args[0])
-    return str(error)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from hub.errors import HubError, StorageError
 from hub.outage import Outage
-from storage.postgres.database import Database, translated
+from storage.postgres.database import Database
 
 if TYPE_CHECKING:
     from storage.postgres.database import Connection
@@ -120,7 +120,7 @@ class Housekeeping:
     async def _delete(self, connection: "Connection", statement: str, kept_s: float) -> None:
         before = datetime.fromtimestamp(self._now(), UTC) - timedelta(seconds=kept_s)
         while True:
-            with translated():
+            with self._database.translated(connection):
                 done = await connection.execute(statement, before, ROWS_MAX)
             if int(done.rpartition(" ")[2]) < ROWS_MAX:
                 return

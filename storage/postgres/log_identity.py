@@ -6,11 +6,13 @@ events (`budget-hub new-log-id`) sequences are given again, and a migration may 
 carry.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import asyncpg
 
-from storage.postgres.database import SESSION, translated
+from storage.postgres.database import SESSION
+from storage.postgres.errors import closed, translated
 
 if TYPE_CHECKING:
     from storage.postgres.database import Connection
@@ -40,8 +42,9 @@ async def renew_log_id(database_url: str) -> str:
     with translated():
         connection = await asyncpg.connect(database_url, timeout=5)
         try:
-            await refuse_beside_nodes(connection)
-            log_id: str = await connection.fetchval(RENEW)
-            return log_id
+            with translated(partial(closed, connection)):
+                await refuse_beside_nodes(connection)
+                log_id: str = await connection.fetchval(RENEW)
+                return log_id
         finally:
             await connection.close()

@@ -7,12 +7,14 @@ and the step after it need all nodes stopped.
 
 import re
 from collections.abc import Callable
+from functools import partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, NamedTuple
 
 import asyncpg
 
 from storage.postgres.core.redigest import finish, redigest_all
+from storage.postgres.errors import closed, translated
 from storage.postgres.log_identity import refuse_beside_nodes
 
 if TYPE_CHECKING:
@@ -57,36 +59,40 @@ async def migrate(
 ) -> list[str]:
     """Bring the database up to date; return the names of what was applied.
 
-    `progress` gets how many budgets of how many have their new digest. Raises `NodesRunning`, and
-    `NotReplayable`; what was applied until then stays, and the next call goes on.
+    `progress` gets how many budgets of how many have their new digest. Raises `NodesRunning`,
+    `NotReplayable`, `Disconnected` and `StatementFailed`; what was applied until then stays, and
+    the next call goes on.
     """
     connection = await asyncpg.connect(database_url)
     try:
-        await connection.execute("SELECT pg_advisory_lock($1)", _LOCK_KEY)
-        await connection.execute("SET client_min_messages = warning")
-        await connection.execute(_CREATE)
-        applied = []
-        lacking = await pending(connection)
-        if REDIGEST in lacking:
-            await refuse_beside_nodes(connection)
-        for migration in lacking:
-            if migration == REDIGEST:
-                await redigest_all(connection, progress)
-            async with connection.transaction():
-                await (
-                    finish(connection)
-                    if migration == REDIGEST
-                    else connection.execute(migration.sql)
-                )
-                await connection.execute(
-                    "INSERT INTO migrations (number, name) VALUES ($1, $2)",
-                    migration.number,
-                    migration.name,
-                )
-            applied.append(migration.name)
-        return applied
+        with translated(partial(closed, connection)):
+            return await _apply(connection, progress)
     finally:
         await connection.close()  # also releases the advisory lock
+
+
+async def _apply(connection: "Connection", progress: Callable[[int, int], None]) -> list[str]:
+    await connection.execute("SELECT pg_advisory_lock($1)", _LOCK_KEY)
+    await connection.execute("SET client_min_messages = warning")
+    await connection.execute(_CREATE)
+    applied = []
+    lacking = await pending(connection)
+    if REDIGEST in lacking:
+        await refuse_beside_nodes(connection)
+    for migration in lacking:
+        if migration == REDIGEST:
+            await redigest_all(connection, progress)
+        async with connection.transaction():
+            await (
+                finish(connection) if migration == REDIGEST else connection.execute(migration.sql)
+            )
+            await connection.execute(
+                "INSERT INTO migrations (number, name) VALUES ($1, $2)",
+                migration.number,
+                migration.name,
+            )
+        applied.append(migration.name)
+    return applied
 
 
 async def pending(connection: "Connection") -> list[Migration]:

@@ -31,7 +31,7 @@ LEFT JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT md5('2:' || i.log_id || ':' || b.last_sequence || ':' || present.profiles) AS tag
     FROM log_identity i
-) ON true
+) tagged ON true
 WHERE b.id = $1
 """
 READ_SNAPSHOT = """
@@ -46,7 +46,7 @@ LEFT JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT md5('2:' || i.log_id || ':' || b.last_sequence || ':' || present.profiles) AS tag
     FROM log_identity i
-) ON true
+) tagged ON true
 LEFT JOIN LATERAL (
     SELECT
         b.id,
@@ -84,16 +84,16 @@ LEFT JOIN LATERAL (
     SELECT json_agg(c.dto ORDER BY c.last_sequence, c.created_sequence)::text AS categories
     FROM category_dtos c
     WHERE c.budget_id = b.id AND c.last_sequence > 0 AND c.last_sequence > $3
-) ON p.active AND NOT b.deleted
+) changed_categories ON p.active AND NOT b.deleted
 LEFT JOIN LATERAL (
     SELECT json_agg(e.dto ORDER BY e.last_sequence, e.created_sequence)::text AS expenses
     FROM expense_dtos e
     WHERE e.budget_id = b.id AND e.last_sequence > 0 AND e.last_sequence > $3
-) ON p.active AND NOT b.deleted
+) changed_expenses ON p.active AND NOT b.deleted
 LEFT JOIN LATERAL (
     SELECT json_agg(m.dto ORDER BY m.number)::text AS participants
     FROM participant_dtos m WHERE m.budget_id = b.id AND m.active
-) ON p.active AND NOT b.deleted AND EXISTS (
+) present ON p.active AND NOT b.deleted AND EXISTS (
     SELECT FROM participants m WHERE m.budget_id = b.id AND m.last_sequence > $3
 )
 WHERE b.id = $1
@@ -136,7 +136,7 @@ LEFT JOIN LATERAL (
         ORDER BY e.created_sequence
         LIMIT $4
     ) page
-) ON p.active AND NOT b.deleted
+) listed ON p.active AND NOT b.deleted
 WHERE b.id = $1
 """
 READ_CATEGORY = """

@@ -42,6 +42,7 @@ from tests.cluster import Cluster, Node, all_say, checked, token, until
 from tests.conftest import with_database
 from tests.device import Device, Json, budget_create, connect, expense_add, new_id
 from tests.full_disk import full_disk
+from tests.postgres import start as start_postgres
 from tests.predecessor import Unknown, check_out
 from tests.storm import (
     CONNECTION_LOST,
@@ -158,7 +159,7 @@ async def the_disk_is_full(here: "Site") -> None:
         budget_id = new_id()  # in which nobody else's events wait before its own
         here.budgets.append(budget_id)
         assert (await here.submitted(phone, budget_create(budget_id)))["status"] == "accepted"
-        async with full_disk(here.postgres, here.cluster.database_url):
+        async with full_disk(here.cluster.database_url):
             event, _ = await asyncio.gather(
                 here.refused(phone, budget_id), here.told(here.pace.failing_s, {COMMITS: BOTH})
             )
@@ -498,9 +499,7 @@ class Site:
 async def site(pace: Pace, folder: Path, old: dict[str, str]) -> AsyncIterator[Site]:
     """Two hubs of the version before this one, at work."""
     async with AsyncExitStack() as stack:
-        postgres = await asyncio.to_thread(
-            EmbeddedPostgres.start, folder, durable=False, settings={"autovacuum": "off"}
-        )
+        postgres = await asyncio.to_thread(start_postgres, folder, settings={"autovacuum": "off"})
         stack.callback(postgres.stop)
         redis = FragileRedis(folder)
         stack.callback(redis.close)

@@ -1,5 +1,5 @@
-"""Backup and restore as infra/README.md says, with Postgres' own programs out of the wheel; and
-devices that come back to a log which has lost events."""
+"""Backup and restore as infra/README.md says, with Postgres' own programs; and devices
+that come back to a log which has lost events."""
 
 import asyncio
 import os
@@ -21,6 +21,7 @@ from tests.cluster import POLL_S, REST_S, Cluster, Node
 from tests.conftest import with_database
 from tests.device import Json, Refused, budget_create, connect, expense_add, new_id
 from tests.history import submit
+from tests.postgres import program, start
 
 COUNT_CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1"
 
@@ -69,7 +70,7 @@ async def test_a_moment_between_two_events_is_restored(tmp_path: Path) -> None:
     # Its user may not enter the folders above, so all that it needs is beside its data.
     before, after = tmp_path / "before" / "postgres", tmp_path / "after" / "postgres"
     budget_id = new_id()
-    with EmbeddedPostgres.start(before.parent, durable=False, settings=kept) as postgres:
+    with start(before.parent, settings=kept) as postgres:
         (before / "archive").mkdir()
         give(before / "archive", like=before / "data")
         await migrate(postgres.url)
@@ -97,7 +98,7 @@ async def test_a_moment_between_two_events_is_restored(tmp_path: Path) -> None:
         "recovery_target_time": str(moment),
         "recovery_target_action": "promote",
     }
-    with EmbeddedPostgres.start(after.parent, durable=False, settings=recovery) as restored:
+    with start(after.parent, settings=recovery) as restored:
         code, said = await command(restored.url, "verify")
         assert (code, "1 budgets, 2 events, 0 differences" in said) == (0, True), said
         [verdict] = await write(restored.url, expense_add(budget_id, note="goes on"))
@@ -128,7 +129,7 @@ async def command(database_url: str, *arguments: str) -> tuple[int, str]:
 
 async def postgres_program(name: str, *arguments: str) -> None:
     done = await asyncio.create_subprocess_exec(
-        EmbeddedPostgres.program(name), *arguments, stderr=asyncio.subprocess.PIPE
+        program(name), *arguments, stderr=asyncio.subprocess.PIPE
     )
     _, said = await done.communicate()
     assert done.returncode == 0, said

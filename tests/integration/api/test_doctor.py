@@ -17,6 +17,7 @@ from storage.embedded.postgres import EmbeddedPostgres
 from storage.embedded.redis import EmbeddedRedis
 from tests.conftest import migrated, with_database
 from tests.google import PROJECT, Google, ask_at, encoded, running
+from tests.postgres import start as start_postgres
 
 SECRET = "the-doctor-must-never-say-this-aloud"
 
@@ -26,7 +27,7 @@ Doctor = Callable[..., Awaitable[list[Finding]]]
 @pytest.fixture(scope="module")
 def durable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
     """As people run it: with fsync."""
-    with EmbeddedPostgres.start(tmp_path_factory.mktemp("durable")) as postgres:
+    with start_postgres(tmp_path_factory.mktemp("durable"), durable=True) as postgres:
         yield postgres
 
 

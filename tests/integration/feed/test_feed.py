@@ -21,7 +21,7 @@ import pytest
 from api.http.verdicts import submitted
 from hub.budget.events import EVENTS_PER_FRAME_MAX, Joining, Leaving, parse_batch
 from hub.budget.records import BudgetId, UserId
-from hub.errors import Code, Disconnected
+from hub.errors import Code, Disconnected, StatementFailed
 from hub.feed import feed as feed_module, tail as tail_module
 from hub.feed.cursors import SubscriptionState
 from hub.feed.feed import Subscription
@@ -46,6 +46,9 @@ OTHER_NODE = b"n" * 16
 # Another one each night. A failure names its own: STORM_SEED repeats it.
 SEED = int(os.environ.get("STORM_SEED", random.randrange(2**32)))
 
+AWAY = Disconnected("no database")
+DEFECT = StatementFailed("42P01", "no table")
+
 Happening: TypeAlias = tuple[Any, ...]
 
 
@@ -58,24 +61,23 @@ class WatchedLog(PostgresLog):
         self.at_once_max = 0  # of the feeds
         self._at_once = 0
         self._halts: dict[UserId | None, Halt] = {}
-        self._losses: dict[UserId | None, int] = {}
+        self._losses: dict[UserId | None, list[Exception]] = {}
 
     def halt(self, user_id: UserId | None) -> "Halt":
         """The next read on his behalf has its answer, and waits with it."""
         halt = self._halts[user_id] = Halt()
         return halt
 
-    def lose(self, user_id: UserId | None, times: int = 1) -> None:
-        """So many reads on his behalf find no database."""
-        self._losses[user_id] = times
+    def lose(self, user_id: UserId | None, times: int = 1, error: Exception = AWAY) -> None:
+        """So many reads on his behalf fail."""
+        self._losses[user_id] = [error] * times
 
     async def page(
         self, budget_id: BudgetId, user_id: UserId | None, after: int, up_to: int, limit: int
     ) -> Page | None:
         self.reads.append(user_id)
-        if self._losses.get(user_id, 0):
-            self._losses[user_id] -= 1
-            raise Disconnected("no database")
+        if losses := self._losses.get(user_id):
+            raise losses.pop()
         self._at_once += user_id is None
         self.at_once_max = max(self.at_once_max, self._at_once)
         try:
@@ -522,14 +524,17 @@ async def test_p7_p8_a_gap_has_a_single_reader_however_much_is_offered(
     assert node.log.reads.count(None) <= 5  # as many pages
 
 
-async def test_p7_a_gap_is_filled_though_the_database_was_away(pair: tuple[Node, Node]) -> None:
+@pytest.mark.parametrize("error", [AWAY, DEFECT], ids=["away", "a defect"])
+async def test_p7_a_gap_is_filled_though_the_log_could_not_be_read(
+    pair: tuple[Node, Node], error: Exception
+) -> None:
     node, other = pair
     budget_id = await other.budget()
     follower = await node.live("ann", budget_id)
     frames: list[Frame] = []
     bus_of(other).carry = frames.append
     head = await other.spend(budget_id, 3)
-    node.log.lose(None, times=2)
+    node.log.lose(None, times=2, error=error)
     node.hub.feeds.received(frames[-1])
     await follower.reaches(head)
 
@@ -598,15 +603,16 @@ async def test_p8_who_lags_for_longer_catches_up_from_the_log(
     await follower.reaches(head)
 
 
-async def test_p8_catching_up_goes_on_after_the_database_was_away(
-    node: Node, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [AWAY, DEFECT], ids=["away", "a defect"])
+async def test_p8_catching_up_goes_on_after_the_log_could_not_be_read(
+    node: Node, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr(tail_module, "TAIL_BYTES_MAX", 0)
     budget_id = await node.budget("bob")
     follower = await node.live("bob", budget_id)
     follower.fill()
     head = await node.spend(budget_id, 2)
-    node.log.lose("bob", times=2)
+    node.log.lose("bob", times=2, error=error)
     follower.drain()
     await follower.reaches(head)
 
@@ -910,11 +916,18 @@ async def test_p9_who_may_not_follow_is_told_why_and_nothing_else(node: Node, kn
     assert node.hub.feeds.followers(budget_id) == known
 
 
-async def test_p10_a_database_that_is_away_is_told_as_such(node: Node) -> None:
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(AWAY, Code.UNAVAILABLE), (DEFECT, Code.INTERNAL_SERVER_ERROR)],
+    ids=["away", "a defect"],
+)
+async def test_p10_a_log_that_cannot_be_read_is_told_as_such(
+    node: Node, error: Exception, code: Code
+) -> None:
     budget_id = await node.budget()
-    node.log.lose("ann")
+    node.log.lose("ann", error=error)
     refused = node.follow("ann", budget_id)
-    assert await refused.ends() is Code.UNAVAILABLE
+    assert await refused.ends() is code
     follower = node.follow("ann", budget_id)
     await follower.reaches(1)
 

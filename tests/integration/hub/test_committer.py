@@ -12,7 +12,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Self
 
-import asyncpg
 import orjson
 import pytest
 from structlog.testing import capture_logs
@@ -23,11 +22,12 @@ from hub.budget.scalars import INTEGER_MAX
 from hub.budget.state import BudgetState, Want
 from hub.budget.verdicts import Verdict
 from hub.committer import Mode
-from hub.errors import BadData, Disconnected, Held, LostRace
+from hub.errors import Disconnected, LostRace
 from loadtest.proxy import Proxy
 from loadtest.replica import Replica
 from storage.postgres.core.event_log import PostgresLog, PostgresTransaction
-from storage.postgres.database import QUOTAS, Database, translated
+from storage.postgres.database import QUOTAS, Database
+from tests.full_disk import FILL, MAKE_ROOM
 from tests.patience import PATIENT
 from tests.racing import (
     AS_IN_SERVICE,
@@ -628,17 +628,7 @@ async def test_p10_while_postgres_has_no_room_events_are_unavailable_and_none_is
     node = await nodes(timeouts=HASTY)
     budget_id = await node.new_budget()
     lines = [expense(budget_id) for _ in range(5)]
-    await elsewhere.execute(
-        """
-        CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$
-        BEGIN
-            RAISE EXCEPTION 'could not extend file "base/1/2": No space left on device'
-                USING ERRCODE = 'disk_full', HINT = 'Check free disk space.';
-        END $$;
-        CREATE TRIGGER no_room BEFORE INSERT ON accepted_events
-        FOR EACH ROW EXECUTE FUNCTION no_room();
-        """
-    )
+    await elsewhere.execute(FILL)
     with capture_logs() as logs:
         refused = await node.told("ann", *lines, mode="each")
     assert outcomes(refused) == ["UNAVAILABLE"] * 5
@@ -647,7 +637,7 @@ async def test_p10_while_postgres_has_no_room_events_are_unavailable_and_none_is
     assert (given_up["event"], given_up["log_level"]) == ("commit given up", "warning")
     assert "No space left on device" in given_up["error"]
     assert len(await elsewhere.log(budget_id)) == 1
-    await elsewhere.execute("DROP TRIGGER no_room ON accepted_events")
+    await elsewhere.execute(MAKE_ROOM)
     node.committer._timeouts = PATIENT
     assert outcomes(await node.told("ann", *lines)) == ["accepted"] * 5
     assert len(await elsewhere.log(budget_id)) == 6
@@ -695,39 +685,6 @@ async def test_p4_races_that_never_end_are_busy(node: Node, elsewhere: Elsewhere
     node.log.before_commit = nothing
     await node.made("ann", line)
     assert len(await elsewhere.log(budget_id)) == 2
-
-
-@pytest.mark.parametrize(
-    ("error", "meaning"),
-    [
-        (asyncpg.UniqueViolationError, LostRace),
-        (asyncpg.DeadlockDetectedError, LostRace),
-        (asyncpg.SerializationError, LostRace),
-        (asyncpg.LockNotAvailableError, Held),
-        (asyncpg.CheckViolationError, BadData),
-        (asyncpg.ForeignKeyViolationError, BadData),
-        (asyncpg.NumericValueOutOfRangeError, BadData),
-        (asyncpg.CharacterNotInRepertoireError, BadData),
-        (ValueError, BadData),  # what the driver could not encode
-        (asyncpg.ConnectionDoesNotExistError, Disconnected),
-        (asyncpg.AdminShutdownError, Disconnected),
-        (asyncpg.CannotConnectNowError, Disconnected),
-        (asyncpg.TooManyConnectionsError, Disconnected),
-        (asyncpg.QueryCanceledError, Disconnected),
-        (asyncpg.IdleInTransactionSessionTimeoutError, Disconnected),
-        (asyncpg.DiskFullError, Disconnected),
-        (asyncpg.ReadOnlySQLTransactionError, Disconnected),
-        (asyncpg.InterfaceError, Disconnected),
-        (ConnectionResetError, Disconnected),
-        (TimeoutError, Disconnected),
-        (LostRace, LostRace),
-        (AssertionError, AssertionError),  # a defect stays one
-    ],
-)
-def test_what_a_driver_error_means(error: type[Exception], meaning: type[Exception]) -> None:
-    with pytest.raises(meaning) as raised, translated():
-        raise error("why")
-    assert type(raised.value) is meaning
 
 
 # Bounds.

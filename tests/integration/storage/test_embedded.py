@@ -114,6 +114,15 @@ def test_other_major_version_is_refused(data_dir: Path, postgres: EmbeddedPostgr
         version.write_text("18\n")
 
 
+def test_an_older_major_version_is_in_the_wheel_too(tmp_path: Path) -> None:
+    with EmbeddedPostgres.start(tmp_path, durable=False, major="16") as server:
+        assert str(query(server, "SHOW server_version")).startswith("16.")
+        assert query(server, "SHOW server_encoding") == "UTF8"
+        assert query(server, "SELECT 'B' < 'a' AND upper('é') = 'É'")  # as C.UTF-8 has it
+    with pytest.raises(EmbeddedError, match=r"Postgres 16.*Postgres 18.*export"):
+        EmbeddedPostgres.start(tmp_path)
+
+
 def test_failed_start_shows_the_log_and_leaves_nothing(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

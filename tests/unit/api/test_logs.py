@@ -11,8 +11,8 @@ import structlog
 
 from api.settings import Settings
 from api.telemetry.logs import configure
-from hub.errors import BadData, Disconnected, Held, LostRace
-from storage.postgres.database import translated
+from hub.errors import BadData, Held, LostRace, StatementFailed
+from storage.postgres.errors import translated
 
 SECRET = "the-secret-that-nobody-may-ever-read"
 SETTINGS: dict[str, Any] = {
@@ -69,6 +69,6 @@ def test_p9_settings_do_not_show_their_secrets() -> None:
 def test_p9_what_postgres_quotes_goes_no_further(error: asyncpg.PostgresError) -> None:
     error.detail = f"Key (email)=({SECRET}) already exists."
     assert SECRET in str(error)
-    with pytest.raises((LostRace, BadData, Held, Disconnected)) as raised, translated():
+    with pytest.raises((LostRace, BadData, Held, StatementFailed)) as raised, translated():
         raise error
     assert SECRET not in str(raised.value)

@@ -1,22 +1,21 @@
 """Which version was before this one, as histories of every shape tell it."""
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.predecessor import Unknown, check_out, older_release
+from tests.requirements import program
 
 MIGRATIONS = "storage/migrations"
-
-needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A repository with nothing in it."""
+    program("git", "git")
     root = tmp_path / "root"
     root.mkdir()
     git(root, "init", "--quiet", "--initial-branch=main")
@@ -39,7 +38,6 @@ def test_the_version_before_is_the_last_other_release(
     assert older_release(changelog, version) == expected
 
 
-@needs_git
 def test_a_release_is_the_commit_that_names_it(root: Path, tmp_path: Path) -> None:
     committed(root, "0.1.0.dev0", "## Unreleased\n", ["0001_initial.sql"])
     release = committed(root, "0.1.0", "## 0.1.0\n", [])
@@ -50,7 +48,6 @@ def test_a_release_is_the_commit_that_names_it(root: Path, tmp_path: Path) -> No
     assert names == ["0001_initial.sql"]
 
 
-@needs_git
 def test_without_a_release_it_is_the_commit_before_the_newest_migration(
     root: Path, tmp_path: Path
 ) -> None:
@@ -62,7 +59,6 @@ def test_without_a_release_it_is_the_commit_before_the_newest_migration(
     assert check_out(root, tmp_path / "uncommitted").commit == last
 
 
-@needs_git
 def test_where_history_does_not_tell_the_reason_is_said(root: Path, tmp_path: Path) -> None:
     with pytest.raises(Unknown, match="no git checkout"):
         check_out(tmp_path, tmp_path / "files")

@@ -970,6 +970,17 @@ def test_a_subscription_is_answered_under_its_id(bench: Bench, peer: Peer) -> No
     assert (error_of(refused), refused["id"]) == ("CURSOR_AHEAD", 5)
 
 
+def test_a_defect_closes_1011_so_that_the_client_comes_back(bench: Bench, peer: Peer) -> None:
+    peer.send(subscribe_frame(new_id()))
+    [subscription] = bench.hub.subscriptions
+    subscription.end()  # as the feed does before
+    subscription.follower.refused(Code.INTERNAL_SERVER_ERROR)
+    [frame] = peer.read()
+    assert error_of(frame) == "INTERNAL_SERVER_ERROR"
+    assert peer.close_code == 1011
+    assert_over(bench, peer)
+
+
 def test_subscribing_again_replaces_the_subscription(bench: Bench, peer: Peer) -> None:
     budget_id = new_id()
     peer.send(subscribe_frame(budget_id, 1, key=3))

@@ -3,7 +3,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -17,6 +16,7 @@ from api.telemetry.metrics import METRICS, table
 from tests import ROOT
 from tests.alerting import EVERY_S, Alert, alerts, runbook
 from tests.promql import Labels, Recording, Sample, firing, recorded, selected
+from tests.requirements import program
 from tests.troubles import ALERTS, HEALTHY_S, INTERVAL_S, RECORDED, TROUBLES
 
 DASHBOARD = ROOT / "infra" / "grafana" / "budget-hub.json"
@@ -31,6 +31,7 @@ RAISED = {
     "two-buses": {"BudgetHubSweeperBeatsBus", "BudgetHubDeliverySlow"},
     "postgres-stopped": {"BudgetHubCommitErrors", "BudgetHubLogUnreadable"},
     "pool-exhausted": {"BudgetHubPoolExhausted", "BudgetHubLogUnreadable"},
+    "schema-broken": {"BudgetHubStorageDefects"},
     "tokens-refused": {"BudgetHubTokensRefused"},
     "certificates-away": {"BudgetHubTokensUnverifiable"},
     "node-killed": {"BudgetHubDown"},
@@ -42,8 +43,6 @@ SECOND_ONLY = {
     "node-killed": "BudgetHubDown",
     "worker-hung": "BudgetHubWorkerSilent",
 }
-
-needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="there is no promtool")
 
 
 @cache
@@ -112,12 +111,10 @@ def test_recordings_hold_what_the_alerts_read(trouble: str) -> None:
     assert there == {name for alert in alerts() for name, _ in selected(alert.expression)}
 
 
-@needs_promtool
 def test_promtool_takes_the_rules() -> None:
     promtool("check", "rules", str(ALERTS))
 
 
-@needs_promtool
 @pytest.mark.parametrize("trouble", RAISED)
 def test_promtool_sees_the_same_alerts_at_the_end_of_each_recording(
     trouble: str, tmp_path: Path
@@ -156,7 +153,7 @@ def test_promtool_sees_the_same_alerts_at_the_end_of_each_recording(
 
 
 def promtool(*arguments: str) -> None:
-    command = ["promtool", *arguments]
+    command = [program("promtool", "prometheus"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
