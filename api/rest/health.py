@@ -1,6 +1,7 @@
 """`/healthz`: the process answers. `/readyz`: it can do its work (503 only without Postgres)."""
 
-from typing import Annotated, Literal, NamedTuple, NotRequired
+import asyncio
+from typing import Annotated, Literal, NotRequired
 
 from pydantic import Field
 from starlette.requests import Request
@@ -42,10 +43,12 @@ class Unready(TypedDict):
     postgres: Literal[False]
 
 
-class HealthRoutes(NamedTuple):
-    database: Database
-    bus: Bus | None
-    photos: Photos
+class HealthRoutes:
+    def __init__(self, database: Database, bus: Bus | None, photos: Photos) -> None:
+        self._database = database
+        self._bus = bus
+        self._photos = photos
+        self._asking: asyncio.Task[bool] | None = None
 
     def routes(self) -> list[Route]:
         return [Route("/healthz", self.alive), Route("/readyz", self.ready)]
@@ -56,18 +59,30 @@ class HealthRoutes(NamedTuple):
     async def ready(
         self, request: Request
     ) -> JsonResponse[Ready] | JsonResponse[Unready, Literal[503]]:
-        try:
-            async with self.database.connection("watch") as connection:
-                await connection.fetchval("SELECT 1")
-        except Disconnected:
+        if not await self._postgres_answers():
             unready: JsonResponse[Unready, Literal[503]]
             unready = respond({"status": "unavailable", "postgres": False}, 503)
             return unready
-        deaf = self.bus is not None and not self.bus.connected
-        defects = self.database.defects.recent()
-        degraded = deaf or not self.photos.up or defects
+        deaf = self._bus is not None and not self._bus.connected
+        defects = self._database.defects.recent()
+        degraded = deaf or not self._photos.up or defects
         said: Ready = {"status": "degraded" if degraded else "ok", "postgres": True}
         if defects:
             said["defects"] = defects
         ready: JsonResponse[Ready] = respond(said)
         return ready
+
+    async def _postgres_answers(self) -> bool:
+        """Probes that come while it is asked share the question. Anybody may send any number of
+        them, and the sweeper needs the same few connections."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+        return await asyncio.shield(self._asking)
+
+    async def _ask(self) -> bool:
+        try:
+            async with self._database.connection("watch") as connection:
+                await connection.fetchval("SELECT 1")
+        except Disconnected:
+            return False
+        return True
