@@ -271,7 +271,17 @@ async def test_a_defect_on_a_real_node_shows_nothing(cluster: Cluster, tmp_path:
             assert (await rest.get(path)).status_code == 200
             await database.execute("ALTER VIEW category_dtos RENAME TO kept")
             try:
+                refused_by_postgres = await rest.get(path, headers={"X-Request-Id": "refused-1"})
+                # What a full disk says, wherever it is met.
+                await database.execute(
+                    "CREATE FUNCTION full_disk() RETURNS boolean LANGUAGE plpgsql AS"
+                    " $$BEGIN RAISE disk_full; END$$"
+                )
+                await database.execute(
+                    "CREATE VIEW category_dtos AS SELECT * FROM kept WHERE full_disk()"
+                )
                 unavailable = await rest.get(path, headers={"X-Request-Id": "unavailable-1"})
+                await database.execute("DROP VIEW category_dtos")
                 await database.execute(
                     "CREATE VIEW category_dtos AS SELECT * FROM kept"
                     " WHERE 1 / (last_sequence - last_sequence) = 1"
@@ -286,14 +296,21 @@ async def test_a_defect_on_a_real_node_shows_nothing(cluster: Cluster, tmp_path:
         await database.close()
     refused(unavailable, 503, "UNAVAILABLE")
     refused(failed, 500, "INTERNAL_SERVER_ERROR")
-    for response in (unavailable, failed):
+    refused(refused_by_postgres, 500, "INTERNAL_SERVER_ERROR")
+    for response in (unavailable, failed, refused_by_postgres):
         is_of_the_one_shape(response)
         assert "category_dtos" not in response.text
         assert all(name in response.headers for name in SECURITY_HEADERS)
-    for request_id, level in (("unavailable-1", "warning"), ("failed-1", "error")):
-        [line] = [line for line in node.log() if line.get("request_id") == request_id]
+    for request_id, level in (
+        ("unavailable-1", "warning"),
+        ("failed-1", "error"),
+        ("refused-1", "warning"),  # its traceback stands in a line of its own
+    ):
+        *before, line = [line for line in node.log() if line.get("request_id") == request_id]
         assert (line["event"], line["level"]) == ("request failed", level)
         assert line["route"] == "/budgets/{budget_id}/categories"
+        told = [each["event"] for each in before]
+        assert told == (["statement failed"] if request_id == "refused-1" else [])
 
 
 # Request ids and the log

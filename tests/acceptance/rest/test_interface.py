@@ -43,6 +43,7 @@ from tests.device import (
 )
 from tests.documented import Documented, resolve, texts
 from tests.fuzz import explore, fuzz
+from tests.raw_http import connected
 
 IN_TROUBLE = {
     Code.BUSY,
@@ -311,7 +312,8 @@ async def test_documented_errors_are_those_that_the_hub_gives(
     documented_codes = {
         (name, code)
         for name in asked.operations
-        for code in asked.codes(name) - {each.name for each in (*IN_TROUBLE, *OF_GUARD)}
+        for code in asked.codes(name)
+        - {each.name for each in (*IN_TROUBLE, *OF_GUARD, Code.QUOTA_EXCEEDED)}
     }
     # A store takes no more than was announced; what it takes all the same is looked at again.
     unmet = {(name, Code.PHOTO_TOO_BIG.name) for name in ("confirmPhoto", "confirmPhotoLegacy")}
@@ -339,6 +341,23 @@ async def test_what_the_guard_answers_is_documented_for_all_that_it_guards(
                     else:
                         assert response.status_code == 200
     assert asked.operations.keys() - guarded == {"isAlive", "isReady", "readMetrics"}
+
+
+async def test_an_address_with_too_many_connections_is_told_so_on_all_paths_but_probes(
+    documented: Documented, cluster: Cluster, tmp_path: Path
+) -> None:
+    asked = Documented(documented.openapi, documented.asyncapi)
+    async with checked(Cluster(tmp_path, cluster.database_url, None)) as alone:
+        node = await alone.start(CONNECTIONS_PER_ADDRESS="1")
+        async with connected(node.url):
+            for name, (method, path, operation) in asked.operations.items():
+                async with node.rest() as rest:
+                    response = await rest.request(method, path)
+                asked.check_answer(name, response)
+                if operation["security"]:
+                    assert response.json()["error"]["message"] == Code.QUOTA_EXCEEDED.name
+                else:
+                    assert response.status_code == 200
 
 
 async def test_open_routes_need_no_token(documented: Documented, nobody: AsyncClient) -> None:
