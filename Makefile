@@ -8,8 +8,8 @@ SCANNER ?= $(TOOLS)/checkov
 # Of the fault tests: another one each time. One that is given repeats its schedule.
 STORM_SEED ?= $(shell date +%s)
 
-# Of Postgres besides 18, on which `make test` runs: what is promised is 15 or newer. All that reads or
-# writes, and of what a user sees as much as asks all of it once.
+# The hub promises Postgres 15 or newer, and `make test` runs on 18. On these run the tests of storage,
+# and a few of acceptance that use every statement of REST and sockets.
 POSTGRES_MAJORS := 15 16
 POSTGRES_TESTS := $(addprefix tests/integration/storage/test_,distribution.py housekeeping.py \
 	statements.py transfer.py verify.py) $(addprefix tests/acceptance/,rest/test_golden.py \

@@ -97,7 +97,7 @@ class Places:
 
     def take(self, thing: object, holder: str) -> bool:
         """Count the thing; return whether there was a place. A thing that has one keeps it."""
-        if thing in self._holders:
+        if not self._most or thing in self._holders:
             return True
         if not self.left(holder):
             return False

@@ -27,6 +27,7 @@ from loadtest.process import (
     Process,
     until,
 )
+from tests.device import budget_create, new_id
 
 __all__ = ["POLL_S", "PROGRAM", "Process", "until"]  # for tests, as if they were from here
 
@@ -51,6 +52,14 @@ class Node(Hub):
         return httpx2.AsyncClient(
             base_url=self.url, headers=headers, trust_env=False, timeout=REST_S, verify=_TLS
         )
+
+    async def new_budget(self, token: str) -> str:
+        """The id of a budget that the token's user has just made: its log has one event."""
+        budget_id = new_id()
+        async with self.rest(token) as rest:
+            answer = await rest.post("/events", json={"events": [budget_create(budget_id)]})
+            assert answer.status_code == 200, answer.text
+        return budget_id
 
 
 class Cluster:

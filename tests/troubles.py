@@ -13,10 +13,18 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import asyncpg
 import httpx2
@@ -27,6 +35,7 @@ from websockets.exceptions import WebSocketException
 from loadtest.cluster import FragileRedis
 from loadtest.proxy import Proxy
 from storage.embedded.postgres import EmbeddedPostgres
+from storage.postgres.database import CONNECTIONS_MAX
 from tests import ROOT
 from tests.cluster import PROGRAM, Cluster, Node, family
 from tests.conftest import migrated
@@ -167,16 +176,34 @@ async def postgres_stopped(place: Place) -> AsyncIterator[Trouble]:
         postgres.stop()
 
 
+class Administered(NamedTuple):
+    """Two nodes, whose database somebody is connected to. `run` keeps a client at work until the
+    end."""
+
+    cluster: Cluster
+    nodes: list[Node]
+    admin: "asyncpg.Connection[asyncpg.Record]"
+    run: Callable[[Coroutine[Any, Any, None]], None]
+
+
 @asynccontextmanager
-async def pool_exhausted(place: Place) -> AsyncIterator[Trouble]:
-    """Somebody holds a lock on a table, and whoever reads it keeps his connection waiting."""
+async def administered(place: Place) -> AsyncIterator[Administered]:
     async with pair(place) as (cluster, _), AsyncExitStack() as stack:
         nodes = await cluster.start_some(2)
         admin = await asyncpg.connect(cluster.database_url)
         stack.push_async_callback(admin.close)
         clients = await stack.enter_async_context(asyncio.TaskGroup())
-        reading: list[asyncio.Task[None]] = []
-        stack.callback(lambda: [task.cancel() for task in reading])
+        running: list[asyncio.Task[None]] = []
+        stack.callback(lambda: [task.cancel() for task in running])
+        yield Administered(
+            cluster, nodes, admin, lambda work: running.append(clients.create_task(work))
+        )
+
+
+@asynccontextmanager
+async def pool_exhausted(place: Place) -> AsyncIterator[Trouble]:
+    """Somebody holds a lock on a table, and each request that reads it keeps its connection."""
+    async with administered(place) as (cluster, nodes, admin, run):
 
         async def read_profiles() -> None:
             async with nodes[0].rest(cluster.token("ada")) as rest:
@@ -186,7 +213,8 @@ async def pool_exhausted(place: Place) -> AsyncIterator[Trouble]:
         async def lock() -> None:
             await admin.execute("BEGIN")
             await admin.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
-            reading.extend(clients.create_task(read_profiles()) for _ in range(25))
+            for _ in range(25):
+                run(read_profiles())
 
         async with traffic(cluster, nodes):
             yield Trouble(nodes, lock)
@@ -194,14 +222,8 @@ async def pool_exhausted(place: Place) -> AsyncIterator[Trouble]:
 
 @asynccontextmanager
 async def schema_broken(place: Place) -> AsyncIterator[Trouble]:
-    """A table is not there, and who asks for what is in it is answered 500."""
-    async with pair(place) as (cluster, _), AsyncExitStack() as stack:
-        nodes = await cluster.start_some(2)
-        admin = await asyncpg.connect(cluster.database_url)
-        stack.push_async_callback(admin.close)
-        clients = await stack.enter_async_context(asyncio.TaskGroup())
-        reading: list[asyncio.Task[None]] = []
-        stack.callback(lambda: [task.cancel() for task in reading])
+    """A table is not there, and requests for what is in it are answered 500."""
+    async with administered(place) as (cluster, nodes, admin, run):
 
         async def read_profiles(node: Node) -> None:
             async with node.rest(cluster.token("ada")) as rest:
@@ -211,7 +233,8 @@ async def schema_broken(place: Place) -> AsyncIterator[Trouble]:
 
         async def rename() -> None:
             await admin.execute("ALTER TABLE users RENAME TO people")
-            reading.extend(clients.create_task(read_profiles(node)) for node in nodes)
+            for node in nodes:
+                run(read_profiles(node))
 
         async with traffic(cluster, nodes):
             yield Trouble(nodes, rename)
@@ -456,7 +479,9 @@ def words(values: Sequence[float | None]) -> Iterator[str]:
 async def main(names: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="troubles-") as folder:
         postgres_folder = Path(folder) / "postgres"
-        with EmbeddedPostgres.start(postgres_folder, durable=False) as postgres:
+        # Of each trouble two nodes, with every connection that their pools may have, and some more.
+        settings = {"max_connections": str(2 * (CONNECTIONS_MAX + 5) * len(names))}
+        with EmbeddedPostgres.start(postgres_folder, durable=False, settings=settings) as postgres:
             begin_s = time.monotonic() + 20 + 5 * len(names)
             async with asyncio.TaskGroup() as all_at_once:
                 for name in names:

@@ -23,13 +23,12 @@ STYLE = Path(__file__).with_name("page.css")
 
 def files() -> Iterator[tuple[Path, bytes]]:
     """Path and content of each."""
-    folder = FOLDER
     rest = openapi(version("budget-hub"), examples().calls)
     socket = asyncapi(version("budget-hub"), examples().sent)
-    yield folder / "openapi.json", _text(rest)
-    yield folder / "asyncapi.json", _text(socket)
-    yield folder / "postman.json", _text(postman(rest))
-    yield folder / "docs.html", page(rest, socket, STYLE.read_text()).encode()
+    yield FOLDER / "openapi.json", _text(rest)
+    yield FOLDER / "asyncapi.json", _text(socket)
+    yield FOLDER / "postman.json", _text(postman(rest))
+    yield FOLDER / "docs.html", page(rest, socket, STYLE.read_text()).encode()
 
 
 def _text(document: Json) -> bytes:

@@ -4,6 +4,7 @@ has written, as they are."""
 import gzip
 import re
 from base64 import b64encode
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -65,6 +66,7 @@ def _read(path: Path) -> tuple[bytes, bytes]:
     return text, gzip.compress(text)
 
 
+@lru_cache(maxsize=1)
 def policy(page: bytes) -> str:
     """The edge's own, and the one style that stands on the page."""
     style = re.search(b"<style>(.*?)</style>", page, re.DOTALL)

@@ -144,9 +144,6 @@ class HttpProtocol(HttpToolsProtocol):
         if not self._idle() or self.pipeline:
             self._refuse(Code.BAD_REQUEST)  # its response would get in between the socket's frames
             return
-        if not self._has_place():
-            self._refuse(Code.QUOTA_EXCEEDED)
-            return
         self._expected = ""
         self._watch()
         super().handle_websocket_upgrade()

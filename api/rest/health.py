@@ -29,8 +29,8 @@ class Ready(TypedDict):
         Annotated[
             list[str],
             Field(
-                description="SQLSTATEs of statements that Postgres refused in the last five"
-                " minutes, for reasons that are none of the hub's: what needs them does not work"
+                description="SQLSTATEs with which Postgres refused statements in the last five"
+                " minutes, if the hub does not know the reason: what needs them fails"
             ),
         ]
     ]

@@ -8,8 +8,8 @@ Registration comes first, then, in statements begun after it, the check of membe
 of the log; so an event is either in what is read or offered to the feed afterwards, never lost
 between the two.
 
-A read that fails, were it of a defect, is tried again for those who follow: they keep their place
-and miss nothing. Who is about to follow is refused, and comes again.
+For live subscriptions a read that fails is tried again, also when a defect is the cause: they keep
+their place and miss nothing. A new subscription is refused, and its client tries again.
 """
 
 import asyncio

@@ -14,7 +14,6 @@ import pytest
 
 from api.http.protocol import HEAD_BYTES_MAX
 from tests.cluster import Cluster, Node, eventually
-from tests.device import budget_create, new_id
 from tests.proxies import nginx
 from tests.raw_http import Peer, connected
 
@@ -129,18 +128,21 @@ async def test_a_socket_with_a_body_is_refused_and_the_connection_ends(
     assert await peer.ended() == b""
 
 
+async def a_poll(cluster: Cluster, node: Node, wait_s: int) -> bytes:
+    """A request that is answered after so many seconds."""
+    token = cluster.token("ann")
+    budget_id = await node.new_budget(token)
+    return (
+        f"GET /events?budgetId={budget_id}&key=1&wait={wait_s} HTTP/1.1\r\nHost: hub\r\n"
+        f"Authorization: Bearer {token}\r\n\r\n"
+    ).encode()
+
+
 async def test_a_socket_does_not_begin_while_an_answer_is_due(cluster: Cluster, node: Node) -> None:
     """It would stand in between the socket's frames."""
-    budget_id, token = new_id(), cluster.token("ann")
-    async with node.rest(token) as rest:
-        answer = await rest.post("/events", json={"events": [budget_create(budget_id)]})
-        assert answer.status_code == 200
-    poll = (
-        f"GET /events?budgetId={budget_id}&key=1&wait=1 HTTP/1.1\r\nHost: hub\r\n"
-        f"Authorization: Bearer {token}\r\n\r\n"
-    )
+    poll = await a_poll(cluster, node, wait_s=1)
     async with connected(node.url) as peer:
-        peer.writer.write(poll.encode() + SOCKET + b"\r\n")
+        peer.writer.write(poll + SOCKET + b"\r\n")
         status, _ = await peer.answer()
         assert status == 200
         assert await peer.ended() == b""
@@ -150,17 +152,10 @@ async def test_a_body_that_never_comes_is_no_answer_to_the_request_before(
     cluster: Cluster, node: Node
 ) -> None:
     """Its 408 would be taken for it."""
-    budget_id, token = new_id(), cluster.token("ann")
-    async with node.rest(token) as rest:
-        answer = await rest.post("/events", json={"events": [budget_create(budget_id)]})
-        assert answer.status_code == 200
-    poll = (
-        f"GET /events?budgetId={budget_id}&key=1&wait=60 HTTP/1.1\r\nHost: hub\r\n"
-        f"Authorization: Bearer {token}\r\n\r\n"
-    )
+    poll = await a_poll(cluster, node, wait_s=60)
     async with connected(node.url) as peer:
         broken = post(b"", b"{", chunked=True).replace(b"0\r\n\r\n", b"no chunk at all\r\n")
-        peer.writer.write(poll.encode() + broken)
+        peer.writer.write(poll + broken)
         assert await peer.ended() == b""
 
     async def over() -> bool:
@@ -176,16 +171,9 @@ async def test_behind_nginx_nobody_gets_the_answer_of_another(
 ) -> None:
     """nginx shares its connections to the hub; a body that is a request makes one answer too many,
     which the next to use the connection gets."""
-    budget_id, mallory = new_id(), cluster.token("mallory")
-    async with node.rest(mallory) as rest:
-        answer = await rest.post("/events", json={"events": [budget_create(budget_id)]})
-        assert answer.status_code == 200
-    hidden = (
-        f"GET /events?budgetId={budget_id}&key=1&wait=1 HTTP/1.1\r\nHost: hub\r\n"
-        f"Authorization: Bearer {mallory}\r\n\r\n"
-    )
+    hidden = await a_poll(cluster, node, wait_s=1)
     # So long that it comes in more than one piece: a proxy passes the first one on at once.
-    body = b"\r\n" * 60_000 + hidden.encode()
+    body = b"\r\n" * 60_000 + hidden
     async with (
         nginx(tmp_path, node.url) as url,
         httpx2.AsyncClient(base_url=url, trust_env=False) as anybody,

@@ -16,7 +16,7 @@ from hub.frames.websocket import UNSIGNED_FRAME_BYTES_MAX
 from hub.limits import UNSIGNED_FRAMES_AT_ONCE, UNSIGNED_FRAMES_PER_S
 from hub.session import AUTH_S
 from tests.cluster import BUSY_S, Cluster, Node, eventually
-from tests.device import budget_create, connect, new_id, open_device
+from tests.device import connect, open_device
 from tests.event_stream import streaming
 from tests.masked import masked
 from tests.raw_http import Peer, connected
@@ -42,14 +42,6 @@ def token(cluster: Cluster) -> str:
     return cluster.token(f"user-{next(_users)}")
 
 
-async def a_budget(node: Node, token: str) -> str:
-    budget_id = new_id()
-    async with node.rest(token) as rest:
-        answer = await rest.post("/events", json={"events": [budget_create(budget_id)]})
-        assert answer.status_code == 200
-    return budget_id
-
-
 # One user
 
 
@@ -57,7 +49,7 @@ async def test_p20_a_user_has_so_many_connections_of_all_kinds(
     cluster: Cluster, token: str
 ) -> None:
     node = await cluster.start(CONNECTIONS_PER_USER=str(USER_MAX))
-    budget_id = await a_budget(node, token)
+    budget_id = await node.new_budget(token)
     other = cluster.token("somebody-else")
     async with AsyncExitStack() as held:
         await held.enter_async_context(connect(node.url, token))
@@ -114,10 +106,14 @@ async def test_p20_an_address_has_so_many_connections(cluster: Cluster) -> None:
             head = await probe.reader.readuntil(b"\r\n\r\n")
             assert b" 200 " in head
             await probe.ended()  # they keep no connection
-        for request in (GET % b"/errors" + b"\r\n", SOCKET + b"\r\n", b"no HTTP at all\r\n\r\n"):
+        for request, answer in (
+            (GET % b"/errors" + b"\r\n", QUOTA),
+            (SOCKET + b"\r\n", QUOTA),
+            (b"no HTTP at all\r\n\r\n", (400, "BAD_REQUEST")),
+        ):
             asking = await peer()
             asking.writer.write(request)
-            assert await asking.answer() in (QUOTA, (400, "BAD_REQUEST"))
+            assert await asking.answer() == answer
             assert await asking.ended() == b""
         silent = await peer()
         assert await silent.ended() == b""
@@ -136,7 +132,7 @@ async def test_p20_behind_proxies_an_address_is_who_asked_the_proxy(
 ) -> None:
     """A proxy has one connection for the requests of many."""
     node = await cluster.start(TRUSTED_PROXIES="1", CONNECTIONS_PER_ADDRESS="2")
-    budget_id = await a_budget(node, token)
+    budget_id = await node.new_budget(token)
     poll = (
         GET % f"/events?budgetId={budget_id}&key=1&wait=60".encode()
         + f"Authorization: Bearer {token}\r\n".encode()

@@ -1,5 +1,5 @@
 """What each error of Postgres and its driver means: what may be tried again is a closed list, and
-everything else a defect, which is told with its traceback and without what Postgres quotes (P9)."""
+everything else a defect. The log has its traceback, and nothing that Postgres quotes (P9)."""
 
 import traceback
 from collections.abc import Iterator
