@@ -30,7 +30,8 @@ RAISED = {
     "node-deaf": {"BudgetHubNodeDeaf", "BudgetHubDeliverySlow", "BudgetHubSweeperBeatsBus"},
     "two-buses": {"BudgetHubSweeperBeatsBus", "BudgetHubDeliverySlow"},
     "postgres-stopped": {"BudgetHubCommitErrors", "BudgetHubLogUnreadable"},
-    "pool-exhausted": {"BudgetHubPoolExhausted", "BudgetHubLogUnreadable"},
+    # That of requests; the sweeper has connections of its own.
+    "pool-exhausted": {"BudgetHubPoolExhausted"},
     "schema-broken": {"BudgetHubStorageDefects"},
     "tokens-refused": {"BudgetHubTokensRefused"},
     "certificates-away": {"BudgetHubTokensUnverifiable"},
