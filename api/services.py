@@ -101,6 +101,7 @@ async def open_services(
             now_ms=now_ms,
             jitter=random.random,
             rates=rates,
+            quotas=settings.quotas(),
             connections_per_user=settings.connections_per_user,
             tracer=tracer,
             timeouts=timeouts,

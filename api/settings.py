@@ -19,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from hub.budget.state import Quotas
+
 AUTH_SECRET_BYTES_MIN = 32
 API_KEY_LENGTH_MIN = 16
 
@@ -184,6 +186,20 @@ class Settings(BaseModel):
     max_participants: Annotated[
         int, Field(ge=1, description="Of one budget, its owner included")
     ] = 10
+    budgets_per_user: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="In how many budgets one user may take part; ten times as many with those"
+            " they left and those that were deleted",
+        ),
+    ] = 200
+    records_per_budget: Annotated[
+        int, Field(ge=1, description="Categories and expenses of one budget, deleted ones too")
+    ] = 200_000
+    log_mb_per_budget: Annotated[
+        int, Field(ge=1, description="MiB of one budget's log; then it takes deletions only")
+    ] = 500
     s3_bucket: Annotated[
         str | None,
         Field(
@@ -340,6 +356,11 @@ class Settings(BaseModel):
                 default = "absent"
             lines.append(f"| `{name.upper()}` | {default} | {field.description} |")
         return "\n".join(lines) + "\n"
+
+    def quotas(self) -> Quotas:
+        return Quotas(
+            self.budgets_per_user, self.records_per_budget, self.log_mb_per_budget * 1024 * 1024
+        )
 
     def auth_secrets(self) -> list[bytes]:
         """The first one signs, all of them verify."""

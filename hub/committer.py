@@ -37,8 +37,8 @@ import structlog
 
 from hub.budget.events import Invalid, Submitted
 from hub.budget.records import BudgetId, UserId
-from hub.budget.rules import decide, rejected
-from hub.budget.state import BudgetState, Change, LogRow, Want
+from hub.budget.rules import QUOTAS, decide, rejected
+from hub.budget.state import BudgetState, Change, LogRow, Quotas, Want
 from hub.budget.verdicts import Verdict
 from hub.errors import BadData, Code, Disconnected, Held, LostRace
 from hub.measures import Measures
@@ -177,6 +177,7 @@ class Committer:
         now_ms: Callable[[], int],
         jitter: Callable[[], float],
         lanes: int = LANES,
+        quotas: Quotas = QUOTAS,
         measures: Measures | None = None,
         trail: Trail | None = None,
         timeouts: Timeouts = TIMEOUTS,
@@ -186,6 +187,7 @@ class Committer:
         self._trail = trail or Trail()
         self._timeouts = timeouts
         self._now_ms = now_ms
+        self._quotas = quotas
         self._jitter = jitter  # a random number from 0 to 1
         self._measures = measures or Measures()
         self._lanes_free = lanes
@@ -445,7 +447,7 @@ class Committer:
                 continue
             for event in submission.events[start:stop]:
                 state = nothing if type(event) is Invalid else states[event.budget_id]
-                outcome = decide(state, submission.actor, event, now_ms)
+                outcome = decide(state, submission.actor, event, now_ms, self._quotas)
                 if isinstance(outcome, Change):
                     state.apply(outcome)
                     verdict = outcome.verdict()

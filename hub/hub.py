@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import structlog
 
 from hub.budget.records import UserId
+from hub.budget.rules import QUOTAS
+from hub.budget.state import Quotas
 from hub.committer import Committer
 from hub.errors import Code, HubError
 from hub.feed.feeds import Feeds
@@ -70,6 +72,7 @@ class Hub:
         now_ms: Callable[[], int],
         jitter: Callable[[], float],
         rates: Rates,
+        quotas: Quotas = QUOTAS,
         connections_per_user: int = 0,
         tracer: Tracer | None = None,
         timeouts: Timeouts = TIMEOUTS,
@@ -98,6 +101,7 @@ class Hub:
             self.feeds.publish,
             now_ms=now_ms,
             jitter=jitter,
+            quotas=quotas,
             measures=self.measures,
             trail=trail,
             timeouts=timeouts,

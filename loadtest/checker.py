@@ -233,8 +233,12 @@ class _Check:
             self._fail("members", f"about two at once: {event}", key)
         if key in self._history.sent:
             self._fail("members", f"a device could send {event}", key)
-        if log.takes_part(user_id) == (event["eventType"] == "participant.add"):
-            self._fail("members", f"{user_id} takes part: {log.takes_part(user_id)}", key)
+        joins, takes_part = event["eventType"] == "participant.add", log.takes_part(user_id)
+        left = not joins and not takes_part and user_id in log.turns
+        if left and event["actorId"] == log.owner:
+            return  # removed by the owner, so that they stay out
+        if takes_part == joins:
+            self._fail("members", f"{user_id} takes part: {takes_part}", key)
         log.turns.setdefault(user_id, []).append(event["sequence"])
         log.owner = event.get("owner", log.owner)
 

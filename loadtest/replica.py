@@ -151,6 +151,8 @@ class Replica:
     def _member(self, verb: str, event: Mapping[str, Any]) -> None:
         participant = event["participant"]
         user_id = participant["userId"]
+        if verb == "remove" and user_id not in self.members and event["actorId"] != user_id:
+            return  # they had left before: only the way back is barred now
         if (verb == "add") == (user_id in self.members):
             raise Diverged(f"{_named(event)} and {user_id} does or does not take part before")
         owner_id = event.get("owner")

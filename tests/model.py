@@ -164,7 +164,7 @@ class Model:
             return "NOT_OWNER"
         if user not in book.members:
             return "PARTICIPANT_NOT_EXISTS"
-        if user not in book.active:
+        if user not in book.active and (user == actor or book.members[user]["removed"]):
             return "ALREADY_LEFT"
         alone = book.active == [user]
         return None if alone or user != book.owner else "OWNER_CANNOT_LEAVE"

@@ -96,12 +96,14 @@ class Record(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """A budget: its own record, who owns it, and how far its log is."""
+    """A budget: its own record, who owns it, how far its log is, and what it uses of its quotas."""
 
     record: Record
     owner_id: UserId
     last_sequence: int  # the head of the budget's log
     digest: int
+    record_count: int = 0  # categories, expenses, …; tombstones too
+    log_bytes: int = 0  # of the events in the log, and of the records that their verdicts hold
 
     @property
     def deleted(self) -> bool:

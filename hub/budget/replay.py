@@ -15,7 +15,7 @@ for `hub.budget.rules`.
 | … of a category      | its live expenses too: version +1, the event's sequence and `when`      |
 | `budget.create`      | its actor takes part and owns the budget                                |
 | `participant.add`    | the user takes part (again)                                             |
-| `participant.remove` | they do no longer                                                       |
+| `participant.remove` | they do no longer; of who had left by themselves the owner says so too  |
 | … either             | `owner`, where it is named, owns the budget from now on                 |
 
 Membership events change no record. The digest counts who takes part, with their role.
@@ -166,7 +166,9 @@ class Replica:
         _check(event, "participant.budgetId", self.budget_id, participant["budgetId"])
         active = _MEMBERSHIP[event["eventType"]]
         before = self.members.get(user_id)
-        _check(event, "takes part before", not active, before is not None and before.active)
+        removed = not active and event["actorId"] != user_id
+        if before is None or not removed:
+            _check(event, "takes part before", not active, before is not None and before.active)
         self._put_member(user_id, Member(active, participant["joinedAt"]))
         if event.get("owner") is not None:
             owner = self.members.get(event["owner"])

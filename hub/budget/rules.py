@@ -20,6 +20,7 @@ The first check that fails decides (design 3.1):
                                category that does not or that is deleted: `*_NOT_EXISTS`.
   7. version                   not the current one, or the record is a tombstone: `conflict` with
                                the record as it is now (P5). A version ahead of ours is stale too.
+  8. quota                     what would be accepted and is too much: `QUOTA_EXCEEDED`.
 
 Membership has no versions. A budget is entered by an invite that is valid, or by its bare id while
 link sharing is on; after a removal by the owner it takes an invite that was made later:
@@ -33,9 +34,21 @@ link sharing is on; after a removal by the owner it takes an invite that was mad
 |                        |                         | that ran out is told so: `INVITE_NOT_VALID`   |
 | off, has left          | in                      | `NOT_PARTICIPANT`                             |
 
-and a full budget is `PARTICIPANT_LIMIT_REACHED`. Removing twice is `ALREADY_LEFT`, and a stranger
-cannot be removed: `PARTICIPANT_NOT_EXISTS`. While others take part the owner stays:
+and a full budget is `PARTICIPANT_LIMIT_REACHED`. The owner removes also who has just left, or their
+leaving would be a way round the removal; only removing twice is `ALREADY_LEFT`. A stranger cannot
+be removed: `PARTICIPANT_NOT_EXISTS`. While others take part the owner stays:
 `OWNER_CANNOT_LEAVE`; only when their account is closed the budget passes to the first who joined.
+
+A quota (`hub.budget.state.Quotas`) refuses only what adds to the thing it counts. Who has reached
+one can always delete, leave and remove:
+
+| quota       | refuses                    | what it counts                                       |
+|-------------|----------------------------|------------------------------------------------------|
+| `budgets`   | `budget.create`, joining   | where the user takes part and that is not deleted;   |
+|             |                            | ten times as many where they ever did                |
+| `records`   | `*.add`                    | the budget's records, tombstones too                 |
+| `log_bytes` | all but `*.delete`,        | the events and the verdicts' records in its log      |
+|             | leaving and removing       |                                                      |
 
 What is left is accepted: sequence head+1, version 1 or current+1, and
 
@@ -75,12 +88,16 @@ from hub.budget.events import (
 )
 from hub.budget.kinds import BUDGET
 from hub.budget.records import Budget, Invite, Membership, Record, UserId, role_of
-from hub.budget.state import BudgetState, Change, LogRow
+from hub.budget.state import EVER_TIMES, BudgetState, Change, LogRow, Quotas, Taken
 from hub.budget.verdicts import Verdict
 from hub.errors import Code
 
+QUOTAS = Quotas()
 
-def decide(state: BudgetState, actor: UserId, event: Submitted, now_ms: int) -> Verdict | Change:
+
+def decide(
+    state: BudgetState, actor: UserId, event: Submitted, now_ms: int, quotas: Quotas = QUOTAS
+) -> Verdict | Change:
     """What becomes of `event`, sent by `actor`: a `Change` if it is accepted, else its verdict.
 
     `now_ms` is the server's clock in epoch milliseconds; it dates a participant's joining.
@@ -106,6 +123,8 @@ def decide(state: BudgetState, actor: UserId, event: Submitted, now_ms: int) -> 
     else:
         outcome = _leave(state, actor, event, sequence, now_ms)
     if isinstance(outcome, _Effect):
+        if (beyond := _beyond(state, event, outcome, quotas)) is not None:
+            return rejected(event, Code.QUOTA_EXCEEDED, beyond)
         return _accept(state, actor, event, outcome, sequence)
     if isinstance(outcome, Code):
         return rejected(event, outcome)
@@ -247,7 +266,7 @@ def _leave(
     before = state.members.get(user_id)
     if before is None:
         return Code.PARTICIPANT_NOT_EXISTS
-    if not before.active:
+    if not before.active and (leaves or before.removed_at is not None):
         return Code.ALREADY_LEFT
     heirs = [each for each in state.participants if each != user_id]
     passes_on = leaves and owns and bool(heirs)
@@ -288,6 +307,24 @@ def _missing_reference(state: BudgetState, event: Event) -> Code | None:
     return None
 
 
+def _beyond(state: BudgetState, event: Decidable, effect: _Effect, quotas: Quotas) -> str | None:
+    """Which quota the effect would go beyond, in words for people."""
+    budget = state.budget
+    if (member := effect.member) is not None and member.active:
+        taken = state.taken.get(member.user_id, Taken())
+        if taken.now >= quotas.budgets or taken.ever >= EVER_TIMES * quotas.budgets:
+            return f"a user takes part in at most {quotas.budgets} budgets"
+    if budget is None or isinstance(event, Leaving):
+        return None
+    adds = effect.record is not None and effect.before is None
+    if adds and budget.record_count >= quotas.records:
+        return f"a budget has at most {quotas.records} records, deleted ones too"
+    deletes = effect.record is not None and effect.record.deleted
+    if budget.log_bytes >= quotas.log_bytes and not deletes:
+        return f"the log of a budget has at most {quotas.log_bytes} bytes"
+    return None
+
+
 def _accept(
     state: BudgetState, actor: UserId, event: Decidable, effect: _Effect, sequence: int
 ) -> Change:
@@ -322,12 +359,16 @@ def _accept(
         event=orjson.dumps(stream_event, default=str),
         record=None if record is None else _text(record),
     )
+    log_bytes = len(row.event) + len(row.record or b"")
     if state.budget is None:
         assert record is not None  # the first event of a budget makes its record
-        budget = Budget(record, actor, sequence, digest)
+        budget = Budget(record, actor, sequence, digest, 0, log_bytes)
     else:
-        kept = record if record is not None and of_budget else state.budget.record
-        budget = Budget(kept, effect.owner or state.budget.owner_id, sequence, digest)
+        before = state.budget
+        kept = record if record is not None and of_budget else before.record
+        adds = record is not None and effect.before is None
+        used = before.record_count + adds, before.log_bytes + log_bytes
+        budget = Budget(kept, effect.owner or before.owner_id, sequence, digest, *used)
     return Change(
         row,
         budget,

@@ -69,10 +69,40 @@ class Change(NamedTuple):
         return self.row.verdict()
 
 
+class Quotas(NamedTuple):
+    """How much may be stored. `budgets` is how many a user may take part in, `records` and
+    `log_bytes` are of one budget."""
+
+    budgets: int = 200
+    records: int = 200_000
+    log_bytes: int = 500 * 1024 * 1024
+
+
+# Deleted budgets and those somebody has left stay in the database. So that nobody fills it with
+# them, the budgets a user ever took part in are so many times as many at most.
+EVER_TIMES = 10
+
+
+class Taken(NamedTuple):
+    """In how many budgets a user takes part, and in how many they ever did."""
+
+    now: int = 0
+    ever: int = 0
+
+
 class Want:
     """Everything a batch of events names, so that it is loaded in a few set-based statements."""
 
-    __slots__ = ("budgets", "cascades", "doors", "events", "invites", "members", "records")
+    __slots__ = (
+        "budgets",
+        "cascades",
+        "comers",
+        "doors",
+        "events",
+        "invites",
+        "members",
+        "records",
+    )
 
     def __init__(self) -> None:
         self.budgets: set[BudgetId] = set()
@@ -81,6 +111,8 @@ class Want:
         # Where membership may change: who takes part, in what order they came, and link sharing.
         self.doors: set[BudgetId] = set()
         self.invites: set[tuple[BudgetId, bytes]] = set()
+        # Who would take part in one budget more.
+        self.comers: set[UserId] = set()
         # By kind; the budget's own record comes with the budget.
         self.records: defaultdict[str, set[tuple[BudgetId, str]]] = defaultdict(set)
         # Categories that a deletion may take, with their expenses.
@@ -95,6 +127,8 @@ class Want:
         if isinstance(event, Event):
             kind = event.kind
             if kind is BUDGET:
+                if event.verb == "create":
+                    self.comers.add(actor)
                 return
             self.records[kind.name].add((budget_id, record_id))
             for name, other in kind.references:
@@ -105,8 +139,10 @@ class Want:
             return
         self.members.add((budget_id, record_id))
         self.doors.add(budget_id)
-        if isinstance(event, Joining) and event.invite is not None:
-            self.invites.add((budget_id, event.invite))
+        if isinstance(event, Joining):
+            self.comers.add(record_id)
+            if event.invite is not None:
+                self.invites.add((budget_id, event.invite))
 
 
 class BudgetState:
@@ -123,9 +159,13 @@ class BudgetState:
         "participants",
         "records",
         "sums",
+        "taken",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, taken: dict[UserId, Taken] | None = None) -> None:
+        """`taken` is of those who would take part in one budget more, and shared by the states of
+        a batch: what one of its events adds counts for the next, whichever budget it is of."""
+        self.taken = {} if taken is None else taken
         self.budget: Budget | None = None
         self.members: dict[UserId, Membership] = {}
         self.known: dict[str, LogRow] = {}  # by eventId
@@ -152,8 +192,11 @@ class BudgetState:
         self.known[change.row.event_id] = change.row
         if (member := change.member) is not None:
             if member.active:
+                taken = self.taken.get(member.user_id, Taken())
+                known = member.user_id in self.members
+                self.taken[member.user_id] = Taken(taken.now + 1, taken.ever + (not known))
                 self.participants.append(member.user_id)
-            else:
+            elif member.user_id in self.participants:  # not of who had left before
                 self.participants.remove(member.user_id)
             self.members[member.user_id] = member
         if change.invite is not None:

@@ -404,7 +404,7 @@ def _batches(
             [
                 (RECORD_SQL["expense"].upsert, columns(writes.records["expense"], 14)),
                 (event_log.INSERT_LOG, columns(writes.log, 11)),
-                (event_log.UPDATE_HEADS, columns(writes.heads, 3)),
+                (event_log.UPDATE_HEADS, columns(writes.heads, 5)),
             ],
         )
 

@@ -25,7 +25,7 @@ from hub.budget.digest import (
     fingerprint,
     participant_fingerprint,
 )
-from hub.budget.kinds import KINDS, TEXT, TITLE
+from hub.budget.kinds import BUDGET, KINDS, TEXT, TITLE
 from hub.budget.records import Budget, BudgetId, Record, role_of
 from hub.budget.replay import Member, ReplayError, Replica
 from storage.postgres.core.record_sql import LOAD_BUDGETS, RECORD_SQL, budget_of, record_of
@@ -46,7 +46,8 @@ WHERE budget_id = $1 AND sequence > 0 AND sequence > $2
 ORDER BY sequence LIMIT $3
 """
 MEASURE_LOG = """
-SELECT count(*) AS rows, count(DISTINCT event_id) AS ids, coalesce(max(sequence), 0) AS head
+SELECT count(*) AS rows, count(DISTINCT event_id) AS ids, coalesce(max(sequence), 0) AS head,
+       coalesce(sum(octet_length(event) + coalesce(octet_length(record), 0)), 0)::bigint AS bytes
 FROM accepted_events WHERE budget_id = $1
 """
 READ_MEMBERS = "SELECT user_id, active, joined_at FROM participants WHERE budget_id = $1"
@@ -99,10 +100,12 @@ async def compare(
     budget = budget_of(rows[0]) if rows else None
     members = await connection.fetch(READ_MEMBERS, budget_id)
     digest = 0 if budget is None else _of_participants(members, budget)
+    stored = 0
     async for record in _stored(connection, budget_id, budget):
         if not record.deleted:
             hashed = fields_hash(record.kind, record.values)
             digest += fingerprint(record.kind.name, record.id, record.version, hashed)
+        stored += record.kind is not BUDGET
         if replica is not None:
             key = (record.kind.name, record.id)
             for difference in _of_record(budget_id, due.pop(key, None), record):
@@ -113,6 +116,7 @@ async def compare(
     if replica is not None:
         for difference in _of_members(replica, budget, members):
             yield difference
+    records = stored if replica is None else sum(name != BUDGET.name for name, _ in replica.records)
     log = await connection.fetchrow(MEASURE_LOG, budget_id, timeout=STATEMENT_TIMEOUT_S)
     assert log is not None  # an aggregate always has its row
     stated = None if budget is None else budget.digest
@@ -121,6 +125,8 @@ async def compare(
         ("head", log["head"], None if budget is None else budget.last_sequence),
         ("log rows", log["head"], log["rows"]),
         ("eventIds", log["rows"], log["ids"]),
+        ("log bytes", log["bytes"], log["bytes"] if budget is None else budget.log_bytes),
+        ("number of records", records, records if budget is None else budget.record_count),
         ("digest", followed, stated),
         ("digest of the records", followed, digest % DIGEST_MODULUS),
     ):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hub.budget.digest import DIGEST_MODULUS
 from hub.budget.kinds import KINDS
 from hub.budget.records import BudgetId, Invite, Membership, RecordKey, UserId
-from hub.budget.state import BudgetState, LogRow, Want, owners
+from hub.budget.state import BudgetState, LogRow, Taken, Want, owners
 from hub.errors import LostRace
 from hub.ports import LogEvent, Page
 from storage.postgres.core.record_sql import (
@@ -64,6 +64,14 @@ SELECT i.budget_id::text, i.id::text, i.token_hash, i.created_at, i.expires_at, 
 FROM unnest($1::uuid[], $2::bytea[]) AS wanted (budget_id, token_hash)
 JOIN invites i USING (budget_id, token_hash)
 """
+# All of them, the deleted and the left: the rows a user may have are bounded (`EVER_TIMES`).
+LOAD_TAKEN = """
+SELECT p.user_id, count(*) FILTER (WHERE p.active AND NOT b.deleted), count(*)
+FROM unnest($1::text[]) AS comers (user_id)
+JOIN participants p USING (user_id)
+JOIN budgets b ON b.id = p.budget_id
+GROUP BY p.user_id
+"""
 LOAD_CASCADES = """
 SELECT e.budget_id::text, e.category_id::text, sum(e.fingerprint)
 FROM unnest($1::uuid[], $2::uuid[]) AS wanted (budget_id, category_id)
@@ -73,12 +81,13 @@ GROUP BY e.budget_id, e.category_id
 """
 # In id order: two nodes that create the same budgets cannot wait for each other in a circle.
 INSERT_BUDGETS = """
-INSERT INTO budgets (id, owner_id, last_sequence, digest, created_by, version, deleted,
-                     offline_last_modified, fields_hash, fingerprint, record_sequence, title,
-                     details, currency)
-SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::bigint[],
-                     $7::boolean[], $8::bigint[], $9::bytea[], $10::bigint[], $11::bigint[],
-                     $12::text[], $13::text[], $14::text[]) AS new (id)
+INSERT INTO budgets (id, owner_id, last_sequence, digest, record_count, log_bytes, created_by,
+                     version, deleted, offline_last_modified, fields_hash, fingerprint,
+                     record_sequence, title, details, currency)
+SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
+                     $7::text[], $8::bigint[], $9::boolean[], $10::bigint[], $11::bytea[],
+                     $12::bigint[], $13::bigint[], $14::text[], $15::text[], $16::text[])
+     AS new (id)
 ORDER BY id
 ON CONFLICT (id) DO NOTHING
 RETURNING id::text
@@ -86,21 +95,25 @@ RETURNING id::text
 UPDATE_BUDGETS = """
 UPDATE budgets b
 SET owner_id = new.owner_id, last_sequence = new.last_sequence, digest = new.digest,
+    record_count = new.record_count, log_bytes = new.log_bytes,
     version = new.version, deleted = new.deleted,
     offline_last_modified = new.offline_last_modified, fields_hash = new.fields_hash,
     fingerprint = new.fingerprint, record_sequence = new.record_sequence, title = new.title,
     details = new.details, currency = new.currency
-FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::bigint[],
-            $7::boolean[], $8::bigint[], $9::bytea[], $10::bigint[], $11::bigint[], $12::text[],
-            $13::text[], $14::text[])
-     AS new (id, owner_id, last_sequence, digest, created_by, version, deleted,
-             offline_last_modified, fields_hash, fingerprint, record_sequence, title, details,
-             currency)
+FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
+            $7::text[], $8::bigint[], $9::boolean[], $10::bigint[], $11::bytea[], $12::bigint[],
+            $13::bigint[], $14::text[], $15::text[], $16::text[])
+     AS new (id, owner_id, last_sequence, digest, record_count, log_bytes, created_by, version,
+             deleted, offline_last_modified, fields_hash, fingerprint, record_sequence, title,
+             details, currency)
 WHERE b.id = new.id
 """
 UPDATE_HEADS = """
-UPDATE budgets b SET last_sequence = new.last_sequence, digest = new.digest
-FROM unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS new (id, last_sequence, digest)
+UPDATE budgets b
+SET last_sequence = new.last_sequence, digest = new.digest, record_count = new.record_count,
+    log_bytes = new.log_bytes
+FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
+     AS new (id, last_sequence, digest, record_count, log_bytes)
 WHERE b.id = new.id
 """
 UPSERT_MEMBERS = """
@@ -223,11 +236,13 @@ class PostgresTransaction:
 
     async def load(self, want: Want) -> dict[BudgetId, BudgetState]:
         fetch = self._connection.fetch
-        states = {budget_id: BudgetState() for budget_id in want.budgets}
+        taken: dict[UserId, Taken] = {}
+        states = {budget_id: BudgetState(taken) for budget_id in want.budgets}
         for row in await fetch(LOAD_BUDGETS, list(want.budgets)):
-            if row[3] not in self._locked:
+            budget = budget_of(row)
+            if budget.record.id not in self._locked:
                 raise LostRace("a budget was created after the lock was asked for")
-            states[row[3]].budget = budget_of(row)
+            states[budget.record.id].budget = budget
         for row in await fetch(LOAD_KNOWN, *columns(want.events, 2)):
             states[row[0]].known[row[2]] = LogRow._make(
                 (*row[:9], row[9].encode(), None if row[10] is None else row[10].encode())
@@ -237,6 +252,9 @@ class PostgresTransaction:
         if want.doors:
             for row in await fetch(LOAD_DOORS, list(want.doors)):
                 states[row[0]].link_sharing, states[row[0]].participants = row[1], row[2]
+        if want.comers:
+            for row in await fetch(LOAD_TAKEN, list(want.comers)):
+                taken[row[0]] = Taken(row[1], row[2])
         if want.invites:
             for row in await fetch(LOAD_INVITES, *columns(want.invites, 2)):
                 states[row[0]].invites[row[2]] = Invite._make(row)
@@ -256,7 +274,7 @@ class PostgresTransaction:
         writes = Writes(states)
         if writes.new_budgets:
             inserted = await self._connection.fetch(
-                INSERT_BUDGETS, *columns(writes.new_budgets, 14)
+                INSERT_BUDGETS, *columns(writes.new_budgets, 16)
             )
             if len(inserted) < len(writes.new_budgets):
                 raise LostRace("another node created the budget")
@@ -271,9 +289,9 @@ class PostgresTransaction:
                 await execute(RECORD_SQL[kind_name].upsert, *zip(*rows, strict=True))
         await execute(INSERT_LOG, *columns(writes.log, 11))
         if writes.budgets:
-            await execute(UPDATE_BUDGETS, *columns(writes.budgets, 14))
+            await execute(UPDATE_BUDGETS, *columns(writes.budgets, 16))
         if writes.heads:
-            await execute(UPDATE_HEADS, *columns(writes.heads, 3))
+            await execute(UPDATE_HEADS, *columns(writes.heads, 5))
 
 
 class Writes:
@@ -326,13 +344,19 @@ class Writes:
         budget = state.budget
         assert budget is not None
         first = state.changes[0].row.sequence
-        record_id, head, digest = budget.record.id, budget.last_sequence, signed(budget.digest)
+        record_id = budget.record.id
+        log = (
+            budget.last_sequence,
+            signed(budget.digest),
+            budget.record_count,
+            budget.log_bytes,
+        )
         passes_on = any(change.passes_on for change in state.changes)
         if first > 1 and budget.record.last_sequence < first and not passes_on:
-            self.heads.append((record_id, head, digest))
+            self.heads.append((record_id, *log))
             return
         record = row_of(budget.record)  # its sequence of creation is 1 and no column
-        row = (record_id, budget.owner_id, head, digest, *record[2:8], *record[9:])
+        row = (record_id, budget.owner_id, *log, *record[2:8], *record[9:])
         (self.new_budgets if first == 1 else self.budgets).append(row)
 
 

@@ -30,7 +30,7 @@ class RecordSql(NamedTuple):
 
 
 LOAD_BUDGETS = """
-SELECT owner_id, last_sequence, digest,
+SELECT owner_id, last_sequence, digest, record_count, log_bytes,
        id::text, id::text, created_by, version, deleted, offline_last_modified, fields_hash,
        fingerprint, 1, record_sequence, title, details, currency
 FROM budgets WHERE id = ANY($1::uuid[])
@@ -137,7 +137,7 @@ FROM json_to_recordset($2::json) AS line (
 
 def budget_of(row: "Row") -> Budget:
     """Of a row of `LOAD_BUDGETS`."""
-    return Budget(record_of(BUDGET, row[3:]), row[0], row[1], unsigned(row[2]))
+    return Budget(record_of(BUDGET, row[5:]), row[0], row[1], unsigned(row[2]), row[3], row[4])
 
 
 def record_of(kind: Kind, row: "Row") -> Record:

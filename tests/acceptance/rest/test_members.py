@@ -194,10 +194,19 @@ async def test_leaving_and_removing_are_answered_with_budget_and_user(
 async def test_every_way_out_is_a_success_for_who_is_out(ann: User, ben: User, zoe: User) -> None:
     budget_id = await ann.new_budget(ben, zoe)
     ok(await ben.leave(budget_id))
-    ok(await ann.remove(budget_id, ben.id))  # he has left
-    ok(await ann.remove(budget_id, zoe.id))
+    for _ in range(2):
+        ok(await ann.remove(budget_id, ben.id))  # he has left
+        ok(await ann.remove(budget_id, zoe.id))
     ok(await zoe.leave(budget_id))  # she was removed
-    assert len(await ann.log(budget_id)) == 5
+    assert len(await ann.log(budget_id)) == 6
+
+
+async def test_p9_who_leaves_before_they_are_removed_stays_out(ann: User, ben: User) -> None:
+    budget_id = await ann.new_budget(ben)
+    ok(await ben.leave(budget_id))
+    ok(await ann.remove(budget_id, ben.id))
+    refused(await ben.join(budget_id), 403, "NOT_PARTICIPANT")
+    refused(await ben.rest.get(f"/budgets/{budget_id}"), 403, "NOT_PARTICIPANT")
 
 
 async def test_removing_oneself_is_leaving_however_often(ann: User, ben: User) -> None:

@@ -10,7 +10,7 @@ from storage.care.verify import verify
 from storage.postgres.core.redigest import NotReplayable
 from storage.postgres.database import SESSION, Database
 from storage.postgres.log_identity import NodesRunning
-from storage.postgres.migrate import REDIGEST, migrate, pending
+from storage.postgres.migrate import REDIGEST, migrate, migrations, pending
 from tests.history import write_history, write_membership
 
 if TYPE_CHECKING:
@@ -27,8 +27,11 @@ UPDATE accepted_events SET event = regexp_replace(
 UPDATE budgets SET fields_hash = '', fingerprint = 1, digest = 1;
 UPDATE categories SET fields_hash = '', fingerprint = 1;
 UPDATE expenses SET fields_hash = '', fingerprint = 1;
-DELETE FROM migrations WHERE number = 5;
+DROP INDEX participants_ever;
+ALTER TABLE budgets DROP COLUMN record_count, DROP COLUMN log_bytes;
+DELETE FROM migrations WHERE number >= 5;
 """
+LATER = [each for each in migrations() if each.number >= REDIGEST.number]
 STORED = (
     "SELECT * FROM budgets ORDER BY id",
     "SELECT * FROM categories ORDER BY budget_id, id",
@@ -64,7 +67,11 @@ async def raw(database_url: str, written: None) -> AsyncIterator["Raw"]:
 
 
 async def stored(raw: "Raw") -> list[list[dict[str, Any]]]:
-    return [[dict(row) for row in await raw.fetch(statement)] for statement in STORED]
+    """But for the bytes of the log: an old event lacks the role."""
+    rows = [[dict(row) for row in await raw.fetch(statement)] for statement in STORED]
+    for budget in rows[0]:
+        del budget["log_bytes"]
+    return rows
 
 
 async def log_id(raw: "Raw") -> str:
@@ -77,9 +84,9 @@ async def test_what_0_1_0_wrote_gets_the_digests_of_now(
     monkeypatch.setattr("storage.postgres.core.redigest.PAGE", 10)
     due, before = await stored(raw), await log_id(raw)
     await raw.execute(BACK_TO_0_1_0)
-    assert await pending(raw) == [REDIGEST]
+    assert await pending(raw) == LATER
     seen: list[tuple[int, int]] = []
-    assert await migrate(database_url, lambda *done: seen.append(done)) == [REDIGEST.name]
+    assert await migrate(database_url, lambda *done: seen.append(done)) == [each.name for each in LATER]
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert await stored(raw) == due
     assert await log_id(raw) != before
@@ -99,7 +106,7 @@ async def test_it_goes_on_where_it_was_ended(database_url: str, raw: "Raw") -> N
 
     with pytest.raises(KeyboardInterrupt):
         await migrate(database_url, ends)
-    assert (await pending(raw), await log_id(raw)) == ([REDIGEST], before)
+    assert (await pending(raw), await log_id(raw)) == (LATER, before)
     seen: list[tuple[int, int]] = []
     await migrate(database_url, lambda *done: seen.append(done))
     assert seen == [(1, 2), (2, 2)]
@@ -112,7 +119,7 @@ async def test_nodes_have_to_be_stopped(database_url: str, raw: "Raw") -> None:
     with pytest.raises(NodesRunning):
         await migrate(database_url)
     await node.close()
-    assert await pending(raw) == [REDIGEST]
+    assert await pending(raw) == LATER
 
 
 @pytest.mark.parametrize(

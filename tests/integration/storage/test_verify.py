@@ -168,6 +168,10 @@ DAMAGE: Mapping[str, tuple[str, list[str]]] = {
     ),
     "head": ("UPDATE budgets SET last_sequence = 8", ["head"]),
     "digest": ("UPDATE budgets SET digest = digest + 1", ["digest"]),
+    "used": (
+        "UPDATE budgets SET log_bytes = 1, record_count = 1",
+        ["log bytes", "number of records"],
+    ),
     "inactive member": (
         "UPDATE participants SET active = false",
         ["participant ann: active", "digest of the records"],
@@ -180,7 +184,7 @@ DAMAGE: Mapping[str, tuple[str, list[str]]] = {
     ),
     "missing log row": (
         "DELETE FROM accepted_events WHERE sequence = 4",
-        ["log row 5: sequence", "log rows"],
+        ["log row 5: sequence", "log rows", "log bytes"],
     ),
     "missing end of the log": (
         "DELETE FROM accepted_events WHERE sequence = 7",
@@ -191,6 +195,7 @@ DAMAGE: Mapping[str, tuple[str, list[str]]] = {
             f"budget {BUDGET}: details",
             f"budget {BUDGET}: C",
             "head",
+            "log bytes",
             "digest",
             "digest of the records",
         ],
@@ -201,11 +206,11 @@ DAMAGE: Mapping[str, tuple[str, list[str]]] = {
     ),
     "verdict": (
         "UPDATE accepted_events SET record = replace(record, '13.00', '13') WHERE sequence = 5",
-        ["log row 5: verdict record: amount"],
+        ["log row 5: verdict record: amount", "log bytes"],
     ),
     "lost verdict": (
         "UPDATE accepted_events SET record = NULL WHERE sequence = 5",
-        ["log row 5: verdict has a record"],
+        ["log row 5: verdict has a record", "log bytes"],
     ),
     "log columns": (
         "UPDATE accepted_events SET actor_id = 'eve', version = 3 WHERE sequence = 5",
@@ -270,6 +275,8 @@ async def test_a_difference_says_what_follows_from_the_log_and_what_stands_there
                 f"expense {EXPENSE}",
                 "participant ann",
                 "head",
+                "log bytes",
+                "number of records",
                 "digest",
                 "digest of the records",
             ],

@@ -174,8 +174,15 @@ def test_the_digest_counts_members_and_roles() -> None:
 def test_who_takes_part_cannot_join_and_a_stranger_cannot_leave() -> None:
     for verb, user in (("add", "ann"), ("remove", "bob")):
         wrong = event(2, f"participant.{verb}", user, BUDGET_1, **member(user, "editor"))
+        wrong["actorId"] = user
         with pytest.raises(Diverged, match="take part"):
             replica_after([story()[0], wrong])
+
+
+def test_who_had_left_is_removed_without_a_trace() -> None:
+    removed = event(2, "participant.remove", "bob", BUDGET_1, **member("bob", "editor"))
+    assert removed["actorId"] != "bob"
+    assert replica_after([story()[0], removed]).members == {"ann": "owner"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,14 @@
+-- What a budget uses of its quotas: its records, tombstones too, and the bytes of its log, which are
+-- those of the events and of the records that their verdicts hold.
+ALTER TABLE budgets
+    ADD COLUMN record_count bigint NOT NULL DEFAULT 0 CHECK (record_count >= 0),
+    ADD COLUMN log_bytes    bigint NOT NULL DEFAULT 0 CHECK (log_bytes >= 0);
+UPDATE budgets b
+SET record_count = (SELECT count(*) FROM categories c WHERE c.budget_id = b.id)
+                 + (SELECT count(*) FROM expenses e WHERE e.budget_id = b.id),
+    log_bytes = (
+        SELECT coalesce(sum(octet_length(l.event) + coalesce(octet_length(l.record), 0)), 0)
+        FROM accepted_events l WHERE l.budget_id = b.id
+    );
+-- In how many budgets a user ever took part.
+CREATE INDEX participants_ever ON participants (user_id);
