@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from base64 import urlsafe_b64decode
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -189,16 +190,24 @@ class Settings(BaseModel):
     budgets_per_user: Annotated[
         int,
         Field(
-            ge=1,
+            ge=0,
             description="In how many budgets one user may take part; ten times as many with those"
-            " they left and those that were deleted",
+            " they left and those that were deleted; 0: any number",
         ),
     ] = 200
     records_per_budget: Annotated[
-        int, Field(ge=1, description="Categories and expenses of one budget, deleted ones too")
+        int,
+        Field(
+            ge=0,
+            description="Categories and expenses of one budget, deleted ones too; 0: any number",
+        ),
     ] = 200_000
     log_mb_per_budget: Annotated[
-        int, Field(ge=1, description="MiB of one budget's log; then it takes deletions only")
+        int,
+        Field(
+            ge=0,
+            description="MiB of one budget's log; then it takes only what deletes; 0: any number",
+        ),
     ] = 500
     s3_bucket: Annotated[
         str | None,
@@ -358,9 +367,9 @@ class Settings(BaseModel):
         return "\n".join(lines) + "\n"
 
     def quotas(self) -> Quotas:
-        return Quotas(
-            self.budgets_per_user, self.records_per_budget, self.log_mb_per_budget * 1024 * 1024
-        )
+        log_bytes = self.log_mb_per_budget * 1024 * 1024
+        limits = self.budgets_per_user, self.records_per_budget, log_bytes
+        return Quotas(*(limit or sys.maxsize for limit in limits))
 
     def auth_secrets(self) -> list[bytes]:
         """The first one signs, all of them verify."""

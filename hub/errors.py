@@ -44,7 +44,9 @@ class Code(Enum):
     EMAIL_TAKEN = _Row(409, None, False, "An account with this e-mail exists.")
     NOT_PARTICIPANT = _Row(403, None, False, "You no longer take part in this budget.")
     NOT_OWNER = _Row(403, None, False, "Only the owner of the budget may do this.")
-    QUOTA_EXCEEDED = _Row(403, 4429, False, "That is more than one user or address may have.")
+    QUOTA_EXCEEDED = _Row(
+        403, 4429, False, "A user, an address or a budget has no more room for this."
+    )
 
     ORIGIN_NOT_ALLOWED = _Row(403, None, False, "This web origin may not connect.")
     INCORRECT_API_KEY = _Row(403, None, False, "The x-api-key header is missing or wrong.")

@@ -84,7 +84,8 @@ class Cluster:
             "DATABASE_URL": database_url,
             "AUTH_SECRET": AUTH_SECRET,
             "PYTHONWARNINGS": "error",
-            # All requests of the tests come from one address.
+            # All requests of the tests come from one address, and most from a few users.
+            "BUDGETS_PER_USER": "0",
             "REQUESTS_PER_MIN_USER": "0",
             "CONNECTIONS_PER_USER": "0",
             "CONNECTIONS_PER_ADDRESS": "0",

@@ -239,6 +239,9 @@ def hub_process(url: str, redis_url: str = "") -> Iterator[tuple[str, str]]:
         "LOG_LEVEL": "warning",
         "EVENTS_PER_S_USER": "1000000",  # all devices of the bench are one user's
         "REQUESTS_PER_MIN_USER": "0",
+        "BUDGETS_PER_USER": "0",
+        "RECORDS_PER_BUDGET": "0",
+        "LOG_MB_PER_BUDGET": "0",
         "CONNECTIONS_PER_USER": "0",
         "CONNECTIONS_PER_ADDRESS": "0",
         "REQUESTS_PER_MIN_ADDRESS": "0",

@@ -62,7 +62,8 @@ class Follower:
             case "participant.add":
                 self.participants.add(event["recordId"])
             case "participant.remove":
-                self.participants.remove(event["recordId"])
+                # Also of who had left before.
+                self.participants.discard(event["recordId"])
 
     async def socket(self, number: float) -> None:
         """So many events, or until the end."""

@@ -86,7 +86,9 @@ async def test_what_0_1_0_wrote_gets_the_digests_of_now(
     await raw.execute(BACK_TO_0_1_0)
     assert await pending(raw) == LATER
     seen: list[tuple[int, int]] = []
-    assert await migrate(database_url, lambda *done: seen.append(done)) == [each.name for each in LATER]
+    assert await migrate(database_url, lambda *done: seen.append(done)) == [
+        each.name for each in LATER
+    ]
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert await stored(raw) == due
     assert await log_id(raw) != before
