@@ -15,17 +15,26 @@ class Gate:
     def waiting(self) -> int:
         return self._turns.waiting
 
-    @asynccontextmanager
-    async def turn(self, user: Hashable, wait_s: float | None = None) -> AsyncIterator[None]:
-        """Hold a place. Raises `Crowded` at once, and `TimeoutError` where no turn comes within
-        `wait_s`."""
+    async def enter(self, user: Hashable, wait_s: float | None = None) -> None:
+        """Take a place, which `leave` gives back. Raises `Crowded` at once, and `TimeoutError`
+        where no turn comes within `wait_s`."""
         if not self._turns.take(user):
             async with asyncio.timeout(wait_s):
                 await self._turn(user)
+
+    def leave(self, user: Hashable) -> None:
+        called = self._turns.give_back(user)
+        if called is not None and not called.done():  # else it is about to give the place back
+            called.set_result(None)
+
+    @asynccontextmanager
+    async def turn(self, user: Hashable) -> AsyncIterator[None]:
+        """Hold a place. Raises `Crowded`."""
+        await self.enter(user)
         try:
             yield
         finally:
-            self._give_back(user)
+            self.leave(user)
 
     async def _turn(self, user: Hashable) -> None:
         called: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -33,12 +42,7 @@ class Gate:
         try:
             await called
         except BaseException:
-            # Called and cancelled in one turn of the loop: the place is somebody else's.
+            # Called and cancelled in one turn of the loop: the place is another one's now.
             if not self._turns.give_up(user, called):
-                self._give_back(user)
+                self.leave(user)
             raise
-
-    def _give_back(self, user: Hashable) -> None:
-        called = self._turns.give_back(user)
-        if called is not None and not called.done():  # else it is about to give the place back
-            called.set_result(None)

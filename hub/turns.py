@@ -2,12 +2,12 @@
 
 Who asks, and what they get:
 
-| a place is free | the user has `per_user` | what follows                                          |
-|-----------------|-------------------------|-------------------------------------------------------|
-| yes             | no                      | the place, at once                                    |
-| no              | no                      | a turn: each user has a queue of their own            |
-| either          | yes                     | the same; it stands still until the user gives one of |
-|                 |                         | their places back                                     |
+| a place is free | the user has `per_user` | what follows                                        |
+|-----------------|-------------------------|-----------------------------------------------------|
+| yes             | no                      | the place, at once                                  |
+| no              | no                      | a turn: each user has a queue of their own          |
+| either          | yes                     | the same, but it stands still until the user gives  |
+|                 |                         | one of their places back                            |
 
 When a place becomes free, the user whose queue has waited longest since its last turn gets it, for
 the first in it. So whoever comes waits for at most one turn of each other user that waits, however

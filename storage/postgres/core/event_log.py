@@ -23,7 +23,7 @@ from storage.postgres.core.record_sql import (
     row_of,
     signed,
 )
-from storage.postgres.database import Database
+from storage.postgres.database import Database, Purpose
 
 if TYPE_CHECKING:
     from storage.postgres.database import Connection
@@ -176,7 +176,8 @@ class PostgresLog:
     async def page(
         self, budget_id: BudgetId, user_id: UserId | None, after: int, up_to: int, limit: int
     ) -> Page | None:
-        async with self._database.connection("feeds") as connection:
+        purpose: Purpose = "gaps" if user_id is None else "feeds"
+        async with self._database.connection(purpose, user_id) as connection:
             rows = await connection.fetch(READ_PAGE, budget_id, user_id, after, up_to, limit)
         if not rows:
             return None

@@ -26,7 +26,7 @@ from hub.errors import Disconnected, LostRace
 from loadtest.proxy import Proxy
 from loadtest.replica import Replica
 from storage.postgres.core.event_log import PostgresLog, PostgresTransaction
-from storage.postgres.database import QUOTAS, Database
+from storage.postgres.database import SHARES, Database
 from tests.full_disk import FILL, MAKE_ROOM
 from tests.patience import PATIENT
 from tests.racing import (
@@ -760,9 +760,9 @@ async def test_hubs_ask_the_server_to_notice_within_seconds_that_they_are_gone(
 async def test_readers_do_not_starve_commits(database: Database) -> None:
     node = Node(database)
     async with AsyncExitStack() as readers:
-        for purpose, quota in QUOTAS.items():
-            for _ in range(quota.connections if purpose != "commits" else 0):
-                await readers.enter_async_context(database.connection(purpose))
+        for purpose, share in SHARES.items():
+            for number in range(share.connections if purpose != "commits" else 0):
+                await readers.enter_async_context(database.connection(purpose, f"user {number}"))
         await node.new_budget()
 
 

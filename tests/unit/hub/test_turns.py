@@ -153,11 +153,9 @@ async def test_who_waits_too_long_leaves_the_queue() -> None:
     gate = Gate(1, 1)
     async with gate.turn("ann"):
         with pytest.raises(TimeoutError):
-            async with gate.turn("ben", wait_s=0.001):
-                pass
+            await gate.enter("ben", wait_s=0.001)
         assert gate.waiting == 0
-    async with gate.turn("ben"):
-        pass
+    await gate.enter("ben", wait_s=0)
 
 
 @pytest.mark.parametrize("called", [False, True], ids=["waiting", "just called"])
@@ -178,8 +176,7 @@ async def test_who_is_cancelled_keeps_no_place(called: bool) -> None:
         with pytest.raises(asyncio.CancelledError):
             await first
     await second
-    async with gate.turn("dora", wait_s=0):
-        pass
+    await gate.enter("dora", wait_s=0)
 
 
 async def queued(gate: Gate, tasks: int) -> None:
