@@ -277,8 +277,8 @@ METRICS: Sequence[Metric] = (
         "pool_connections",
         "gauge",
         ("pool",),
-        "Connections to Postgres that are in use, by what for: `commits`, `feeds`, `watch`,"
-        " `rest`, `owners`, `housekeeping`",
+        "Connections to Postgres that are in use, by what for: `commits`, `gaps`, `feeds`,"
+        " `watch`, `rest`, `owners`, `housekeeping`",
         "How near a pool is to its end",
         _pools(lambda use: use.used),
     ),
@@ -294,15 +294,16 @@ METRICS: Sequence[Metric] = (
         "pool_waiting",
         "gauge",
         ("pool",),
-        "Who waits for a connection of the pool",
-        "Anything for long: statements are slow or held up",
+        "Who waits for a connection of the pool: there is none, or their user has a share already",
+        "Anything for long: statements are slow or held up, or one user asks for too much",
         _pools(lambda use: use.waiting),
     ),
     Metric(
         "pool_timeouts",
         "counter",
         ("pool",),
-        "Who got none within 5 s (`feeds`: 30), and was answered `BUSY` or `UNAVAILABLE`",
+        "Who got none within 5 s (`feeds`, `gaps`: 30), and was answered `BUSY` or"
+        " `UNAVAILABLE`",
         "The pool was at its end, or Postgres silent",
         _pools(lambda use: use.timeouts),
     ),
