@@ -302,8 +302,7 @@ METRICS: Sequence[Metric] = (
         "pool_timeouts",
         "counter",
         ("pool",),
-        "Who got none within 5 s (`feeds`, `gaps`: 30), and was answered `BUSY` or"
-        " `UNAVAILABLE`",
+        "Who got none within 5 s (`feeds`, `gaps`: 30), and was answered `BUSY` or `UNAVAILABLE`",
         "The pool was at its end, or Postgres silent",
         _pools(lambda use: use.timeouts),
     ),

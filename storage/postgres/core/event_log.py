@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hub.budget.digest import DIGEST_MODULUS
 from hub.budget.kinds import KINDS
 from hub.budget.records import BudgetId, Invite, Membership, RecordKey, UserId
-from hub.budget.state import BudgetState, LogRow, Want, owners
+from hub.budget.state import BudgetState, LogRow, Want, cascades, owners
 from hub.errors import LostRace
 from hub.ports import LogEvent, Page
 from storage.postgres.core.record_sql import (
@@ -245,10 +245,10 @@ class PostgresTransaction:
             kind = KINDS[kind_name]
             for row in await fetch(RECORD_SQL[kind_name].load, *columns(keys, 2)):
                 states[row[0]].records[kind_name, row[1]] = record_of(kind, row)
-        for budget_id, category_id in want.cascades:
-            states[budget_id].sums[category_id] = 0
-        if want.cascades:
-            for row in await fetch(LOAD_CASCADES, *columns(want.cascades, 2)):
+        if possible := cascades(want, states):
+            for budget_id, category_id in possible:
+                states[budget_id].sums[category_id] = 0
+            for row in await fetch(LOAD_CASCADES, *columns(possible, 2)):
                 states[row[0]].sums[row[1]] = int(row[2]) % DIGEST_MODULUS
         return states
 

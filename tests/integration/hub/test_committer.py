@@ -836,6 +836,26 @@ async def test_a_large_category_is_cascaded_in_sql_and_not_loaded(
     await check_budget(node, budget_id)
 
 
+async def test_p20_a_deletion_that_is_refused_reads_no_expense(
+    node: Node, elsewhere: Elsewhere
+) -> None:
+    """Whoever sends it: a stranger, or who names no category that lives, or an old version."""
+    budget_id, category_id = await node.new_budget(), new_id()
+    add = event("category.add", budget_id, recordId=category_id, name="Food", allocate="1")
+    await node.made("ann", add, expense(budget_id, categoryId=category_id))
+    gone = event("category.delete", budget_id, recordId=category_id, version=1)
+    stale = {**gone, "eventId": new_id(), "version": 2}
+    unknown = {**gone, "eventId": new_id(), "recordId": new_id()}
+    async with elsewhere.connection.transaction():
+        # Reading it would wait, until the lock timeout makes the verdict BUSY.
+        await elsewhere.execute("LOCK TABLE expenses IN ACCESS EXCLUSIVE MODE")
+        told = await node.told("ann", stale, unknown, mode="each")
+        assert outcomes(told) == ["conflict", "CATEGORY_NOT_EXISTS"]
+        assert outcomes(await node.told("eve", gone)) == ["BUDGET_NOT_EXISTS"]
+    assert outcomes(await node.told("ann", gone)) == ["accepted"]
+    await check_budget(node, budget_id)
+
+
 async def test_p6_a_servers_own_way_of_writing_dates_changes_nothing(
     nodes: Nodes, elsewhere: Elsewhere
 ) -> None:
