@@ -209,7 +209,7 @@ async def test_p4_p8_many_budgets_locked_elsewhere_are_busy_in_bounded_time(
 ) -> None:
     """Those that may wait for a lock are few; the others do not wait for these for ever, and count
     as waiting as long as they do."""
-    monkeypatch.setattr(committer_module, "APART_MAX", 2)
+    monkeypatch.setattr(committer_module, "APART_PER_USER", 2)
     node = await nodes(timeouts=replace(PATIENT, turn_s=0.5))
     monkeypatch.setattr(committer_module, "WAITING_EVENTS_MAX", 5)
     held, free = [await node.new_budget() for _ in range(5)], await node.new_budget()
