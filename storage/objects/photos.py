@@ -108,7 +108,7 @@ class Upload(NamedTuple):
 
 
 class Photos:
-    """All methods raise `StoreDown` and `Disconnected`, and may then be tried again.
+    """All methods raise `StoreDown`, `Held` and `Disconnected`, and may then be tried again.
 
     `now` gives epoch seconds. `up` says whether the store answered when last asked."""
 
