@@ -1,9 +1,10 @@
 """The committer: the one way an event gets into the log.
 
-Submissions wait in one bounded queue. A *lane* takes what is waiting, as much as fits one batch,
-and carries it through one transaction: lock, load, decide, write, commit (design 4). What arrives
-meanwhile is the next batch; there is no timer. Several lanes work at once on different budgets; a
-budget is in one lane at a time, so that submissions of one budget stay in order.
+Submissions wait in a bounded queue for each user (`hub.waiting`). A *lane* takes what is waiting,
+user by user, as much as fits one batch, and carries it through one transaction: lock, load, decide,
+write, commit (design 4). What arrives meanwhile is the next batch; there is no timer. Several lanes
+work at once on different budgets; a budget is in one lane at a time, so that what a user submits to
+one budget stays in order.
 
     submit ──> waiting ──> lane: lock · load · decide · write · commit ──> publish, verdicts
                              │  a budget locked by another node
@@ -29,7 +30,7 @@ socket only loses the answer.
 """
 
 import asyncio
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
@@ -41,6 +42,7 @@ from hub.budget.rules import QUOTAS, decide, rejected
 from hub.budget.state import BudgetState, Change, LogRow, Quotas, Want
 from hub.budget.verdicts import Verdict
 from hub.errors import BadData, Code, Disconnected, Held, LostRace
+from hub.gate import Gate
 from hub.measures import Measures
 from hub.ports import EventLog
 from hub.timeouts import TIMEOUTS, Timeouts
@@ -53,13 +55,17 @@ from hub.tracing import (
     Trail,
     correlation_ids,
 )
+from hub.turns import Crowded
+from hub.waiting import Waiting
 
 Mode: TypeAlias = Literal["stop", "each"]
 
 LANES = 2
 APART_MAX = 4  # transactions at a time that wait for another node's lock
 BATCH_EVENTS_MAX = 1_000
+APART_PER_USER = 2
 WAITING_EVENTS_MAX = 20_000  # queued and set apart
+WAITING_PER_USER = 10_000  # half of it: nobody fills the queue alone
 RACES_MAX = 50
 BACKOFF_S = (0.05, 1.0)  # first and longest pause
 
@@ -191,9 +197,10 @@ class Committer:
         self._jitter = jitter  # a random number from 0 to 1
         self._measures = measures or Measures()
         self._lanes_free = lanes
-        self._apart_slots = asyncio.Semaphore(APART_MAX)
-        self._waiting: deque[Submission] = deque()
+        self._apart = Gate(APART_MAX, APART_PER_USER)
+        self._waiting: Waiting[Submission] = Waiting()
         self._waiting_events = 0
+        self._waiting_of: Counter[UserId] = Counter()
         self._busy: set[BudgetId] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._told: dict[asyncio.Task[None], BaseException] = {}  # defects that somebody logs
@@ -219,11 +226,11 @@ class Committer:
         leave in one write. Nobody who stops to wait for an answer cancels the commit."""
         origin = self._trail.submit(len(events), correlation)
         submission = Submission(actor, events, mode, answer, self._measures, origin)
-        if self._waiting_events + len(events) > WAITING_EVENTS_MAX:
+        if not self._room(actor, len(events)):
             _refuse([_Run(submission, 0, len(events))], Code.BUSY)
             return
-        self._waiting.append(submission)
-        self._waiting_events += len(events)
+        self._waiting.add(submission)
+        self._count(actor, len(events))
         if self._lanes_free and not self._pump_due:
             self._pump_due = True  # after the other frames that this turn of the loop has read
             asyncio.get_running_loop().call_soon(self._pump)
@@ -235,6 +242,19 @@ class Committer:
                 await asyncio.wait(self._tasks)
             await asyncio.sleep(0)
 
+    def _room(self, actor: UserId, events: int) -> bool:
+        return (
+            self._waiting_events + events <= WAITING_EVENTS_MAX
+            and self._waiting_of[actor] + events <= WAITING_PER_USER
+        )
+
+    def _count(self, actor: UserId, events: int) -> None:
+        """So many more of the user's events wait, or fewer."""
+        self._waiting_events += events
+        self._waiting_of[actor] += events
+        if not self._waiting_of[actor]:
+            del self._waiting_of[actor]
+
     def _pump(self) -> None:
         """Start lanes on what waits and is free."""
         self._pump_due = False
@@ -243,22 +263,9 @@ class Committer:
             self._start(self._lane(batch))
 
     def _next_batch(self) -> list[Submission]:
-        """Take, in order, what touches no budget that is busy or was passed over."""
-        batch: list[Submission] = []
-        passed: list[Submission] = []
-        blocked = set(self._busy)
-        events = 0
-        while self._waiting and events < BATCH_EVENTS_MAX:
-            submission = self._waiting.popleft()
-            if blocked.isdisjoint(submission.budgets):
-                batch.append(submission)
-                events += len(submission.events)
-            else:
-                blocked |= submission.budgets
-                passed.append(submission)
-        self._waiting.extendleft(reversed(passed))
-        self._waiting_events -= events
+        batch = self._waiting.take(self._busy, BATCH_EVENTS_MAX)
         for submission in batch:
+            self._count(submission.actor, -len(submission.events))
             self._busy |= submission.budgets
         return batch
 
@@ -290,25 +297,32 @@ class Committer:
                 self._busy -= submission.budgets
             self._busy |= held_budgets
             for group in _groups(held):
-                self._waiting_events += _events(group)
+                self._count_apart(group, 1)
                 self._start(self._lane_apart(group, batch.ours))
             self._lanes_free += 1
             self._pump()
 
+    def _count_apart(self, runs: Sequence[_Run], times: int) -> None:
+        for submission, start, stop in runs:
+            self._count(submission.actor, times * (stop - start))
+
     async def _lane_apart(self, runs: list[_Run], ours: set[tuple[BudgetId, str]]) -> None:
         """Commit runs whose budgets another node held: wait for its lock, and hold up nobody."""
+        actor = runs[0].submission.actor
         try:
-            async with asyncio.timeout(self._timeouts.turn_s) as turn, self._apart_slots:
-                turn.reschedule(None)
+            await self._apart.enter(actor, self._timeouts.turn_s)
+            try:
                 await self._settle(_Batch(runs, True, ours, self._settling()))
-        except TimeoutError:
+            finally:
+                self._apart.leave(actor)
+        except (Crowded, TimeoutError):
             _refuse(runs, Code.BUSY)
         except BaseException as error:
             self._measures.commit_failures["defect"] += 1
             self._fail(runs, error)
             raise
         finally:
-            self._waiting_events -= _events(runs)
+            self._count_apart(runs, -1)
             for run in runs:
                 self._busy -= run.budgets()
             self._pump()

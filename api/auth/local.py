@@ -23,10 +23,14 @@ from structlog.typing import FilteringBoundLogger
 
 from api.auth.tokens import Tokens
 from hub.errors import Code, HubError
+from hub.gate import Gate
+from hub.turns import Crowded
 from storage.postgres.people.logins import Logins
 
 HASHING_AT_ONCE = 2  # argon2 takes 64 MiB and several cores each time
+HASHING_PER_ADDRESS = 1
 HASHING_ASKED_MAX = 128  # running or waiting: some ten seconds of work, then callers are put off
+WAITING_PER_ADDRESS = 63  # with the one that runs half of it: no address takes it all
 
 _REFRESH = re.compile(
     r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.([1-9][0-9]{0,9})\.([A-Za-z0-9_-]{43})"
@@ -74,13 +78,21 @@ class LocalIdentity:
         self._previous_honoured = timedelta(seconds=previous_refresh_honoured_s)
         self._hasher = PasswordHasher()
         self._hashing = CapacityLimiter(HASHING_AT_ONCE)
+        self._turns = Gate(HASHING_AT_ONCE, HASHING_PER_ADDRESS, WAITING_PER_ADDRESS)
         self._hashing_asked = 0
 
     async def register(
-        self, email: str, password: str, first_name: str | None, last_name: str | None
+        self,
+        email: str,
+        password: str,
+        first_name: str | None,
+        last_name: str | None,
+        *,
+        address: str = "",
     ) -> SignedIn:
-        """Make an account and sign it in. Raises `HubError`: `EMAIL_TAKEN`, `BUSY`."""
-        password_hash = await self._off_loop(lambda: self._hasher.hash(password))
+        """Make an account and sign it in. Callers take turns by their addresses. Raises `HubError`:
+        `EMAIL_TAKEN`, `BUSY`."""
+        password_hash = await self._off_loop(lambda: self._hasher.hash(password), address)
         user_id = self._new_id()
         if not await self._logins.create(
             user_id, email.strip(), password_hash, first_name, last_name
@@ -88,14 +100,16 @@ class LocalIdentity:
             raise HubError(Code.EMAIL_TAKEN)
         return await self._start_session(user_id)
 
-    async def login(self, email: str, password: str) -> SignedIn:
-        """Sign in. Raises `HubError`: `BAD_CREDENTIALS`, `BUSY`."""
+    async def login(self, email: str, password: str, *, address: str = "") -> SignedIn:
+        """Sign in. Callers take turns by their addresses. Raises `HubError`: `BAD_CREDENTIALS`,
+        `BUSY`."""
         account = await self._logins.by_email(email.strip())
         stored = account and account.password_hash
-        if not await self._off_loop(lambda: self._matches(stored, password)) or account is None:
+        matches = await self._off_loop(lambda: self._matches(stored, password), address)
+        if not matches or account is None:
             raise HubError(Code.BAD_CREDENTIALS)
         if self._hasher.check_needs_rehash(account.password_hash):
-            stronger = await self._off_loop(lambda: self._hasher.hash(password))
+            stronger = await self._off_loop(lambda: self._hasher.hash(password), address)
             await self._logins.set_password_hash(
                 account.user_id, stronger, replacing=account.password_hash
             )
@@ -143,12 +157,15 @@ class LocalIdentity:
     def _time(self) -> datetime:
         return datetime.fromtimestamp(self._now(), UTC)
 
-    async def _off_loop(self, work: Callable[[], _T]) -> _T:
+    async def _off_loop(self, work: Callable[[], _T], address: str) -> _T:
         if self._hashing_asked >= HASHING_ASKED_MAX:
             raise HubError(Code.BUSY)
         self._hashing_asked += 1
         try:
-            return await to_thread.run_sync(work, limiter=self._hashing)
+            async with self._turns.turn(address):
+                return await to_thread.run_sync(work, limiter=self._hashing)
+        except Crowded:
+            raise HubError(Code.BUSY) from None
         finally:
             self._hashing_asked -= 1
 

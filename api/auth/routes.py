@@ -39,14 +39,20 @@ class AuthRoutes(NamedTuple):
         asked = await body(request, RegisterRequest, UNSIGNED_BODY_BYTES_MAX)
         await self.limits.login(request.scope, asked.email)
         session = await self.identity.register(
-            asked.email, asked.password, asked.first_name, asked.last_name
+            asked.email,
+            asked.password,
+            asked.first_name,
+            asked.last_name,
+            address=self.limits.address(request.scope),
         )
         return respond(_to_json(session), 201)
 
     async def login(self, request: Request) -> JsonResponse[SignedInAnswer]:
         asked = await body(request, LoginRequest, UNSIGNED_BODY_BYTES_MAX)
         await self.limits.login(request.scope, asked.email)
-        return respond(_to_json(await self.identity.login(asked.email, asked.password)))
+        address = self.limits.address(request.scope)
+        session = await self.identity.login(asked.email, asked.password, address=address)
+        return respond(_to_json(session))
 
     async def refresh(self, request: Request) -> JsonResponse[SignedInAnswer]:
         asked = await body(request, RefreshRequest, UNSIGNED_BODY_BYTES_MAX)

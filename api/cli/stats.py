@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.telemetry.metrics import PREFIX
-from storage.postgres.database import QUOTAS
+from storage.postgres.database import SHARES
 
 TIMEOUT_S = 5.0
 PAGE_BYTES_MAX = 16 * 1024 * 1024
@@ -213,7 +213,7 @@ _ROWS: Sequence[tuple[str, Callable[[Interval], str]]] = (
     ("events queued", lambda i: _number(i.now("waiting_events"))),
     ("commit p50, p99", _times("commit_seconds")),
     ("commits failed", lambda i: _per_s(i.rate("commit_failures_total"))),
-    *((f"connections: {purpose}", _pool(purpose)) for purpose in QUOTAS),
+    *((f"connections: {purpose}", _pool(purpose)) for purpose in SHARES),
     ("photo store", _photos),
     (
         "tokens known already",

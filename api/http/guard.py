@@ -68,10 +68,13 @@ class RequestLimits:
     async def of_user(self, user_id: str) -> None:
         await self._take(self._user, user_id)
 
+    def address(self, scope: Scope) -> str:
+        """Where a request comes from."""
+        return sender(scope.get("client"), scope["headers"], self._trusted_proxies)
+
     async def login(self, scope: Scope, email: str) -> None:
         """Registrations count too: they tell whether an account exists."""
-        address = sender(scope.get("client"), scope["headers"], self._trusted_proxies)
-        await self._take(self._login_address, address)
+        await self._take(self._login_address, self.address(scope))
         await self._take(self._login_email, email.strip().lower())
 
     async def _take(self, limit: Limit | None, caller: str) -> None:

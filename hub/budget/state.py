@@ -1,10 +1,11 @@
 """State: what decisions about one budget depend on, and what they change.
 
-`wanted` names what an event needs, the storage loads it, `rules.decide` reads it, `apply` puts an
+`Want` names what the events need, the storage loads it, `rules.decide` reads it, `apply` puts an
 accepted event into it, and the storage writes its `changes`.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from hub.budget.events import Decidable, Event, Joining
@@ -95,13 +96,14 @@ class Want:
 
     __slots__ = (
         "budgets",
-        "cascades",
         "comers",
+        "deletions",
         "doors",
         "events",
         "invites",
         "members",
         "records",
+        "touched",
     )
 
     def __init__(self) -> None:
@@ -115,8 +117,10 @@ class Want:
         self.comers: set[UserId] = set()
         # By kind; the budget's own record comes with the budget.
         self.records: defaultdict[str, set[tuple[BudgetId, str]]] = defaultdict(set)
-        # Categories that a deletion may take, with their expenses.
-        self.cascades: set[tuple[BudgetId, str]] = set()
+        # Events that would take other records along, and who sent them.
+        self.deletions: list[tuple[UserId, Event]] = []
+        # How often the batch makes or edits each record of these kinds.
+        self.touched: Counter[tuple[BudgetId, str]] = Counter()
 
     def add(self, actor: UserId, event: Decidable) -> None:
         """What the rules read to decide `event` of `actor`."""
@@ -134,8 +138,11 @@ class Want:
             for name, other in kind.references:
                 if (other_id := event.named.get(name)) is not None:
                     self.records[other.name].add((budget_id, other_id))
-            if event.verb == "delete" and kind.takes is not None:
-                self.cascades.add((budget_id, record_id))
+            if kind.takes is not None:
+                if event.verb == "delete":
+                    self.deletions.append((actor, event))
+                else:
+                    self.touched[budget_id, record_id] += 1
             return
         self.members.add((budget_id, record_id))
         self.doors.add(budget_id)
@@ -170,8 +177,9 @@ class BudgetState:
         self.members: dict[UserId, Membership] = {}
         self.known: dict[str, LogRow] = {}  # by eventId
         self.records: dict[RecordKey, Record] = {}  # but for the budget's own
-        # For each category the batch wants to delete: the sum of its live expenses' fingerprints,
-        # those not loaded included. It lets the digest survive a cascade that runs in SQL.
+        # For each category the batch may delete (`cascades`): the sum of its live expenses'
+        # fingerprints, those not loaded included. It lets the digest survive a cascade that runs in
+        # SQL.
         self.sums: dict[str, int] = {}
         # Loaded only where membership may change.
         self.participants: list[UserId] = []  # who takes part, in the order they came
@@ -221,6 +229,50 @@ class BudgetState:
         for key, record in self.records.items():
             if not record.deleted and owner.id in owners(record):
                 self.records[key] = record.tombstone(owner.when, owner.last_sequence)
+
+
+def cascades(want: Want, states: Mapping[BudgetId, BudgetState]) -> set[tuple[BudgetId, str]]:
+    """The records that the batch may delete together with those that refer to them: only for these
+    `BudgetState.sums` is read, which costs as much as there are of them.
+
+    `states` are as loaded, but for `sums`. Left out is every deletion that the rules refuse
+    whatever becomes of the events before it in the batch:
+
+    | left out where            | unless the batch                                             |
+    |---------------------------|--------------------------------------------------------------|
+    | the event is known        |                                                              |
+    | the budget is deleted     |                                                              |
+    | or does not exist         | creates it (then nothing in it has been stored)              |
+    | the actor takes no part   | changes who does                                             |
+    | the record is deleted     |                                                              |
+    | or does not exist         | makes it                                                     |
+    | the version is not its    | edits it: each edit before counts one                        |
+
+    A deletion that is accepted and stands not here would leave a wrong digest: `rules` fails then.
+    """
+    possible: set[tuple[BudgetId, str]] = set()
+    for actor, event in want.deletions:
+        key = event.budget_id, event.record_id
+        state, touched = states[event.budget_id], want.touched[key]
+        if event.event_id in state.known or not _may_take_part(want, state, actor, event):
+            continue
+        record = state.find(event.kind, event.record_id)
+        if record is None:
+            fits = touched > 0
+        else:
+            ahead = (event.version or 0) - record.version
+            fits = not record.deleted and 0 <= ahead <= touched
+        if fits:
+            possible.add(key)
+    return possible
+
+
+def _may_take_part(want: Want, state: BudgetState, actor: UserId, event: Event) -> bool:
+    if state.budget is None:
+        return True
+    member = state.members.get(actor)
+    active = member is not None and member.active
+    return not state.budget.deleted and (active or event.budget_id in want.doors)
 
 
 def owners(record: Record) -> list[str]:

@@ -1,3 +1,5 @@
+-- No user's events may cost the others' time or room (design-2, P20).
+
 -- What a budget uses of its quotas: its records, tombstones too, and the bytes of its log, which are
 -- those of the events and of the records that their verdicts hold.
 ALTER TABLE budgets
@@ -12,3 +14,9 @@ SET record_count = (SELECT count(*) FROM categories c WHERE c.budget_id = b.id)
     );
 -- In how many budgets a user ever took part.
 CREATE INDEX participants_ever ON participants (user_id);
+
+-- A category that is deleted takes its live expenses along; they are found by it. Without it every
+-- deletion, one that is refused too, looks at all expenses of the budget. The second condition keeps
+-- those without a category out, and other statements from using it.
+CREATE INDEX expenses_by_category ON expenses (budget_id, category_id)
+    WHERE NOT deleted AND category_id IS NOT NULL;

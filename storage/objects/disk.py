@@ -26,13 +26,18 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 
 from hub.budget.records import UserId
-from hub.errors import Code, HubError, StoreDown
+from hub.errors import Code, Held, HubError, StoreDown
+from hub.gate import Gate
+from hub.limits import Places
+from hub.turns import Crowded
 from storage.objects.media_types import HEAD_BYTES, PhotoType
-from storage.objects.names import public_object, public_path, temp_object
+from storage.objects.names import folder, public_object, public_path, temp_object
 from storage.objects.store import Uploaded
 
 CALLS_MAX = 8  # threads
+CALLS_PER_USER = 4
 UPLOADS_MAX = 64  # coming in at a time
+UPLOADS_PER_USER = 8
 UPLOAD_S = 120
 PIECE_BYTES = 256 * 1024
 TEMP_S = 24 * 3600
@@ -64,7 +69,9 @@ class DiskPhotos:
         self._base_url = base_url.rstrip("/")
         self._now = now
         self._threads = CapacityLimiter(CALLS_MAX)
+        self._turns = Gate(CALLS_MAX, CALLS_PER_USER)  # of users by their folders
         self._incoming = 0
+        self._incoming_of = Places(UPLOADS_PER_USER)
 
     async def upload_url(
         self,
@@ -109,16 +116,17 @@ class DiskPhotos:
             raise HubError(Code.UPLOAD_NOT_SIGNED, "The upload URL has run out.")
         if content_length is not None and content_length != size:
             raise HubError(Code.PHOTO_NOT_VALID, f"the body must have {size} bytes")
-        if self._incoming >= UPLOADS_MAX:
+        if self._incoming >= UPLOADS_MAX or not self._incoming_of.take(body, user_folder):
             raise HubError(Code.BUSY)
         self._incoming += 1
         try:
             async with asyncio.timeout(UPLOAD_S):
-                await self._take(object, int(size), body)
+                await self._take(object, user_folder, int(size), body)
         except TimeoutError:
             raise HubError(Code.BUSY, f"an upload may take {UPLOAD_S} s") from None
         finally:
             self._incoming -= 1
+            self._incoming_of.give_back(body)
 
     async def uploaded(self, user_id: UserId, key: str) -> Uploaded | None:
         def read() -> Uploaded | None:
@@ -128,7 +136,7 @@ class DiskPhotos:
             except FileNotFoundError:
                 return None
 
-        return await self._call(read)
+        return await self._call(read, folder(user_id))
 
     async def publish(
         self, user_id: UserId, key: str, uploaded: Uploaded, content_type: PhotoType
@@ -149,7 +157,7 @@ class DiskPhotos:
                     _drop(file, path)
             return True
 
-        return await self._call(copy)
+        return await self._call(copy, folder(user_id))
 
     def address(self, user_id: UserId, key: str) -> str:
         return f"{self._base_url}/{public_path(user_id, key)}"
@@ -198,11 +206,13 @@ class DiskPhotos:
             except FileNotFoundError:
                 return None
 
-        return await self._call(head)
+        return await self._call(head, user_folder)
 
-    async def _take(self, object: str, size_bytes: int, body: AsyncIterator[bytes]) -> None:
+    async def _take(
+        self, object: str, user_folder: str, size_bytes: int, body: AsyncIterator[bytes]
+    ) -> None:
         """The body into its place, if it has the right length."""
-        path, file = await self._call(self._new)
+        path, file = await self._call(self._new, user_folder)
         try:
             received, piece = 0, b""
             async for chunk in body:
@@ -211,20 +221,20 @@ class DiskPhotos:
                     break
                 piece += chunk
                 if len(piece) >= PIECE_BYTES:
-                    await self._call(partial(file.write, piece))
+                    await self._call(partial(file.write, piece), user_folder)
                     piece = b""
             if received != size_bytes:
                 raise HubError(Code.PHOTO_NOT_VALID, f"the body must have {size_bytes} bytes")
-            await self._call(partial(file.write, piece))
-            await self._call(partial(_put, file, self._path(object)))
+            await self._call(partial(file.write, piece), user_folder)
+            await self._call(partial(_put, file, self._path(object)), user_folder)
         finally:
             _drop(file, path)
 
     def _new(self) -> tuple[Path, BinaryIO]:
         """A file without its name yet."""
-        folder = self._path("incoming")
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / secrets.token_hex(16)
+        incoming = self._path("incoming")
+        incoming.mkdir(parents=True, exist_ok=True)
+        path = incoming / secrets.token_hex(16)
         return path, path.open("xb")
 
     def _path(self, object: str) -> Path:
@@ -237,9 +247,12 @@ class DiskPhotos:
         said = "\n".join((object, content_type, str(size_bytes), expires))
         return hmac.digest(key, said.encode(), "sha256").hex()
 
-    async def _call(self, call: Callable[[], _T]) -> _T:
+    async def _call(self, call: Callable[[], _T], user_folder: str | None = None) -> _T:
         try:
-            return await anyio.to_thread.run_sync(call, limiter=self._threads)
+            async with self._turns.turn(user_folder):
+                return await anyio.to_thread.run_sync(call, limiter=self._threads)
+        except Crowded:
+            raise Held("too many of one user wait") from None
         except OSError as error:  # its message holds the path, which names the user
             raise StoreDown(f"{type(error).__name__} {error.errno}") from None
 

@@ -108,7 +108,7 @@ class Upload(NamedTuple):
 
 
 class Photos:
-    """All methods raise `StoreDown` and `Disconnected`, and may then be tried again.
+    """All methods raise `StoreDown`, `Held` and `Disconnected`, and may then be tried again.
 
     `now` gives epoch seconds. `up` says whether the store answered when last asked."""
 
@@ -137,7 +137,7 @@ class Photos:
             raise HubError(Code.PHOTO_TOO_BIG)
         key = self._new_id()
         now = self._time()
-        async with self._database.connection("rest") as connection:
+        async with self._database.connection("rest", user_id) as connection:
             begun = await connection.fetchval(
                 BEGIN,
                 user_id,
@@ -160,7 +160,7 @@ class Photos:
         """Make what was uploaded the user's photo; its address. Again changes nothing.
 
         Raises `HubError`: `PHOTO_NOT_FOUND`, `PHOTO_TOO_BIG`, `PHOTO_NOT_VALID`, `BUSY`."""
-        async with self._database.connection("rest") as connection:
+        async with self._database.connection("rest", user_id) as connection:
             row = await connection.fetchrow(READ, user_id, key)
         if row is None:
             raise HubError(Code.PHOTO_NOT_FOUND)
@@ -169,7 +169,10 @@ class Photos:
             return str(photo)
         await self._publish(user_id, key, PhotoType(content_type), size_bytes)
         photo = self._store.address(user_id, key)
-        async with self._database.connection("rest") as connection, connection.transaction():
+        async with (
+            self._database.connection("rest", user_id) as connection,
+            connection.transaction(),
+        ):
             confirmed = await _confirm(connection, user_id, key, object, photo)
         await self.clear(user_id)
         if not confirmed:
@@ -178,7 +181,10 @@ class Photos:
 
     async def remove(self, user_id: UserId) -> None:
         """Take the user's photo away. Nothing happens where there is none."""
-        async with self._database.connection("rest") as connection, connection.transaction():
+        async with (
+            self._database.connection("rest", user_id) as connection,
+            connection.transaction(),
+        ):
             old = await connection.fetchval(LOCK_PROFILE, user_id)
             await connection.execute(TAKE_AWAY, user_id)
             if old is not None:
@@ -188,7 +194,7 @@ class Photos:
     async def clear(self, user_id: UserId) -> None:
         """Delete what this user has left; what fails is left to `sweep`. Raises nothing."""
         try:
-            async with self._database.connection("rest") as connection:
+            async with self._database.connection("rest", user_id) as connection:
                 rows = await connection.fetch(READ_LEFTOVERS_OF, user_id, DELETED_MAX)
             for [object] in rows:
                 await self._delete(user_id, object)
@@ -239,7 +245,7 @@ class Photos:
 
     async def _delete(self, user_id: UserId, object: str) -> None:
         await self._asked("delete", self._store.delete(object))
-        async with self._database.connection("rest") as connection:
+        async with self._database.connection("rest", user_id) as connection:
             await connection.execute(DELETE_LEFTOVER, user_id, object)
 
     async def _asked(self, call: str, asking: Awaitable[_T]) -> _T:

@@ -1,10 +1,9 @@
 """Photos in an S3 bucket, read through a CDN.
 
-boto3 blocks, so each call runs in a thread; how many there are, how long one may take and how long
-one waits for its turn are bounded.
+boto3 blocks, so each call runs in a thread; how many there are, of one user too, how long one may
+take and how long one waits for its turn are bounded.
 """
 
-import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,7 +14,9 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
 from hub.budget.records import UserId
-from hub.errors import StoreDown
+from hub.errors import Held, StoreDown
+from hub.gate import Gate
+from hub.turns import Crowded
 from storage.objects.media_types import HEAD_BYTES, PhotoType
 from storage.objects.names import public_object, public_path, temp_object
 from storage.objects.store import CACHE_CONTROL, Uploaded
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 CALLS_MAX = 8  # at a time
+CALLS_PER_USER = 4
 ATTEMPTS = 2
 
 _T = TypeVar("_T")
@@ -49,7 +51,7 @@ class S3Photos:
         self._turn_s = timeouts.s3_turn_s
         self._bucket = bucket
         self._base_url = cdn_base_url.rstrip("/")
-        self._turns = asyncio.Semaphore(CALLS_MAX)
+        self._turns = Gate(CALLS_MAX, CALLS_PER_USER)
         self._threads = CapacityLimiter(CALLS_MAX)  # not those that others wait for too
         self._client: S3Client = session.client(
             "s3",
@@ -87,7 +89,8 @@ class S3Photos:
                     "ContentLength": size_bytes,
                 },
                 ExpiresIn=expires_in_s,
-            )
+            ),
+            user_id,
         )
 
     async def uploaded(self, user_id: UserId, key: str) -> Uploaded | None:
@@ -109,7 +112,7 @@ class S3Photos:
             size = found.get("ContentRange", "").rpartition("/")[2] or found["ContentLength"]
             return Uploaded(int(size), head, found["ETag"])
 
-        return await self._call(read)
+        return await self._call(read, user_id)
 
     async def publish(
         self, user_id: UserId, key: str, uploaded: Uploaded, content_type: PhotoType
@@ -131,7 +134,7 @@ class S3Photos:
                 raise
             return True
 
-        return await self._call(copy)
+        return await self._call(copy, user_id)
 
     def address(self, user_id: UserId, key: str) -> str:
         return f"{self._base_url}/{public_path(user_id, key)}"
@@ -148,10 +151,11 @@ class S3Photos:
     async def aclose(self) -> None:
         await anyio.to_thread.run_sync(self._client.close)
 
-    async def _call(self, call: Callable[[], _T]) -> _T:
+    async def _call(self, call: Callable[[], _T], user_id: UserId | None = None) -> _T:
         try:
-            async with asyncio.timeout(self._turn_s):
-                await self._turns.acquire()
+            await self._turns.enter(user_id, self._turn_s)
+        except Crowded:
+            raise Held("too many of one user wait") from None
         except TimeoutError:
             raise StoreDown("too many calls of S3 at a time") from None
         try:
@@ -161,7 +165,7 @@ class S3Photos:
         except (BotoCoreError, HTTPClientError, OSError) as error:
             raise StoreDown(type(error).__name__) from error
         finally:
-            self._turns.release()
+            self._turns.leave(user_id)
 
 
 def _code(error: ClientError) -> str:

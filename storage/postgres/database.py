@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import asyncpg
 
+from hub.budget.records import UserId
 from hub.committer import APART_MAX, LANES
 from hub.errors import Disconnected, Held, StorageError
+from hub.gate import Gate
+from hub.turns import Crowded
 from storage.postgres.errors import Defects, closed, translated
 from storage.timeouts import STORAGE_TIMEOUTS, StorageTimeouts
 
@@ -25,30 +28,35 @@ IDLE_IN_TRANSACTION_S = 3
 STATEMENT_TIMEOUT_S = 30
 LOCK_TIMEOUT_S = 5  # longer than that, so that a frozen hub costs a wait and not an error
 
-Purpose: TypeAlias = Literal["commits", "feeds", "watch", "rest", "owners", "housekeeping"]
+Purpose: TypeAlias = Literal["commits", "gaps", "feeds", "watch", "rest", "owners", "housekeeping"]
 
 
-class Quota(NamedTuple):
-    """How many connections a purpose may use at a time, how long one more waits for its turn, and
-    what it gets if none comes."""
+class Share(NamedTuple):
+    """How many connections a purpose may use at a time and one user of it, how long one more waits
+    for its turn, and what it gets if none comes."""
 
     connections: int
+    per_user: int
     wait_s: float = 5.0
     late: type[StorageError] = Held
 
 
-# Each purpose has connections of its own, so that none waits for the statements of another.
-QUOTAS: Mapping[Purpose, Quota] = {
-    "commits": Quota(LANES + APART_MAX, late=Disconnected),
+# Each purpose has connections of its own, so that none waits for the statements of another. Where
+# users come, one of them has at most half: a user's slowest reads leave as many to the others. What
+# the hub does there for no user is a user of its own.
+SHARES: Mapping[Purpose, Share] = {
+    "commits": Share(LANES + APART_MAX, LANES + APART_MAX, late=Disconnected),
+    # What live subscriptions miss: no flood of those who are on the way may hold it up (P7).
+    "gaps": Share(2, 2, wait_s=30.0, late=Disconnected),
     # Pages of the log. When every device comes back at once, thousands of them wait for one.
-    "feeds": Quota(4, wait_s=30.0, late=Disconnected),
+    "feeds": Share(4, 2, wait_s=30.0, late=Disconnected),
     # What looks every second, and may not wait for them: sweeps, closed accounts, `/readyz`.
-    "watch": Quota(2, late=Disconnected),
-    "rest": Quota(4),  # what a request asks for
-    "owners": Quota(2),  # invites and link sharing, which wait for budgets that commits hold
-    "housekeeping": Quota(1),  # holds the lock; `budget-hub verify` and `export` read by it
+    "watch": Share(2, 2, late=Disconnected),
+    "rest": Share(4, 2),  # what a request asks for
+    "owners": Share(2, 1),  # invites and link sharing, which wait for budgets that commits hold
+    "housekeeping": Share(1, 1),  # holds the lock; `budget-hub verify` and `export` read by it
 }
-CONNECTIONS_MAX = sum(quota.connections for quota in QUOTAS.values())  # of one process
+CONNECTIONS_MAX = sum(share.connections for share in SHARES.values())  # of one process
 
 SESSION = {
     "application_name": "budget-hub",
@@ -88,36 +96,58 @@ class PoolUse(NamedTuple):
 
 
 class _Counted:
-    """A pool that knows who waits for it."""
+    """A pool that gives each user their turn, and knows who waits for it."""
 
-    def __init__(self, pool: "Pool", quota: Quota, defects: Defects) -> None:
+    def __init__(self, pool: "Pool", share: Share, defects: Defects) -> None:
         self.pool = pool
-        self._quota = quota
+        self._share = share
+        self._gate = Gate(share.connections, share.per_user)
         self._defects = defects
-        self._waiting = 0
+        self._connecting = 0
         self._timeouts = 0
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator["Connection"]:
-        self._waiting += 1
+    async def connection(self, user_id: UserId | None) -> AsyncIterator["Connection"]:
+        until_s = asyncio.get_running_loop().time() + self._share.wait_s
+        await self._enter(user_id)
         try:
-            connection = await self.pool.acquire(timeout=self._quota.wait_s)
+            connection = await self._acquired(until_s)
+            try:
+                with translated(partial(closed, connection), self._defects.note):
+                    yield connection
+            finally:
+                await self.pool.release(connection)
+        finally:
+            self._gate.leave(user_id)
+
+    async def _enter(self, user_id: UserId | None) -> None:
+        """Get a turn."""
+        try:
+            await self._gate.enter(user_id, self._share.wait_s)
+        except Crowded:
+            raise Held("too many of one user wait") from None
         except TimeoutError:
             self._timeouts += 1
-            if self.use().used < self._quota.connections:
-                raise  # it was being made: the server is silent
-            raise self._quota.late("too many of them at a time") from None
-        finally:
-            self._waiting -= 1
+            if self._connecting:
+                raise  # it was the turn of connections that are being made: the server is silent
+            raise self._share.late("too many of them at a time") from None
+
+    async def _acquired(self, until_s: float) -> "PoolConnectionProxy[asyncpg.Record]":
+        """Every turn has its connection, so who waits here waits for the server."""
+        self._connecting += 1
         try:
-            with translated(partial(closed, connection), self._defects.note):
-                yield connection
+            left_s = until_s - asyncio.get_running_loop().time()
+            return await self.pool.acquire(timeout=max(left_s, 0.0))
+        except TimeoutError:
+            self._timeouts += 1
+            raise
         finally:
-            await self.pool.release(connection)
+            self._connecting -= 1
 
     def use(self) -> PoolUse:
         used = self.pool.get_size() - self.pool.get_idle_size()
-        return PoolUse(used, self.pool.get_max_size(), self._waiting, self._timeouts)
+        waiting = self._gate.waiting + self._connecting
+        return PoolUse(used, self.pool.get_max_size(), waiting, self._timeouts)
 
 
 class Database:
@@ -131,7 +161,7 @@ class Database:
     async def connect(
         cls,
         url: str,
-        quotas: Mapping[Purpose, Quota] = QUOTAS,
+        shares: Mapping[Purpose, Share] = SHARES,
         timeouts: StorageTimeouts = STORAGE_TIMEOUTS,
     ) -> "Database":
         """Open the pools; connections themselves are made when first needed.
@@ -139,8 +169,8 @@ class Database:
         Raises `Disconnected` if the server cannot be reached."""
         defects = Defects()
         with translated():
-            pools = {each: await _pool(url, each, quotas[each], timeouts) for each in quotas}
-        counted = {each: _Counted(pool, quotas[each], defects) for each, pool in pools.items()}
+            pools = {each: await _pool(url, each, shares[each], timeouts) for each in shares}
+        counted = {each: _Counted(pool, shares[each], defects) for each, pool in pools.items()}
         return cls(counted, defects)
 
     async def close(self) -> None:
@@ -156,16 +186,18 @@ class Database:
         """A connection reserved for commits, inside a transaction."""
         counted = self._pools["commits"]
         with translated(counted.pool.is_closing, self.defects.note):
-            async with counted.connection() as connection, connection.transaction():
+            async with counted.connection(None) as connection, connection.transaction():
                 yield connection
 
     @asynccontextmanager
-    async def connection(self, purpose: Purpose) -> AsyncIterator["Connection"]:
-        """One of the connections of that purpose. Raises what its quota says if none is free in
-        time."""
+    async def connection(
+        self, purpose: Purpose, user_id: UserId | None = None
+    ) -> AsyncIterator["Connection"]:
+        """One of the connections of that purpose, for that user; None is the hub itself. Raises
+        what its share says if none is free in time, and `Held` where too many of the user wait."""
         counted = self._pools[purpose]
         with translated(counted.pool.is_closing, self.defects.note):
-            async with counted.connection() as connection:
+            async with counted.connection(user_id) as connection:
                 yield connection
 
     def translated(self, connection: "Connection") -> AbstractContextManager[None]:
@@ -177,14 +209,14 @@ class Database:
         return {purpose: counted.use() for purpose, counted in self._pools.items()}
 
 
-async def _pool(url: str, purpose: Purpose, quota: Quota, timeouts: StorageTimeouts) -> "Pool":
+async def _pool(url: str, purpose: Purpose, share: Share, timeouts: StorageTimeouts) -> "Pool":
     commits = purpose == "commits"
     # Nothing here changes a session's state, so the reset between two users of a connection, a
     # round trip each, is left out.
     return await asyncpg.create_pool(
         url,
         min_size=int(commits),  # whose first one shows that the server is there
-        max_size=quota.connections,
+        max_size=share.connections,
         max_inactive_connection_lifetime=0,
         command_timeout=timeouts.command_s,
         timeout=timeouts.connect_s,

@@ -21,8 +21,8 @@ def patience() -> Iterator[None]:
     """On a machine that is slow, or stops for some seconds, nothing here runs into a timeout that
     it is not about; who is about one sets it."""
     with pytest.MonkeyPatch.context() as patch:
-        for purpose, quota in database.QUOTAS.items():
-            patch.setitem(database.QUOTAS, purpose, quota._replace(wait_s=PATIENT_S))
+        for purpose, share in database.SHARES.items():
+            patch.setitem(database.SHARES, purpose, share._replace(wait_s=PATIENT_S))
         for session in (database.SESSION, database.COMMIT_SESSION):
             for name in SERVER_WAITS:
                 patch.setitem(session, name, f"{PATIENT_S:.0f}s")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hub.budget.digest import DIGEST_MODULUS
 from hub.budget.kinds import KINDS
 from hub.budget.records import BudgetId, Invite, Membership, RecordKey, UserId
-from hub.budget.state import BudgetState, LogRow, Taken, Want, owners
+from hub.budget.state import BudgetState, LogRow, Taken, Want, cascades, owners
 from hub.errors import LostRace
 from hub.ports import LogEvent, Page
 from storage.postgres.core.record_sql import (
@@ -23,7 +23,7 @@ from storage.postgres.core.record_sql import (
     row_of,
     signed,
 )
-from storage.postgres.database import Database
+from storage.postgres.database import Database, Purpose
 
 if TYPE_CHECKING:
     from storage.postgres.database import Connection
@@ -189,7 +189,8 @@ class PostgresLog:
     async def page(
         self, budget_id: BudgetId, user_id: UserId | None, after: int, up_to: int, limit: int
     ) -> Page | None:
-        async with self._database.connection("feeds") as connection:
+        purpose: Purpose = "gaps" if user_id is None else "feeds"
+        async with self._database.connection(purpose, user_id) as connection:
             rows = await connection.fetch(READ_PAGE, budget_id, user_id, after, up_to, limit)
         if not rows:
             return None
@@ -262,10 +263,10 @@ class PostgresTransaction:
             kind = KINDS[kind_name]
             for row in await fetch(RECORD_SQL[kind_name].load, *columns(keys, 2)):
                 states[row[0]].records[kind_name, row[1]] = record_of(kind, row)
-        for budget_id, category_id in want.cascades:
-            states[budget_id].sums[category_id] = 0
-        if want.cascades:
-            for row in await fetch(LOAD_CASCADES, *columns(want.cascades, 2)):
+        if possible := cascades(want, states):
+            for budget_id, category_id in possible:
+                states[budget_id].sums[category_id] = 0
+            for row in await fetch(LOAD_CASCADES, *columns(possible, 2)):
                 states[row[0]].sums[row[1]] = int(row[2]) % DIGEST_MODULUS
         return states
 

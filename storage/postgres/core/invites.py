@@ -90,7 +90,10 @@ class Invites:
     async def _as_owner(
         self, user_id: UserId, budget_id: BudgetId, statement: str, *arguments: object
     ) -> list["asyncpg.Record"]:
-        async with self._database.connection("owners") as connection, connection.transaction():
+        async with (
+            self._database.connection("owners", user_id) as connection,
+            connection.transaction(),
+        ):
             stands = await connection.fetchrow(READ_OWNER, budget_id, user_id)
             if stands is None:
                 raise HubError(Code.BUDGET_NOT_EXISTS)

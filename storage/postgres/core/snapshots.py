@@ -279,7 +279,7 @@ class Snapshots:
     async def budgets(self, user_id: UserId, key: int, count: int) -> tuple[int, bytes]:
         """At most `count` budgets the user takes part in, by the number of the membership: the key
         of the next page, a list."""
-        async with self._database.connection("rest") as connection:
+        async with self._database.connection("rest", user_id) as connection:
             row = await connection.fetchrow(READ_BUDGETS, user_id, key, count)
         assert row is not None
         return row[0], row[1].encode()
@@ -288,7 +288,7 @@ class Snapshots:
         self, statement: str, budget_id: BudgetId, user_id: UserId, *arguments: object
     ) -> Sequence[Any]:
         """The statement's own columns."""
-        async with self._database.connection("rest") as connection:
+        async with self._database.connection("rest", user_id) as connection:
             row = await connection.fetchrow(statement, budget_id, user_id, *arguments)
         return _permitted(row)
 

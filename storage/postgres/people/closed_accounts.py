@@ -49,7 +49,7 @@ class ClosedAccounts:
     async def close(self, user_id: UserId, *, issued_at: datetime) -> ClosedAccount:
         """Close the account by a token issued at that time. Returns the closing that counts: an
         earlier one, where the token was issued before it."""
-        async with self._database.connection("rest") as connection:
+        async with self._database.connection("rest", user_id) as connection:
             closed_at = await connection.fetchval(CLOSE, user_id, issued_at)
             if closed_at is None:
                 closed_at = await connection.fetchval(READ, user_id)

@@ -76,7 +76,7 @@ class Logins:
         last_name: str | None,
     ) -> bool:
         """Make the account; False if one with this e-mail exists."""
-        async with self._database.connection("rest") as connection:
+        async with self._database.connection("rest", user_id) as connection:
             created = await connection.fetchval(
                 CREATE, user_id, email, password_hash, first_name, last_name
             )
@@ -90,14 +90,14 @@ class Logins:
 
     async def set_password_hash(self, user_id: str, password_hash: str, *, replacing: str) -> None:
         """Replace the hash, unless another than `replacing` has come to stand there."""
-        async with self._database.connection("rest") as connection:
+        async with self._database.connection("rest", user_id) as connection:
             await connection.execute(SET_PASSWORD_HASH, user_id, password_hash, replacing)
 
     async def start_family(
         self, family_id: str, user_id: str, *, now: datetime, expires_at: datetime
     ) -> None:
         """Begin a login at generation 1."""
-        async with self._database.connection("rest") as connection:
+        async with self._database.connection("rest", user_id) as connection:
             await connection.execute(START_FAMILY, family_id, user_id, now, expires_at)
 
     async def rotate_family(
@@ -107,7 +107,7 @@ class Logins:
 
         Of several at once exactly one succeeds; the others return after it committed.
         """
-        async with self._database.connection("rest") as connection:
+        async with self._database.connection("rest", family_id) as connection:
             user_id: str | None = await connection.fetchval(
                 ROTATE_FAMILY, family_id, generation, now, expires_at
             )
@@ -115,11 +115,11 @@ class Logins:
 
     async def live_family(self, family_id: str, *, now: datetime) -> Family | None:
         """The family, unless it is unknown, revoked or past its end."""
-        async with self._database.connection("rest") as connection:
+        async with self._database.connection("rest", family_id) as connection:
             row = await connection.fetchrow(LIVE_FAMILY, family_id, now)
         return None if row is None else Family(*row)
 
     async def revoke_family(self, family_id: str) -> None:
         """End a login for good."""
-        async with self._database.connection("rest") as connection:
+        async with self._database.connection("rest", family_id) as connection:
             await connection.execute(REVOKE_FAMILY, family_id)

@@ -65,7 +65,7 @@ class Profiles:
         self._database = database
 
     async def read(self, user_id: UserId) -> Profile:
-        async with self._database.connection("rest") as connection:
+        async with self._database.connection("rest", user_id) as connection:
             row = await connection.fetchrow(READ, user_id)
         if row is None:
             raise HubError(Code.USER_NOT_FOUND)
@@ -80,7 +80,7 @@ class Profiles:
         for name in ("email", "first_name", "last_name"):
             flags += [name in fields, fields.get(name)]
         try:
-            async with self._database.connection("rest") as connection:
+            async with self._database.connection("rest", user_id) as connection:
                 row = await connection.fetchrow(WRITE, user_id, *flags)
         except LostRace:  # the index of logins
             raise HubError(Code.EMAIL_TAKEN) from None
@@ -91,19 +91,22 @@ class Profiles:
     async def introduce(self, profile: Profile, issued_at: datetime) -> None:
         """Make the profile, unless there is one: what its user has edited stays. Nor if the account
         was closed after `issued_at`, which is of the token that says all this."""
-        async with self._database.connection("rest") as connection:
+        async with self._database.connection("rest", profile.user_id) as connection:
             await connection.execute(INTRODUCE, *profile, issued_at)
 
     async def delete(self, user_id: UserId, *, made_until: datetime) -> None:
         """Also its logins, where it signs in here; its photo is left to `Photos.clear`. Nothing
         happens where there is none, or only one made later: that is a new account's."""
-        async with self._database.connection("rest") as connection, connection.transaction():
+        async with (
+            self._database.connection("rest", user_id) as connection,
+            connection.transaction(),
+        ):
             await connection.execute(DELETE_UPLOADS, user_id, made_until)
             await connection.execute(DELETE, user_id, made_until)
 
     async def budgets(self, user_id: UserId, *, joined_until: datetime) -> list[BudgetId]:
         """Those the user takes part in since then or longer."""
         until_ms = int(joined_until.timestamp() * 1000)
-        async with self._database.connection("rest") as connection:
+        async with self._database.connection("rest", user_id) as connection:
             rows = await connection.fetch(READ_BUDGETS, user_id, until_ms)
         return [row[0] for row in rows]

@@ -27,7 +27,7 @@ from hub.frames.websocket import FRAME_BYTES_MAX
 from hub.hub import Hub
 from hub.ports import Page, Principal
 from storage.postgres.core.event_log import PostgresLog
-from storage.postgres.database import QUOTAS
+from storage.postgres.database import SHARES
 from tests.cluster import AUTH_SECRET, token, until
 from tests.device import Json, budget_create, expense_add, new_id
 from tests.patience import PATIENT
@@ -38,7 +38,7 @@ TIMEOUT_S = 30.0
 @pytest.fixture
 async def app(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[App]:
     for purpose in ("rest", "owners"):
-        monkeypatch.setitem(QUOTAS, purpose, QUOTAS[purpose]._replace(wait_s=0.5))
+        monkeypatch.setitem(SHARES, purpose, SHARES[purpose]._replace(wait_s=0.5))
     settings = Settings(database_url=database_url, auth_secret=AUTH_SECRET)
     # No sweep: it would find what the followers missed.
     async with open_app(settings, timeouts=replace(PATIENT, sweep_s=3600.0)) as app:
@@ -312,8 +312,8 @@ def test_a_stream_ends_with_its_token_though_timers_strike_early(app: App) -> No
 @pytest.mark.parametrize(
     ("path", "table", "at_once"),
     [
-        ("", "expenses", QUOTAS["rest"].connections),
-        ("/invites", "invites", QUOTAS["owners"].connections),
+        ("", "expenses", SHARES["rest"].per_user),
+        ("/invites", "invites", SHARES["owners"].per_user),
     ],
 )
 async def test_p7_what_waits_for_the_database_leaves_the_feeds_their_connections(

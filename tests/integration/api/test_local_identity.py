@@ -180,6 +180,36 @@ async def test_logins_beyond_the_bound_are_put_off(
     await identity.register("later@example.org", PASSWORD, None, None)
 
 
+async def test_p20_a_flood_of_one_address_holds_up_no_other(identity: LocalIdentity) -> None:
+    async with asyncio.TaskGroup() as group:
+        flood = [
+            group.create_task(
+                identity.register(f"{n}@example.org", PASSWORD, None, None, address="flood")
+            )
+            for n in range(8)
+        ]
+        await asyncio.sleep(0)
+        await identity.register(EMAIL, PASSWORD, None, None, address="ann's")
+        assert sum(task.done() for task in flood) <= 4  # she was the next
+
+
+async def test_p20_an_address_is_put_off_before_there_is_no_room_for_others(
+    logins: Logins, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "WAITING_PER_ADDRESS", 2)
+    identity = an_identity(logins, clock)
+    answers = await asyncio.gather(
+        *(
+            identity.register(f"{n}@example.org", PASSWORD, None, None, address="flood")
+            for n in range(5)
+        ),
+        identity.register(EMAIL, PASSWORD, None, None, address="ann's"),
+        return_exceptions=True,
+    )
+    assert Counter(map(kind, answers[:-1])) == {"SignedIn": 3, "BUSY": 2}
+    assert kind(answers[-1]) == "SignedIn"
+
+
 async def test_a_refresh_gives_the_next_tokens(
     identity: LocalIdentity, tokens: Tokens, clock: Clock
 ) -> None:

@@ -26,7 +26,7 @@ from hub.errors import Disconnected, LostRace
 from loadtest.proxy import Proxy
 from loadtest.replica import Replica
 from storage.postgres.core.event_log import PostgresLog, PostgresTransaction
-from storage.postgres.database import QUOTAS, Database
+from storage.postgres.database import SHARES, Database
 from tests.full_disk import FILL, MAKE_ROOM
 from tests.patience import PATIENT
 from tests.racing import (
@@ -209,7 +209,7 @@ async def test_p4_p8_many_budgets_locked_elsewhere_are_busy_in_bounded_time(
 ) -> None:
     """Those that may wait for a lock are few; the others do not wait for these for ever, and count
     as waiting as long as they do."""
-    monkeypatch.setattr(committer_module, "APART_MAX", 2)
+    monkeypatch.setattr(committer_module, "APART_PER_USER", 2)
     node = await nodes(timeouts=replace(PATIENT, turn_s=0.5))
     monkeypatch.setattr(committer_module, "WAITING_EVENTS_MAX", 5)
     held, free = [await node.new_budget() for _ in range(5)], await node.new_budget()
@@ -760,9 +760,9 @@ async def test_hubs_ask_the_server_to_notice_within_seconds_that_they_are_gone(
 async def test_readers_do_not_starve_commits(database: Database) -> None:
     node = Node(database)
     async with AsyncExitStack() as readers:
-        for purpose, quota in QUOTAS.items():
-            for _ in range(quota.connections if purpose != "commits" else 0):
-                await readers.enter_async_context(database.connection(purpose))
+        for purpose, share in SHARES.items():
+            for number in range(share.connections if purpose != "commits" else 0):
+                await readers.enter_async_context(database.connection(purpose, f"user {number}"))
         await node.new_budget()
 
 
@@ -833,6 +833,26 @@ async def test_a_large_category_is_cascaded_in_sql_and_not_loaded(
         (False, 1, verdict["sequence"] - 1, 1, 1),
         (True, 2, verdict["sequence"], 9, 500),
     ]
+    await check_budget(node, budget_id)
+
+
+async def test_p20_a_deletion_that_is_refused_reads_no_expense(
+    node: Node, elsewhere: Elsewhere
+) -> None:
+    """Whoever sends it: a stranger, or who names no category that lives, or an old version."""
+    budget_id, category_id = await node.new_budget(), new_id()
+    add = event("category.add", budget_id, recordId=category_id, name="Food", allocate="1")
+    await node.made("ann", add, expense(budget_id, categoryId=category_id))
+    gone = event("category.delete", budget_id, recordId=category_id, version=1)
+    stale = {**gone, "eventId": new_id(), "version": 2}
+    unknown = {**gone, "eventId": new_id(), "recordId": new_id()}
+    async with elsewhere.connection.transaction():
+        # Reading it would wait, until the lock timeout makes the verdict BUSY.
+        await elsewhere.execute("LOCK TABLE expenses IN ACCESS EXCLUSIVE MODE")
+        told = await node.told("ann", stale, unknown, mode="each")
+        assert outcomes(told) == ["conflict", "CATEGORY_NOT_EXISTS"]
+        assert outcomes(await node.told("eve", gone)) == ["BUDGET_NOT_EXISTS"]
+    assert outcomes(await node.told("ann", gone)) == ["accepted"]
     await check_budget(node, budget_id)
 
 

@@ -642,7 +642,7 @@ async def test_a_change_that_is_not_committed_leaves_the_old_photo(
             lost.append(now)
             monkeypatch.setattr(world.database, "connection", away)
 
-    def away(purpose: str) -> Any:
+    def away(purpose: str, user_id: str) -> Any:
         monkeypatch.undo()
         raise Disconnected("planted")
 
@@ -878,6 +878,30 @@ async def test_disk_keeps_nothing_of_an_upload_that_ends_early(
     assert await disk.objects() == set()
 
 
+async def test_p20_a_user_whose_uploads_never_end_leaves_others_room(disk: OnDisk) -> None:
+    content, ends = picture(size_bytes=1_000_000), asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield content[:1]
+        await ends.wait()
+        yield content[1:]
+
+    async with asyncio.TaskGroup() as group:
+        urls = [(await disk.begin(content, PhotoType.JPEG))["url"] for _ in range(9)]
+        uploads = [group.create_task(received(disk, url, slow())) for url in urls[:8]]
+        await asyncio.sleep(0)
+        with pytest.raises(HubError, match="BUSY"):
+            await received(disk, urls[8], slow())
+        others = await disk.begin(content, PhotoType.JPEG, "ben")
+        await received(disk, others["url"], whole(content))
+        assert not any(upload.done() for upload in uploads)
+        ends.set()
+
+
+async def whole(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
 @pytest.mark.parametrize(
     "path", ["../secret", "%2e%2e/secret", "..%2f..%2fsecret/x", "ann/..%2f..%2f..%2fsecret", "~/x"]
 )
@@ -947,19 +971,31 @@ async def test_s3_calls_are_bounded_and_do_not_wait_for_ever(
     s3: OnS3, session: boto3.Session
 ) -> None:
     store = s3.photos_of(session, replace(PATIENT, s3_turn_s=0.05))
-    s3.front.hold(lambda asked: asked.method == "HEAD")
-    checks = [asyncio.create_task(store.check()) for _ in range(12)]
+    s3.front.hold(lambda asked: asked.method == "GET")
+    looks = [asyncio.create_task(store.uploaded(f"user{n}", new_id())) for n in range(12)]
     try:
-        done, held = await asyncio.wait(checks, return_when=asyncio.FIRST_COMPLETED)
+        done, held = await asyncio.wait(looks, return_when=asyncio.FIRST_COMPLETED)
         while len(done) < 4:
             more, held = await asyncio.wait(held, return_when=asyncio.FIRST_COMPLETED)
             done |= more
-        assert {str(check.exception()) for check in done} == {"too many calls of S3 at a time"}
+        assert {str(look.exception()) for look in done} == {"too many calls of S3 at a time"}
         assert len(held) == 8
     finally:
         s3.front.release()
     await asyncio.gather(*held)
     await store.aclose()
+
+
+async def test_p20_calls_of_s3_for_one_user_leave_others_theirs(s3: OnS3) -> None:
+    s3.front.hold(lambda asked: asked.method == "GET")  # what is read for `uploaded`
+    async with asyncio.TaskGroup() as group:
+        flood = [group.create_task(s3.store.uploaded("flood", new_id())) for _ in range(20)]
+        try:
+            await s3.store.check()
+            await s3.store.upload_url("ann", new_id(), PhotoType.JPEG, 1000, 60)
+            assert not any(task.done() for task in flood)
+        finally:
+            s3.front.release()
 
 
 async def test_s3_refuses_who_has_not_the_secret(s3: OnS3) -> None:

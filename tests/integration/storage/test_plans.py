@@ -65,6 +65,11 @@ LOG_INDEX = {
     "read recent": "accepted_events_by_time",
     "load taken": "participants_ever",
 }
+# Without it each deletion of a category would look at all expenses of the budget.
+CASCADE_INDEX = {
+    "load cascades": "expenses_by_category",
+    "cascade": "expenses_by_category",
+}
 PRIMARY_KEY = {
     "load taken": "budgets_pkey",
     "load members": "participants_pkey",
@@ -116,7 +121,7 @@ async def test_hot_statements_use_their_indexes(large_url: str) -> None:
         } - SMALL
         assert not scanned, (name, scanned)
         used = {node.get("Index Name") for node in nodes}
-        for wanted in (LOG_INDEX.get(name), PRIMARY_KEY.get(name)):
+        for wanted in (LOG_INDEX.get(name), CASCADE_INDEX.get(name), PRIMARY_KEY.get(name)):
             assert wanted is None or wanted in used, (name, used)
         # To walk a whole index is no better than to walk the table.
         walked = {node["Index Name"] for node in nodes if _walks(node)}
@@ -151,6 +156,21 @@ async def test_reads_look_only_at_what_they_answer_with(
     assert looked_at.pop("READ_BUDGETS") <= 2 * budgets + around
     for name, rows in looked_at.items():
         assert rows <= around, name
+    await large.close()
+
+
+@pytest.mark.usefixtures("statistics")
+async def test_p20_a_cascade_looks_only_at_what_it_takes_along(large_url: str) -> None:
+    """Of a category with 99 of 9,900 expenses."""
+    large = await asyncpg.connect(large_url, server_settings=COMMIT_SESSION)
+    category = await large.fetchval(
+        "SELECT id FROM categories WHERE budget_id = $1 AND created_sequence = 2", BIG
+    )
+    [row] = await large.fetch(ANALYZE + event_log.LOAD_CASCADES, [BIG], [category])
+    looked_at = sum(_looked_at(node) for node in _nodes(json.loads(row[0])[0]["Plan"]))
+    assert looked_at == 99
+    [row] = await large.fetch(ANALYZE + event_log.LOAD_CASCADES, [BIG], [BIG])
+    assert not sum(_looked_at(node) for node in _nodes(json.loads(row[0])[0]["Plan"]))
     await large.close()
 
 
@@ -189,10 +209,12 @@ INSERT INTO categories (budget_id, id, created_by, name, allocate, version, offl
                         fingerprint, fields_hash, created_sequence, last_sequence)
 SELECT id, gen_random_uuid(), 'ann', 'c', 1, 1, 1, 1, 'c', n, n
 FROM budgets, generate_series(1, 10) n;
-INSERT INTO expenses (budget_id, id, created_by, amount, date, version, offline_last_modified,
-                      fingerprint, fields_hash, created_sequence, last_sequence)
-SELECT id, gen_random_uuid(), 'ann', 1, '2026-01-01', 1, 1, 1, 'c', n, n
-FROM budgets, generate_series(1, 50) n;
+INSERT INTO expenses (budget_id, id, category_id, created_by, amount, date, version,
+                      offline_last_modified, fingerprint, fields_hash, created_sequence,
+                      last_sequence)
+SELECT budget_id, gen_random_uuid(), id, 'ann', 1, '2026-01-01', 1, 1, 1, 'c', n, n
+FROM (SELECT budget_id, id, 5 * created_sequence - 4 AS first FROM categories) of_budget,
+     generate_series(first, first + 4) n;
 """
 
 # One budget more, with 100 categories and 9,900 expenses, of which 100 were changed last,
@@ -211,10 +233,15 @@ INSERT INTO categories (budget_id, id, created_by, name, allocate, version, offl
 SELECT '00000000-0000-4000-8000-0000000b0b0b', gen_random_uuid(), 'ann', 'c', 1, 1, 1, 1, 'c',
        1 + n, 1 + n
 FROM generate_series(1, 100) n;
-INSERT INTO expenses (budget_id, id, created_by, amount, date, version, offline_last_modified,
-                      fingerprint, fields_hash, created_sequence, last_sequence)
-SELECT '00000000-0000-4000-8000-0000000b0b0b', gen_random_uuid(), 'ann', 1, '2026-01-01', 1, 1, 1,
-       'c', 101 + n, CASE WHEN n % 99 = 0 THEN 10001 + n / 99 ELSE 101 + n END
+INSERT INTO expenses (budget_id, id, category_id, created_by, amount, date, version,
+                      offline_last_modified, fingerprint, fields_hash, created_sequence,
+                      last_sequence)
+SELECT '00000000-0000-4000-8000-0000000b0b0b', gen_random_uuid(), (
+           SELECT id FROM categories
+           WHERE budget_id = '00000000-0000-4000-8000-0000000b0b0b'
+             AND created_sequence = 2 + n % 100
+       ), 'ann', 1, '2026-01-01', 1, 1, 1, 'c', 101 + n,
+       CASE WHEN n % 99 = 0 THEN 10001 + n / 99 ELSE 101 + n END
 FROM generate_series(1, 9900) n;
 """
 

@@ -27,7 +27,7 @@ UPDATE accepted_events SET event = regexp_replace(
 UPDATE budgets SET fields_hash = '', fingerprint = 1, digest = 1;
 UPDATE categories SET fields_hash = '', fingerprint = 1;
 UPDATE expenses SET fields_hash = '', fingerprint = 1;
-DROP INDEX participants_ever;
+DROP INDEX participants_ever, expenses_by_category;
 ALTER TABLE budgets DROP COLUMN record_count, DROP COLUMN log_bytes;
 DELETE FROM migrations WHERE number >= 5;
 """
