@@ -21,6 +21,7 @@ from api.http.edge import Edge, cors
 from api.http.errors import ERROR_HANDLERS
 from api.http.guard import ApiKeys, Guard, LimitedByUser, PerMinute, RequestLimits
 from api.http.requests import signed_in
+from api.http.unread import Unread
 from api.rest import errors, health
 from api.rest.core import budgets, events, invites, members
 from api.rest.files import disk_store
@@ -159,6 +160,7 @@ async def open_rest(services: Services, siblings: Siblings) -> AsyncIterator[App
         keys=keys,
         limits=limits,
         connections=Connections(settings.connections_per_address, settings.trusted_proxies),
+        unread=Unread(),
         origins=origins,
         now_ms=now_ms,
         new_id=new_id,

@@ -16,6 +16,7 @@ FRAMES_PER_EVENT = 10
 FRAMES_AT_ONCE = 1_000
 UNSIGNED_FRAMES_PER_S = 10  # while nobody has signed in on the connection
 UNSIGNED_FRAMES_AT_ONCE = 100
+COST_BYTES = 2048  # of a frame or body that is no batch of events as documented, for each 1 of cost
 
 
 class Rate(NamedTuple):
@@ -47,6 +48,11 @@ class Bucket:
         self.tokens = tokens - cost
         return 0.0
 
+    def settle(self, taken: float, due: float) -> None:
+        """Give back what was taken beyond what turned out to be due."""
+        burst = self.rate.burst
+        self.tokens = min(self.tokens + min(taken, burst) - min(due, burst), burst)
+
     def left(self, now_s: float) -> float:
         """How much can be taken now."""
         if now_s > self.at_s:
@@ -56,8 +62,22 @@ class Bucket:
         return self.tokens
 
 
+def cost_of(size_bytes: int, events: int = 0) -> int:
+    """Of a frame or body, before it is known whether it is as documented: of so many bytes, and of
+    the events that it names. What is refused was work too."""
+    return max(1, events, size_bytes // COST_BYTES)
+
+
 class Rates:
-    """How much a connection and a user may ask for; an event costs 1, any other frame 1."""
+    """How much a connection and a user may ask for.
+
+    | what                                          | costs                                        |
+    |-----------------------------------------------|----------------------------------------------|
+    | `events`, or a request's, as documented       | its events, accepted or not                  |
+    | the same, refused as a whole                  | its events, or 1 for every `COST_BYTES`      |
+    | any other frame                               | 1, or 1 for every `COST_BYTES`               |
+    | a WebSocket frame, also a fragment or a ping  | 1 of rates of their own, for frames          |
+    """
 
     def __init__(self, connection_per_s: float, user_per_s: float) -> None:
         self._connection = Rate(connection_per_s, BURST_S * connection_per_s)
@@ -65,24 +85,40 @@ class Rates:
         frames_per_s = FRAMES_PER_EVENT * connection_per_s
         self._frames = Rate(frames_per_s, max(frames_per_s, FRAMES_AT_ONCE))
         self._unsigned_frames = Rate(UNSIGNED_FRAMES_PER_S, UNSIGNED_FRAMES_AT_ONCE)
-        # A bucket lives as long as a session has it, and after that as long as it is one of the
-        # `USERS_MAX` last asked for: coming back is no way to a full one.
-        self._buckets: WeakValueDictionary[UserId, Bucket] = WeakValueDictionary()
-        self._recent: Recent[UserId, Bucket] = Recent(USERS_MAX)
+        user_frames_per_s = FRAMES_PER_EVENT * user_per_s
+        self._user_frames = Rate(user_frames_per_s, max(user_frames_per_s, FRAMES_AT_ONCE))
+        self._events_of_users = _Shared(self._user)
+        self._frames_of_users = _Shared(self._user_frames)
 
     def of_connection(self, now_s: float) -> Bucket:
         return Bucket(self._connection, now_s)
 
-    def of_frames(self, now_s: float, *, signed_in: bool) -> Bucket:
-        """The rate of WebSocket frames of one connection. Above it, the connection is read more
-        slowly. Nothing is refused, because a message may come in any number of fragments."""
-        return Bucket(self._frames if signed_in else self._unsigned_frames, now_s)
+    def of_frames(self, now_s: float, user_id: UserId | None) -> tuple[Bucket, ...]:
+        """The rates of WebSocket frames of one connection, and of all of its user's to this
+        process. Above either, the connection is read more slowly. Nothing is refused, because a
+        message may come in any number of fragments."""
+        if user_id is None:
+            return (Bucket(self._unsigned_frames, now_s),)
+        return Bucket(self._frames, now_s), self._frames_of_users.of(user_id, now_s)
 
     def of_user(self, user_id: UserId, now_s: float) -> Bucket:
-        """The one bucket of all the user's connections to this process."""
+        """The one bucket of all that the user sends to this process."""
+        return self._events_of_users.of(user_id, now_s)
+
+
+class _Shared:
+    """The buckets of users. One lives as long as a session has it, and after that as long as it is
+    one of the `USERS_MAX` last asked for: coming back is no way to a full one."""
+
+    def __init__(self, rate: Rate) -> None:
+        self._rate = rate
+        self._buckets: WeakValueDictionary[UserId, Bucket] = WeakValueDictionary()
+        self._recent: Recent[UserId, Bucket] = Recent(USERS_MAX)
+
+    def of(self, user_id: UserId, now_s: float) -> Bucket:
         bucket = self._buckets.get(user_id)
         if bucket is None:
-            bucket = self._buckets[user_id] = Bucket(self._user, now_s)
+            bucket = self._buckets[user_id] = Bucket(self._rate, now_s)
         self._recent[user_id] = bucket
         return bucket
 

@@ -17,11 +17,12 @@ with every request. The parser stops at any offer and skips the body, which it w
 the next request. So the head is given to it once more, without the offer.
 
 Each route limits the size of its body. The kernel drops a peer that reads nothing
-(`api.process.server.bind`).
+(`api.process.server.bind`); what others have not read yet is counted (`api.http.unread`).
 """
 
 import asyncio
 from collections import Counter
+from functools import partial
 from typing import ClassVar
 
 import httptools
@@ -31,6 +32,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from api.http.connections import Connections
 from api.http.guard import PROBES
 from api.http.refusals import refuse
+from api.http.unread import Backlog, Unread
 from api.timeouts import AppTimeouts
 from hub.errors import Code, HubError
 
@@ -50,6 +52,9 @@ class HttpProtocol(HttpToolsProtocol):
     timeouts: ClassVar[AppTimeouts]
     connections_by_address: ClassVar[Connections]
     refusals: ClassVar[Counter[str]]  # by code
+    unread: ClassVar[Unread]
+
+    _backlog: Backlog
 
     _expected = "head"  # the part of a request that the peer has to send; "" between requests
     _requests = 0  # begun so far
@@ -66,6 +71,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        drop = partial(self.loop.call_soon, transport.abort)
+        self._backlog = self.unread.backlog(transport.get_write_buffer_size, drop)
         self._crowded = not self.connections_by_address.made(transport)
         self._watch()
 
@@ -78,6 +85,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._answering.message_event.set()
             self._answering = None
         self.pipeline.clear()
+        self._backlog.drained()  # what a handler still holds counts until it is done
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -154,6 +162,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["state"]["backlog"] = self._backlog
         self._expected = "head"
         self._requests += 1
         self._head_bytes = self._line_bytes = 0
@@ -190,6 +199,14 @@ class HttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         self.connections_by_address.answered(self.transport)
         super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._backlog.full()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._backlog.drained()
 
     def _has_place(self) -> bool:
         """Whether there is one for this request. Probes need none: an operator asks most when there

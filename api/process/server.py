@@ -103,6 +103,7 @@ def configured(
     Http.timeouts = door.timeouts
     Http.connections_by_address = connections or Connections()
     Http.refusals = Counter() if refusals is None else refusals
+    Http.unread = door.unread
 
     class Socket(SocketWire):
         __slots__ = ()

@@ -19,8 +19,9 @@ them to the class in its `ws=` parameter.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
+from functools import partial
 from typing import NamedTuple, Protocol, cast
 
 from websockets.exceptions import ProtocolError
@@ -31,9 +32,11 @@ from websockets.server import ServerProtocol
 from api.http.addresses import peer_of
 from api.http.edge import id_of
 from api.http.refusals import refuse
+from api.http.unread import Backlog, Unread
 from api.sync import framing
 from api.sync.framing import Frames, Violation
 from api.timeouts import AppTimeouts
+from hub.budget.records import UserId
 from hub.errors import Code, HubError
 from hub.limits import Bucket
 from hub.session import RESTART
@@ -84,6 +87,7 @@ class Door(Protocol):
     """Decides which requests become sockets."""
 
     timeouts: AppTimeouts
+    unread: Unread
 
     async def admit(self, peer: tuple[str, int] | None, request: Request) -> Admitted:
         """`peer` is the other end of the connection. Raises `HubError`; the wire answers the
@@ -102,8 +106,9 @@ class Door(Protocol):
         """The largest message that a peer may send."""
         ...
 
-    def pace(self, now_s: float, *, signed_in: bool) -> Bucket:
-        """The rate of WebSocket frames of one connection. `now_s` is on the loop's clock."""
+    def pace(self, now_s: float, user_id: UserId | None) -> Sequence[Bucket]:
+        """The rates of WebSocket frames: of one connection, and of all connections of the user, if
+        one has signed in. `now_s` is on the loop's clock."""
         ...
 
 
@@ -112,6 +117,7 @@ class SocketWire(asyncio.Protocol):
     handshakes that a shutdown waits for."""
 
     __slots__ = (
+        "_backlog",
         "_connected",
         "_door",
         "_frames",
@@ -128,6 +134,7 @@ class SocketWire(asyncio.Protocol):
         "_timer",
         "_transport",
         "_unsent",
+        "_user_id",
         "full",
     )
     _transport: asyncio.Transport
@@ -146,7 +153,7 @@ class SocketWire(asyncio.Protocol):
         self._state = State.NEW
         self._receiver: Receiver | None = None
         self._frames = Frames(door.message_bytes_max(signed_in=False))
-        self._pace = door.pace(self._loop.time(), signed_in=False)
+        self._pace = door.pace(self._loop.time(), None)
         self._paid = 0  # frames already charged to the pace and not received yet
         self._held = _OPENING
         self._soon: list[bytes] | None = None  # for the end of this turn of the loop
@@ -154,6 +161,8 @@ class SocketWire(asyncio.Protocol):
         self._unsent = 0  # size of the write buffer at the last ping
         self._timer: asyncio.TimerHandle | None = None
         self._shutting_down = False
+        self._user_id: UserId | None = None
+        self._backlog: Backlog | None = None  # most sockets never have one
         self.full = False
 
     # From the transport
@@ -177,12 +186,21 @@ class SocketWire(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.full = True
+        if self._backlog is None:
+            drop = partial(self._loop.call_soon, self._transport.abort)
+            unsent = self._transport.get_write_buffer_size
+            self._backlog = self._door.unread.backlog(unsent, drop)
+            if self._user_id is not None:
+                self._backlog.belongs_to(self._user_id)
+        self._backlog.full()
         if self._receiver is not None:
             self._receiver.full()
 
     def resume_writing(self) -> None:
         self.full = False
         self._heard = True  # it reads
+        if self._backlog is not None:
+            self._backlog.drained()
         if self._receiver is not None:
             self._receiver.drained()
 
@@ -190,6 +208,8 @@ class SocketWire(asyncio.Protocol):
         self._state = State.GONE
         self._connected.discard(self)
         self._door.ended(self._transport)
+        if self._backlog is not None:
+            self._backlog.drained()
         self._after(None)
         self._lost(ABNORMAL)
 
@@ -280,8 +300,9 @@ class SocketWire(asyncio.Protocol):
     def _pay(self) -> bool:
         """Charge the next frames to the pace in advance; return whether it allowed any."""
         now_s = self._loop.time()
-        self._paid = min(FRAMES_PER_TURN, int(self._pace.left(now_s)))
-        self._pace.take(self._paid, now_s)
+        self._paid = min(FRAMES_PER_TURN, *(int(bucket.left(now_s)) for bucket in self._pace))
+        for bucket in self._pace:
+            bucket.take(self._paid, now_s)
         return self._paid > 0
 
     def _received(self, opcode: int, data: bytes) -> None:
@@ -347,6 +368,8 @@ class SocketWire(asyncio.Protocol):
             self._flush()
         if self._state is State.OPEN and not self._transport.is_closing():
             self._transport.write(data)
+            if self._backlog is not None and self.full:
+                self._backlog.full()  # by so much more: verdicts in flight, for one
 
     def write_soon(self, data: bytes) -> None:
         if self._soon is None:
@@ -365,9 +388,10 @@ class SocketWire(asyncio.Protocol):
     def resume_reading(self) -> None:
         self._release(_RECEIVER)
 
-    def signed_in(self) -> None:
+    def signed_in(self, user_id: UserId) -> None:
+        self._user_id = user_id
         self._frames.message_bytes_max = self._door.message_bytes_max(signed_in=True)
-        self._pace = self._door.pace(self._loop.time(), signed_in=True)
+        self._pace = self._door.pace(self._loop.time(), user_id)
         self._paid = 0
 
     def close(self, code: int, reason: str = "") -> None:

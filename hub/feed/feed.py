@@ -25,6 +25,7 @@ from hub.errors import Code, Disconnected, Held, HubError, StatementFailed
 from hub.feed.cursors import Place, Step, SubscriptionState, Track, next_step
 from hub.feed.presence import Presence
 from hub.feed.tail import Tail
+from hub.feed.turns import Turns
 from hub.frames import server
 from hub.frames.events import Frame, event_frames
 from hub.measures import Measures
@@ -74,6 +75,7 @@ class Shared(NamedTuple):
     measures: Measures
     trail: Trail
     timeouts: Timeouts
+    turns: Turns
     now_ms: Callable[[], int]
     spawn: Callable[[Coroutine[Any, Any, None]], object]
     stirred: Callable[["Feed"], None]
@@ -305,9 +307,7 @@ class Feed:
     async def _join(self, subscription: Subscription) -> None:
         await self.listening.wait()
         try:
-            page = await self._read(
-                subscription, self.position if self.track.known else INTEGER_MAX
-            )
+            page = await self._first_page(subscription)
             if page is None:
                 return
             if not self.track.known:
@@ -340,6 +340,15 @@ class Feed:
         if not self._end_if_over(subscription):  # of a deleted budget it may have had all before
             self._give(subscription, event_frames(self.budget_id, page.events))
         await self._catch_up(subscription)
+
+    async def _first_page(self, subscription: Subscription) -> Page | None:
+        """None if it ended before its turn: a client that subscribes again and again, or is gone,
+        costs no reads. Raises what `_read` raises."""
+        async with self._shared.turns.turn(subscription.user_id):
+            if subscription.state is SubscriptionState.ENDED:
+                return None
+            up_to = self.position if self.track.known else INTEGER_MAX
+            return await self._read(subscription, up_to)
 
     async def _catch_up(self, subscription: Subscription) -> None:
         while True:

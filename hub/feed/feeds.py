@@ -13,11 +13,14 @@ from hub.budget.scalars import INTEGER_MAX
 from hub.budget.state import LogRow
 from hub.feed.feed import Feed, Follower, Shared, Subscription, permitted
 from hub.feed.sweeper import Sweeper
+from hub.feed.turns import Turns
 from hub.frames.events import Frame, event_frames
 from hub.measures import Measures
 from hub.ports import Bus, EventLog, NodeId, Page
 from hub.timeouts import Timeouts
 from hub.tracing import Origins, Trail, in_context, shared_ids
+
+JOINS_PER_USER = 4  # first pages that are read at a time; as many as all feeds have connections
 
 
 class Feeds:
@@ -41,7 +44,15 @@ class Feeds:
         self._feeds: dict[BudgetId, Feed] = {}
         self._stirred: set[Feed] = set()
         self._shared = Shared(
-            log, measures, trail, timeouts, now_ms, spawn, self._stir, self._abandon
+            log,
+            measures,
+            trail,
+            timeouts,
+            Turns(JOINS_PER_USER),
+            now_ms,
+            spawn,
+            self._stir,
+            self._abandon,
         )
         self.sweeper = Sweeper(log, self._feeds, measures)
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings, strategies as st
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 
+from api.http.unread import Unread
 from api.sync.framing import DROPPED_MAX
 from api.sync.wire import FRAMES_PER_TURN, HIGH_WATER_BYTES, Admitted, SocketWire
 from api.timeouts import APP_TIMEOUTS
@@ -179,7 +180,15 @@ class Socket:
 
     timeouts = APP_TIMEOUTS
 
-    def __init__(self, rate: Rate = PLENTY, refuse: Exception | None = None) -> None:
+    def __init__(
+        self,
+        rate: Rate = PLENTY,
+        refuse: Exception | None = None,
+        of_user: Bucket | None = None,
+        unread: Unread | None = None,
+    ) -> None:
+        self.of_user = of_user or Bucket(PLENTY, 0)
+        self.unread = unread or Unread()
         self.clock, self.transport, self.receiver = Clock(), Transport(), Receiver()
         self.connected: set[SocketWire] = set()
         self.refusals: list[Code] = []
@@ -204,8 +213,10 @@ class Socket:
     def message_bytes_max(self, *, signed_in: bool) -> int:
         return BYTES_MAX if signed_in else UNSIGNED_BYTES_MAX
 
-    def pace(self, now_s: float, *, signed_in: bool) -> Bucket:
-        return Bucket(self._rate if signed_in else UNSIGNED, now_s)
+    def pace(self, now_s: float, user_id: str | None) -> tuple[Bucket, ...]:
+        if user_id is None:
+            return (Bucket(UNSIGNED, now_s),)
+        return Bucket(self._rate, now_s), self.of_user
 
     def opened(self, *, signed_in: bool = True) -> "Socket":
         self.wire.data_received(HEAD + b"\r\n")
@@ -214,7 +225,7 @@ class Socket:
         assert self.written().startswith(b"HTTP/1.1 101 ")
         assert self.transport.reading
         if signed_in:
-            self.wire.signed_in()
+            self.wire.signed_in("ann")
         return self
 
     def send(self, data: bytes) -> None:
@@ -361,7 +372,7 @@ def test_p8_a_stranger_sends_small_messages_and_few_frames() -> None:
     assert not socket.transport.reading
     socket.clock.advance(2.1)
     assert socket.written().count(b"\x8a\x00") == 2
-    socket.wire.signed_in()
+    socket.wire.signed_in("ann")
     socket.clock.advance(0.2)
     assert socket.written().count(b"\x8a\x00") == 43  # the rest
     large = masked(Opcode.TEXT, b"x" * (UNSIGNED_BYTES_MAX + 1))

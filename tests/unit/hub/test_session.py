@@ -214,7 +214,7 @@ class FakeWire:
     def resume_reading(self) -> None:
         self.reading = True
 
-    def signed_in(self) -> None:
+    def signed_in(self, user_id: str) -> None:
         self.trusted = True
 
     def close(self, code: int, reason: str = "") -> None:
