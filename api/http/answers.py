@@ -43,7 +43,13 @@ async def respond_large(
 ) -> JsonResponse[Shape]:
     """An answer of any size, compressed if the client takes that. Raises `HubError(RATE_LIMITED)`
     for a user who has not read many others."""
-    text = orjson.dumps(payload)
+    return await respond_text(request, orjson.dumps(payload), headers)
+
+
+async def respond_text(
+    request: Request, text: bytes, headers: Mapping[str, str] = {}
+) -> JsonResponse[Any]:
+    """The same, of JSON text as it is, which may have megabytes: it is not copied."""
     if (backlog := backlog_of(request)) is not None:
         backlog.hold(len(text), may_refuse=True)  # not only once it is compressed
     if len(text) < COMPRESSED_FROM_BYTES or not _takes_gzip(request):

@@ -85,7 +85,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._answering.message_event.set()
             self._answering = None
         self.pipeline.clear()
-        self._backlog.drained()  # what a handler still holds counts until it is done
+        self._backlog.lost()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

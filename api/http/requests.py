@@ -104,7 +104,7 @@ def signed_in(authenticator: Authenticator, handler: UserHandler) -> Handler:
 
 def backlog_of(request: Request) -> Backlog | None:
     """Of the request's connection; None where there is none, as in a test."""
-    backlog: Backlog | None = request.scope["state"].get("backlog")
+    backlog: Backlog | None = request.scope.get("state", {}).get("backlog")
     return backlog
 
 

@@ -97,7 +97,7 @@ class Unread:
 class Backlog:
     """Of one connection. `bytes` are its share of what `Unread` counts."""
 
-    __slots__ = ("_drop", "_full", "_held", "_unread", "_unsent", "bytes", "user_id")
+    __slots__ = ("_drop", "_full", "_held", "_unread", "_unsent", "bytes", "gone", "user_id")
 
     def __init__(
         self, unread: Unread, unsent: Callable[[], int], drop: Callable[[], object]
@@ -108,6 +108,7 @@ class Backlog:
         self._full = False
         self._held = 0  # an answer, or a part, that was not written to the transport yet
         self.bytes = 0
+        self.gone = False  # nobody reads any more
         self.user_id: UserId | None = None
 
     def belongs_to(self, user_id: UserId) -> None:
@@ -142,9 +143,14 @@ class Backlog:
         self.measure()
 
     def drained(self) -> None:
-        """The transport takes more, or is gone."""
+        """The transport takes more."""
         self._full = False
         self.measure()
+
+    def lost(self) -> None:
+        """The transport is gone. What a handler holds counts until it is released."""
+        self.gone = True
+        self.drained()
 
     def measure(self) -> None:
         self._set(self._held + (self._unsent() if self._full else 0))

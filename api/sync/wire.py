@@ -209,7 +209,7 @@ class SocketWire(asyncio.Protocol):
         self._connected.discard(self)
         self._door.ended(self._transport)
         if self._backlog is not None:
-            self._backlog.drained()
+            self._backlog.lost()
         self._after(None)
         self._lost(ABNORMAL)
 

@@ -11,6 +11,7 @@ from starlette.routing import Route
 from typing_extensions import TypedDict
 
 from api.http.answers import JsonResponse, respond
+from api.http.reads import Reads
 from api.http.requests import (
     ForUsers,
     as_int,
@@ -62,6 +63,7 @@ class EventRoutes(NamedTuple):
     hub: Hub
     now_ms: Callable[[], int]
     keep_alive_s: float
+    reads: Reads
 
     def routes(self, user: ForUsers) -> list[Route]:
         return [
@@ -110,7 +112,8 @@ class EventRoutes(NamedTuple):
         key = query_int(request, "key", 0)
         count = min(query_int(request, "count", COUNT_MAX, least=1), COUNT_MAX)
         wait_s = query_int(request, "wait", WAIT_S, most=WAIT_S_MAX)
-        page = await self.hub.feeds.read(budget_id, who.user_id, key, count)
+        async with self.reads.turn(request, who):
+            page = await self.hub.feeds.read(budget_id, who.user_id, key, count)
         if key > page.head:
             raise HubError(Code.CURSOR_AHEAD)
         head = page.head
