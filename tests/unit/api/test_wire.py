@@ -407,6 +407,17 @@ def test_p8_every_frame_is_charged_and_above_the_rate_read_slower(data: bytes) -
     assert socket.transport.ended == ""
 
 
+def test_p8_all_sockets_of_a_user_share_a_rate_of_frames() -> None:
+    of_user = Bucket(Rate(per_s=100, burst=200), 0)
+    socket, another, bobs = Socket(of_user=of_user), Socket(of_user=of_user), Socket()
+    for each in (socket, another, bobs):
+        each.opened().send(PING * 150)
+        each.clock.settle()
+    assert [each.transport.reading for each in (socket, another, bobs)] == [True, False, True]
+    another.clock.advance(2)
+    assert another.transport.reading
+
+
 def test_p8_nothing_is_taken_while_the_receiver_does_not_read() -> None:
     socket = Socket().opened()
     socket.receiver.during = socket.wire.pause_reading
@@ -467,6 +478,37 @@ def test_the_receiver_is_told_when_the_peer_does_not_take_what_is_written() -> N
     socket.wire.resume_writing()
     assert not socket.wire.full
     assert socket.receiver.told == ["full", "drained"]
+
+
+def test_p8_what_the_peer_does_not_take_counts_for_its_user_also_what_is_written_later() -> None:
+    """Verdicts in flight still come when nothing more is read."""
+    unread = Unread()
+    socket = Socket(unread=unread).opened()
+    socket.transport.unsent = 70_000
+    socket.wire.pause_writing()
+    assert unread.of("ann") == 70_000
+    socket.transport.unsent = 3_000_000
+    socket.wire.write(b"verdicts")
+    assert unread.bytes == 3_000_000
+    socket.transport.unsent = 0
+    socket.wire.resume_writing()
+    assert unread.bytes == 0
+    socket.transport.unsent = 70_000
+    socket.wire.pause_writing()
+    socket.lost()
+    assert unread.bytes == 0
+
+
+def test_p8_a_socket_with_too_much_unread_is_dropped() -> None:
+    """Not at once: its hub is just writing to it."""
+    socket = Socket(unread=Unread(all_bytes_max=100_000)).opened()
+    socket.transport.unsent = 100_001
+    socket.wire.pause_writing()
+    assert socket.transport.ended == ""
+    socket.clock.settle()
+    assert socket.transport.ended == "aborted"
+    socket.lost()
+    assert socket.receiver.lost_with == [1006]
 
 
 # The end
