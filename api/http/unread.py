@@ -8,7 +8,7 @@
 |                            | one answer        | does nothing; a GET also once it has its        |
 |                            |                   | answer, since many may be under way             |
 | everybody, in this process | `ALL_BYTES_MAX`   | of the user who has most, the connection that   |
-|                            |                   | has most is dropped                             |
+|                            |                   | has most is dropped, but not the newcomer       |
 
 An answer counts from when its handler holds it, whole, to when the kernel has taken it. What is
 below the high-water mark of a transport is not counted; the number of connections bounds it. What
@@ -74,7 +74,7 @@ class Unread:
         else:
             self._forget(backlog)
         if more > 0 and self.bytes > self._all_bytes_max:
-            self._shed()
+            self._shed(backlog)
 
     def _forget(self, backlog: "Backlog") -> None:
         of_user = self._backlogs.get(backlog.user_id, {})
@@ -83,15 +83,24 @@ class Unread:
             self._backlogs.pop(backlog.user_id, None)
             del self._bytes[backlog.user_id]
 
-    def _shed(self) -> None:
-        """Drop what is too much."""
+    def _shed(self, newest: "Backlog") -> None:
+        """Drop what is too much. The newest comes last: its peer may be about to read."""
         for user_id in list(self._backlogs):
             self.of(user_id)
         while self.bytes > self._all_bytes_max:
-            [(user_id, _)] = self._bytes.most_common(1)
-            most = max(self._backlogs[user_id], key=lambda backlog: backlog.bytes)
-            _log.warning("connection dropped: unread", user_id=user_id, bytes=most.bytes)
+            most = self._most_but(newest)
+            _log.warning("connection dropped: unread", user_id=most.user_id, bytes=most.bytes)
             most.drop()
+
+    def _most_but(self, newest: "Backlog") -> "Backlog":
+        """Of the user who has most, the one that has most."""
+        others = self._bytes.copy()
+        others[newest.user_id] -= newest.bytes
+        [(user_id, size)] = others.most_common(1)
+        if not size:
+            return newest
+        theirs = (each for each in self._backlogs[user_id] if each is not newest)
+        return max(theirs, key=lambda backlog: backlog.bytes)
 
 
 class Backlog:
@@ -138,8 +147,9 @@ class Backlog:
         self.hold(0)
 
     def full(self) -> None:
-        """The transport has more than it should; or some more was written to it."""
-        self._full = True
+        """The transport has more than it should; or some more was written to it. What the handler
+        held is in there."""
+        self._full, self._held = True, 0
         self.measure()
 
     def drained(self) -> None:

@@ -142,7 +142,7 @@ async def test_p8_of_too_much_in_all_the_most_is_dropped_and_the_newcomer_served
         def dropped() -> list[Json]:
             return [line for line in node.log() if line["event"] == "connection dropped: unread"]
 
-        await until(lambda: bool(dropped()), TIMEOUT_S)
+        await until(lambda: len(dropped()) >= len(tokens) - ALL_MAX // SNAPSHOT_BYTES, TIMEOUT_S)
         assert dropped()[0]["user_id"].startswith("hoarder-")
         async with node.rest(newcomer) as rest:
             answer = await rest.get(f"/budgets/{theirs}")
@@ -209,17 +209,3 @@ async def test_p8_a_refused_batch_costs_its_events_over_rest_too(cluster: Cluste
         assert (await other.post("/events", json={"events": refused})).status_code == 400
         text = await rest.post("/events", content=b"[" * 250_000)
         assert text.status_code == 429  # not parsed
-
-
-async def test_p8_subscribing_again_and_again_reads_the_log_a_few_times(cluster: Cluster) -> None:
-    """Each replaces the one before; its page is not read. Others subscribe meanwhile."""
-    node = await cluster.start()
-    oscar, victor = cluster.token("oscar"), cluster.token("victor")
-    large, small = await a_large_budget(node, oscar), await node.new_budget(victor)
-    async with connect(node.url, oscar) as flood, connect(node.url, victor) as device:
-        for number in range(1, 1001):
-            await flood.send({"type": "subscribe", "id": number, "budgetId": large})
-        await device.subscribe(small)
-        await flood.wait_for(lambda: flood.of_type("subscribed")[-1:] != [])
-        await flood.wait_for(lambda: flood.of_type("subscribed")[-1]["id"] == 1000)
-    assert len(flood.of_type("subscribed")) < 200

@@ -104,6 +104,13 @@ def test_of_many_requests_under_way_the_later_ones_are_refused_with_their_answer
     assert unread.of("ann") == 80
 
 
+def test_an_answer_does_not_count_twice_when_it_is_written(unread: Unread) -> None:
+    phone = Peer(unread, "ann")
+    phone.backlog.hold(60)
+    phone.answer(60)
+    assert unread.of("ann") == 60
+
+
 def test_a_verdict_is_never_refused(unread: Unread) -> None:
     Peer(unread, "ann").answer(150)
     Peer(unread, "ann").backlog.hold(60)
@@ -125,6 +132,14 @@ def test_too_much_in_all_drops_the_most_of_who_has_most(unread: Unread) -> None:
     assert [peer.drops for peer in (bob, small, big, newcomer)] == [0, 0, 1, 0]
     assert unread.bytes == 190
     assert [(line["user_id"], line["bytes"]) for line in log] == [("ann", 70)]
+
+
+def test_the_newcomer_is_served_though_they_have_most_at_first(unread: Unread) -> None:
+    bob, ann = Peer(unread, "bob").answer(90), Peer(unread, "ann").answer(80)
+    newcomer = Peer(unread, "cid").answer(200)
+    assert [peer.drops for peer in (bob, ann, newcomer)] == [1, 1, 0]
+    newcomer.answer(60)
+    assert (newcomer.drops, unread.bytes) == (1, 0)
 
 
 def test_who_is_no_user_counts_too(unread: Unread) -> None:
