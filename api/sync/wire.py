@@ -7,7 +7,8 @@
 |         |                                        | with an HTTP error                          |
 | OPEN    | frames, one by one, unless held        | we close: CLOSING; the peer closes: GONE    |
 | CLOSING | is dropped unread                      | the peer's close frame or end comes, or     |
-|         |                                        | `close_s` is over: GONE                     |
+|         |                                        | `close_s` is over in which it took nothing, |
+|         |                                        | or `LINGER_S_MAX`: GONE                     |
 | GONE    | is dropped unread                      |                                             |
 
 CLOSING reads on because TCP resets a connection that is closed while data is unread. The reset
@@ -19,6 +20,9 @@ them to the class in its `ws=` parameter.
 """
 
 import asyncio
+import fcntl
+import sys
+import termios
 from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import partial
@@ -45,6 +49,7 @@ HIGH_WATER_BYTES = 64 * 1024  # written and not sent: above this, the peer count
 # How many frames of one connection a turn of the loop handles. One read can bring thousands, and
 # the other connections would wait for all of them.
 FRAMES_PER_TURN = 64
+LINGER_S_MAX = 60.0  # a slow peer has so long to read up to our close frame
 PACE_S = 0.1  # pause of a connection that has used up its rate
 
 DEFECT = 1011
@@ -54,6 +59,9 @@ REASON_BYTES_MAX = framing.CONTROL_BYTES_MAX - 2
 
 # Reasons to stop reading. The transport reads only while there is none.
 _OPENING, _RECEIVER, _TURN, _PACE = 1, 2, 4, 8
+
+# What asks Linux how many bytes of a socket the other end has not acknowledged.
+_KERNEL_HOLDS = termios.TIOCOUTQ if sys.platform == "linux" else None
 
 _PING = Frame(Opcode.PING, b"").serialize(mask=False)
 
@@ -123,6 +131,7 @@ class SocketWire(asyncio.Protocol):
         "_frames",
         "_heard",
         "_held",
+        "_linger_until_s",
         "_loop",
         "_pace",
         "_paid",
@@ -158,7 +167,8 @@ class SocketWire(asyncio.Protocol):
         self._held = _OPENING
         self._soon: list[bytes] | None = None  # for the end of this turn of the loop
         self._heard = True  # any sign of life since the last ping
-        self._unsent = 0  # size of the write buffer at the last ping
+        self._unsent = 0  # how much the peer had not taken when we looked last
+        self._linger_until_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._shutting_down = False
         self._user_id: UserId | None = None
@@ -217,8 +227,12 @@ class SocketWire(asyncio.Protocol):
         """The process ends. Peers get `farewell_s` to read the close frame and to answer it."""
         self._shutting_down = True
         self.close(RESTART, "restart")
+        self._linger_until_s = 0.0
         if self._state is State.CLOSING:
             self._after(self._door.timeouts.farewell_s)
+
+    def abort(self) -> None:
+        self._transport.abort()
 
     # The handshake
 
@@ -293,6 +307,8 @@ class SocketWire(asyncio.Protocol):
                 self._received(*frame)
         except Violation as violation:
             self.close(violation.code, violation.reason)
+        if left < FRAMES_PER_TURN:
+            self._heard = True  # what waited for its pace was read from the peer long before
         if not left and not self._held & _TURN and self._state is State.OPEN:
             self._hold(_TURN)  # even with nothing pending: the loop may read again in this turn
             self._loop.call_soon(self._go_on)
@@ -405,6 +421,8 @@ class SocketWire(asyncio.Protocol):
     def _linger(self, seconds: float) -> None:
         """Read and discard, so that the peer can read what was written last."""
         self._state = State.CLOSING
+        self._unsent = self._untaken()
+        self._linger_until_s = self._loop.time() + LINGER_S_MAX
         self._after(seconds)
         if not self._transport.is_closing():
             self._transport.resume_reading()
@@ -424,17 +442,32 @@ class SocketWire(asyncio.Protocol):
         self._timer = None if seconds is None else self._loop.call_later(seconds, self._due)
 
     def _due(self) -> None:
+        unsent = self._untaken()
         if self._state is not State.OPEN:
-            self._transport.abort()  # `close` would wait until everything is sent
+            takes = self._state is State.CLOSING and unsent < self._unsent
+            if takes and self._loop.time() < self._linger_until_s:
+                self._unsent = unsent
+                self._after(self._door.timeouts.close_s)
+            else:
+                self._transport.abort()  # `close` would wait until everything is sent
             return
-        unsent = self._transport.get_write_buffer_size()
         if self._heard or unsent < self._unsent:
             self._heard, self._unsent = False, unsent
             self.write(_PING)
             self._after(self._door.timeouts.ping_s)
         else:  # unsent data would keep the socket open for ever (P8)
             self.close(STALLED, "no answer")
+            self._linger_until_s = 0.0
             self._after(self._door.timeouts.flush_s)
+
+    def _untaken(self) -> int:
+        """How many bytes the peer has not taken. The kernel holds megabytes of them, and asks for
+        more only when a third of that has left."""
+        size = self._transport.get_write_buffer_size()
+        if _KERNEL_HOLDS is not None and not self._transport.is_closing():
+            held = fcntl.ioctl(self._transport.get_extra_info("socket"), _KERNEL_HOLDS, bytes(4))
+            size += int.from_bytes(held, sys.byteorder)
+        return size
 
     def _lost(self, close_code: int) -> None:
         """Tell the receiver at once: nothing can be written from here on."""

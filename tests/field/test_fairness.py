@@ -5,30 +5,18 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from urllib.parse import urlsplit
 
 import httpx2
-import orjson
 import pytest
 
 from storage.embedded.redis import EmbeddedRedis
 from tests.cluster import Cluster, Node, eventually, until
 from tests.crowd import SMALL_BYTES, Crowd, open_spectator, patched
-from tests.device import TIMEOUT_S, Json, connect, expense_add, new_id
+from tests.device import TIMEOUT_S, Json, connect, new_id
+from tests.field.large_budgets import SNAPSHOT_BYTES, a_large_budget
+from tests.kernel import SMALL_BUFFERS, sent, silent
 
-SNAPSHOT_BYTES = 1_000_000  # at least
 USER_MAX, ALL_MAX = 2**20, 3 * 2**20  # of a hub that bears little
-# On a loopback, the kernel takes megabytes that nobody reads.
-SMALL_KERNEL_BUFFERS = """
-import socket
-bind = api.process.server.bind
-def bind_small(*args):
-    listening = bind(*args)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    return listening
-api.process.server.bind = bind_small
-"""
-NOTE = "\N{GRINNING FACE}" * 1900
 
 
 @pytest.fixture(scope="module")
@@ -40,22 +28,12 @@ async def cluster(
         f"api.app.Unread = partial(Unread, {USER_MAX}, {ALL_MAX})"
     )
     folder = tmp_path_factory.mktemp("little")
-    program = patched(little, SMALL_KERNEL_BUFFERS)
+    program = patched(little, SMALL_BUFFERS)
     cluster = Cluster(folder, cluster_database_url, redis.url, program)
     try:
         yield cluster
     finally:
         await cluster.close()
-
-
-async def a_large_budget(node: Node, token: str) -> str:
-    budget_id = await node.new_budget(token)
-    async with node.rest(token) as rest:
-        for _ in range(SNAPSHOT_BYTES // len(NOTE.encode()) // 20 + 1):
-            events = [expense_add(budget_id, note=NOTE) for _ in range(20)]
-            answer = await rest.post("/events", content=orjson.dumps({"events": events}))
-            assert {each["status"] for each in answer.json()["events"]} == {"accepted"}
-    return budget_id
 
 
 class Hoarder:
@@ -81,15 +59,10 @@ class Hoarder:
 
 @asynccontextmanager
 async def hoarding(node: Node, token: str, path: str) -> AsyncIterator[Hoarder]:
-    parts = urlsplit(node.url)
-    loop = asyncio.get_running_loop()
-    with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BYTES)
-        connection.setblocking(False)
-        await loop.sock_connect(connection, (parts.hostname, parts.port))
+    async with silent(node.url) as connection:
         head = f"GET {path} HTTP/1.1\r\nHost: hub\r\nConnection: close\r\n"
         request = f"{head}Authorization: Bearer {token}\r\n\r\n"
-        await loop.sock_sendall(connection, request.encode())
+        await sent(connection, request.encode(), answered=False)
         yield Hoarder(connection)
 
 
