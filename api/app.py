@@ -20,7 +20,9 @@ from api.http.connections import Connections
 from api.http.edge import Edge, cors
 from api.http.errors import ERROR_HANDLERS
 from api.http.guard import ApiKeys, Guard, LimitedByUser, PerMinute, RequestLimits
+from api.http.reads import Reads
 from api.http.requests import signed_in
+from api.http.unread import Unread
 from api.rest import errors, health
 from api.rest.core import budgets, events, invites, members
 from api.rest.files import disk_store
@@ -159,6 +161,7 @@ async def open_rest(services: Services, siblings: Siblings) -> AsyncIterator[App
         keys=keys,
         limits=limits,
         connections=Connections(settings.connections_per_address, settings.trusted_proxies),
+        unread=Unread(),
         origins=origins,
         now_ms=now_ms,
         new_id=new_id,
@@ -189,12 +192,12 @@ def _routes(services: Services, tokens: Authenticator, limits: RequestLimits) ->
     """What users ask for."""
     settings, hub, store = services.settings, services.hub, services.store
     user = partial(signed_in, LimitedByUser(tokens, limits))
-    snapshots = Snapshots(services.database)
+    snapshots, reads = Snapshots(services.database), Reads()
     local = services.identity.local
     return [
         *(auth_routes.AuthRoutes(local, limits).routes() if local is not None else []),
-        *events.EventRoutes(hub, now_ms, services.timeouts.keep_alive_s).routes(user),
-        *budgets.BudgetRoutes(hub, snapshots).routes(user),
+        *events.EventRoutes(hub, now_ms, services.timeouts.keep_alive_s, reads).routes(user),
+        *budgets.BudgetRoutes(hub, snapshots, reads).routes(user),
         *members.MemberRoutes(hub, snapshots, settings.max_participants, now_ms, new_id).routes(
             user
         ),

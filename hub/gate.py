@@ -28,9 +28,9 @@ class Gate:
             called.set_result(None)
 
     @asynccontextmanager
-    async def turn(self, user: Hashable) -> AsyncIterator[None]:
-        """Hold a place. Raises `Crowded`."""
-        await self.enter(user)
+    async def turn(self, user: Hashable, wait_s: float | None = None) -> AsyncIterator[None]:
+        """Hold a place. Raises what `enter` raises."""
+        await self.enter(user, wait_s)
         try:
             yield
         finally:

@@ -16,6 +16,7 @@ FRAMES_PER_EVENT = 10
 FRAMES_AT_ONCE = 1_000
 UNSIGNED_FRAMES_PER_S = 10  # while nobody has signed in on the connection
 UNSIGNED_FRAMES_AT_ONCE = 100
+COST_BYTES = 2048  # of a frame or body, for each 1 of cost: six times an ordinary event
 
 
 class Rate(NamedTuple):
@@ -56,8 +57,23 @@ class Bucket:
         return self.tokens
 
 
+def cost_of(size_bytes: int, events: int = 0) -> int:
+    """Of a frame or body of so many bytes that names so many events, before it is known whether it
+    is as documented: what is refused was work too."""
+    return max(1, events, size_bytes // COST_BYTES)
+
+
 class Rates:
-    """How much a connection and a user may ask for; an event costs 1, any other frame 1."""
+    """How much a connection and a user may ask for.
+
+    | what                                         | costs                                         |
+    |----------------------------------------------|-----------------------------------------------|
+    | a batch of events, by socket or REST,        | 1 for each event; 1 for every `COST_BYTES`,   |
+    | accepted, rejected or refused as a whole     | where that is more                            |
+    | any other frame                              | 1; 1 for every `COST_BYTES`, where that is    |
+    |                                              | more                                          |
+    | a WebSocket frame, also a fragment or a ping | 1 of rates of their own, for frames           |
+    """
 
     def __init__(self, connection_per_s: float, user_per_s: float) -> None:
         self._connection = Rate(connection_per_s, BURST_S * connection_per_s)
@@ -65,24 +81,40 @@ class Rates:
         frames_per_s = FRAMES_PER_EVENT * connection_per_s
         self._frames = Rate(frames_per_s, max(frames_per_s, FRAMES_AT_ONCE))
         self._unsigned_frames = Rate(UNSIGNED_FRAMES_PER_S, UNSIGNED_FRAMES_AT_ONCE)
-        # A bucket lives as long as a session has it, and after that as long as it is one of the
-        # `USERS_MAX` last asked for: coming back is no way to a full one.
-        self._buckets: WeakValueDictionary[UserId, Bucket] = WeakValueDictionary()
-        self._recent: Recent[UserId, Bucket] = Recent(USERS_MAX)
+        user_frames_per_s = FRAMES_PER_EVENT * user_per_s
+        self._user_frames = Rate(user_frames_per_s, max(user_frames_per_s, FRAMES_AT_ONCE))
+        self._events_of_users = _Shared(self._user)
+        self._frames_of_users = _Shared(self._user_frames)
 
     def of_connection(self, now_s: float) -> Bucket:
         return Bucket(self._connection, now_s)
 
-    def of_frames(self, now_s: float, *, signed_in: bool) -> Bucket:
-        """The rate of WebSocket frames of one connection. Above it, the connection is read more
-        slowly. Nothing is refused, because a message may come in any number of fragments."""
-        return Bucket(self._frames if signed_in else self._unsigned_frames, now_s)
+    def of_frames(self, now_s: float, user_id: UserId | None) -> tuple[Bucket, ...]:
+        """The rates of WebSocket frames of one connection, and of all of its user's to this
+        process. Above either, the connection is read more slowly. Nothing is refused, because a
+        message may come in any number of fragments."""
+        if user_id is None:
+            return (Bucket(self._unsigned_frames, now_s),)
+        return Bucket(self._frames, now_s), self._frames_of_users.of(user_id, now_s)
 
     def of_user(self, user_id: UserId, now_s: float) -> Bucket:
-        """The one bucket of all the user's connections to this process."""
+        """The one bucket of all that the user sends to this process."""
+        return self._events_of_users.of(user_id, now_s)
+
+
+class _Shared:
+    """The buckets of users. One lives as long as a session has it, and after that as long as it is
+    one of the `USERS_MAX` last asked for: coming back is no way to a full one."""
+
+    def __init__(self, rate: Rate) -> None:
+        self._rate = rate
+        self._buckets: WeakValueDictionary[UserId, Bucket] = WeakValueDictionary()
+        self._recent: Recent[UserId, Bucket] = Recent(USERS_MAX)
+
+    def of(self, user_id: UserId, now_s: float) -> Bucket:
         bucket = self._buckets.get(user_id)
         if bucket is None:
-            bucket = self._buckets[user_id] = Bucket(self._user, now_s)
+            bucket = self._buckets[user_id] = Bucket(self._rate, now_s)
         self._recent[user_id] = bucket
         return bucket
 

@@ -198,8 +198,9 @@ class Wire(Protocol):
 
     def resume_reading(self) -> None: ...
 
-    def signed_in(self) -> None:
-        """The user of the peer is known, and may send more and larger frames than a stranger."""
+    def signed_in(self, user_id: UserId) -> None:
+        """The user of the peer is known, and may send more and larger frames than a stranger. What
+        they do not read counts as theirs."""
         ...
 
     def close(self, code: int, reason: str = "") -> None:

@@ -32,7 +32,7 @@ from hub.frames import client, server
 from hub.frames.client import BadFrame, RequestId
 from hub.frames.websocket import FRAME_BYTES_MAX
 from hub.hub import Hub
-from hub.limits import Bucket
+from hub.limits import Bucket, cost_of
 from hub.ports import Authenticator, Principal, Wire
 from hub.tracing import Correlation
 
@@ -160,9 +160,9 @@ class Session:
         try:
             if not text:
                 raise BadFrame("binary: frames are text", fatal=True)
-            self._act(client.parse(data))
+            self._act(client.parse(data), len(data))
         except BadFrame as bad:
-            if bad.fatal or self._may(bad.request_id, 1):
+            if bad.fatal or self._may(bad.request_id, cost_of(len(data), bad.events)):
                 self._refuse(bad.request_id, Code.BAD_FRAME, bad.detail)
             if bad.fatal:
                 self._close(Code.BAD_FRAME, bad.detail)
@@ -246,7 +246,7 @@ class Session:
         self._wire.close(code.close, reason)
         self.lost(code.close)
 
-    def _act(self, frame: client.ClientFrame) -> None:
+    def _act(self, frame: client.ClientFrame, size_bytes: int) -> None:
         if self._state is State.NEW:
             if isinstance(frame, client.Auth):
                 self._authenticate(frame.token)
@@ -254,8 +254,8 @@ class Session:
                 self.close(Code.NOT_LOGGED_IN)
             return
         if type(frame) is client.Events:  # `isinstance` is slow on pydantic's models
-            self._submit(frame)
-        elif not self._may(frame.id, 1):
+            self._submit(frame, size_bytes)
+        elif not self._may(frame.id, cost_of(size_bytes)):
             pass
         elif type(frame) is client.Subscribe:
             self._follow(frame.budget_id, frame.key, frame.id)
@@ -329,7 +329,7 @@ class Session:
             self.close(error.code)
             return
         self._state = State.OPEN
-        self._wire.signed_in()
+        self._wire.signed_in(principal.user_id)
         self._user_id = principal.user_id
         self._user_bucket = self._hub.rates.of_user(principal.user_id, self._now_ms() / 1000)
         _log.info("socket open", connection_id=self._connection_id, user_id=self._user_id)
@@ -388,15 +388,15 @@ class Session:
 
     # Events in.
 
-    def _submit(self, frame: client.Events) -> None:
+    def _submit(self, frame: client.Events, size_bytes: int) -> None:
         correlation_id = frame.correlation_id
+        cost = cost_of(size_bytes, min(len(frame.events), EVENTS_PER_FRAME_MAX))
+        if not self._may(frame.id, cost, correlation_id):
+            return
         try:
             events = parse_batch(frame.events, EVENTS_PER_FRAME_MAX)
         except HubError as error:
-            if self._may(frame.id, 1, correlation_id):
-                self._refuse(frame.id, error.code, error.detail, correlation_id=correlation_id)
-            return
-        if not self._may(frame.id, len(events), correlation_id):
+            self._refuse(frame.id, error.code, error.detail, correlation_id=correlation_id)
             return
         self._in_flight += len(events)
         answer = _Answer(self, frame.id, len(events), correlation_id)

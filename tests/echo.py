@@ -10,6 +10,7 @@ from starlette.applications import Starlette
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 
+from api.http.unread import Unread
 from api.process import server
 from api.sync.wire import Admitted, SocketWire
 from api.timeouts import APP_TIMEOUTS
@@ -46,6 +47,7 @@ class EchoDoor:
     """An `api.sync.wire.Door` that admits every request."""
 
     timeouts = APP_TIMEOUTS
+    unread = Unread()
 
     async def admit(self, peer: tuple[str, int] | None, request: Request) -> Admitted:
         return Admitted(None, Echo)
@@ -57,8 +59,8 @@ class EchoDoor:
     def message_bytes_max(self, *, signed_in: bool) -> int:
         return MESSAGE_BYTES_MAX
 
-    def pace(self, now_s: float, *, signed_in: bool) -> Bucket:
-        return Bucket(ANY_NUMBER, now_s)
+    def pace(self, now_s: float, user_id: str | None) -> tuple[Bucket, ...]:
+        return (Bucket(ANY_NUMBER, now_s),)
 
 
 @asynccontextmanager

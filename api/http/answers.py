@@ -11,6 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypeVar
 
+from api.http.requests import backlog_of
+
 COMPRESSED_FROM_BYTES = 1024
 COMPRESSION = 5  # of 9; higher ones take longer than they save
 GZIP = {"Content-Encoding": "gzip"}
@@ -39,8 +41,17 @@ def respond(payload: object, status: int = 200) -> JsonResponse[Any, Any]:
 async def respond_large(
     request: Request, payload: Shape, headers: Mapping[str, str] = {}
 ) -> JsonResponse[Shape]:
-    """An answer of any size, compressed if the client takes that."""
-    text = orjson.dumps(payload)
+    """An answer of any size, compressed if the client takes that. Raises `HubError(RATE_LIMITED)`
+    for a user who has not read many others."""
+    return await respond_text(request, orjson.dumps(payload), headers)
+
+
+async def respond_text(
+    request: Request, text: bytes, headers: Mapping[str, str] = {}
+) -> JsonResponse[Any]:
+    """The same, of JSON text as it is, which may have megabytes: it is not copied."""
+    if (backlog := backlog_of(request)) is not None:
+        backlog.hold(len(text), may_refuse=True)  # not only once it is compressed
     if len(text) < COMPRESSED_FROM_BYTES or not _takes_gzip(request):
         return JsonResponse(text, headers={**headers, **VARY})
     # In a thread: some megabytes take longer than the loop may be held.

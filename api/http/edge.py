@@ -68,6 +68,9 @@ class Edge:
             if not complete or status < 500:
                 raise  # uvicorn logs it and ends the connection
             state["defect"] = error
+        finally:
+            if (backlog := state.get("backlog")) is not None:
+                backlog.release()
         if status >= 400:
             self.refusals[state.get("code") or "none"] += 1
             _log_failure(scope, status)

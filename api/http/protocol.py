@@ -10,6 +10,8 @@
 | what is no HTTP                   |                                   | 400, the end    |
 | `CONNECT`                         |                                   | 405, the end    |
 | connections of one address        | `CONNECTIONS_PER_ADDRESS`         | 403, the end    |
+| when the process ends: the body,  | `farewell_s`                      | 503, the end;   |
+| and what was answered to be taken |                                   | the end         |
 
 A request may offer to upgrade its connection (RFC 9110 section 7.8). The hub takes an offer of
 `websocket`, in HTTP/1.1, and ignores all others: Java's `HttpClient` and `curl --http2` offer `h2c`
@@ -17,11 +19,12 @@ with every request. The parser stops at any offer and skips the body, which it w
 the next request. So the head is given to it once more, without the offer.
 
 Each route limits the size of its body. The kernel drops a peer that reads nothing
-(`api.process.server.bind`).
+(`api.process.server.bind`); what others have not read yet is counted (`api.http.unread`).
 """
 
 import asyncio
 from collections import Counter
+from functools import partial
 from typing import ClassVar
 
 import httptools
@@ -31,6 +34,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from api.http.connections import Connections
 from api.http.guard import PROBES
 from api.http.refusals import refuse
+from api.http.unread import Backlog, Unread
 from api.timeouts import AppTimeouts
 from hub.errors import Code, HubError
 
@@ -50,6 +54,9 @@ class HttpProtocol(HttpToolsProtocol):
     timeouts: ClassVar[AppTimeouts]
     connections_by_address: ClassVar[Connections]
     refusals: ClassVar[Counter[str]]  # by code
+    unread: ClassVar[Unread]
+
+    _backlog: Backlog
 
     _expected = "head"  # the part of a request that the peer has to send; "" between requests
     _requests = 0  # begun so far
@@ -63,9 +70,12 @@ class HttpProtocol(HttpToolsProtocol):
     _crowded = False  # no place for one more connection of its address
     _answering: RequestResponseCycle | None = None  # the request that runs; others may wait behind
     _lingering = False  # the last response is written, and what arrives is discarded
+    _parting = False  # the process ends
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        drop = partial(self.loop.call_soon, transport.abort)
+        self._backlog = self.unread.backlog(transport.get_write_buffer_size, drop)
         self._crowded = not self.connections_by_address.made(transport)
         self._watch()
 
@@ -78,6 +88,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._answering.message_event.set()
             self._answering = None
         self.pipeline.clear()
+        self._backlog.lost()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -154,6 +165,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["state"]["backlog"] = self._backlog
         self._expected = "head"
         self._requests += 1
         self._head_bytes = self._line_bytes = 0
@@ -187,9 +199,27 @@ class HttpProtocol(HttpToolsProtocol):
         self._answering = cycle
         super()._start_asgi_task(cycle, app)
 
+    def timeout_keep_alive_handler(self) -> None:
+        """The next request has its time from when the peer has taken the response: uvicorn's is
+        over while megabytes are still on their way, and the peer's next request would be lost."""
+        if self.transport.get_write_buffer_size() and not self.transport.is_closing():
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        else:
+            super().timeout_keep_alive_handler()
+
     def on_response_complete(self) -> None:
         self.connections_by_address.answered(self.transport)
         super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._backlog.full()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._backlog.drained()
 
     def _has_place(self) -> bool:
         """Whether there is one for this request. Probes need none: an operator asks most when there
@@ -239,6 +269,29 @@ class HttpProtocol(HttpToolsProtocol):
 
     # The end
 
+    def shutdown(self) -> None:
+        """The process ends. A request that is being answered has its time; its peer may keep the
+        process for `farewell_s`."""
+        super().shutdown()
+        self._parting = True
+        self.loop.call_later(self.timeouts.farewell_s, self._part)
+
+    def _part(self) -> None:
+        if self.parser is None:  # gone, or a socket now
+            return
+        if self._expected == "body" and not self.flow.write_paused:
+            self._refuse(Code.UNAVAILABLE)
+            self.loop.call_later(self.timeouts.flush_s, self.transport.abort)
+        elif self.flow.write_paused or self.transport.is_closing() or self._refused():
+            self.transport.abort()
+
+    def _refused(self) -> bool:
+        """Whether the last response was ours, and no earlier one is due."""
+        return self._lingering and (self._idle() or self.cycle.disconnected)
+
+    def abort(self) -> None:
+        self.transport.abort()
+
     def _idle(self) -> bool:
         """Whether no response is due."""
         return self.cycle is None or self.cycle.response_complete
@@ -258,7 +311,8 @@ class HttpProtocol(HttpToolsProtocol):
             refuse(self.transport, HubError(code))
             self._lingering = True
             # Of those that are too many, none may stay for long.
-            linger_s = self.timeouts.flush_s if self._crowded else self.timeouts.close_s
+            soon = self._crowded or self._parting
+            linger_s = self.timeouts.flush_s if soon else self.timeouts.close_s
             self._timer = self.loop.call_later(linger_s, self.transport.abort)
         elif cycle.more_body:
             self.transport.close()  # a response has begun, or one to an earlier request is due

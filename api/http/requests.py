@@ -11,6 +11,7 @@ from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.http.unread import Backlog
 from hub import json_text
 from hub.budget.events import describe
 from hub.budget.scalars import INTEGER_MAX, Uuid
@@ -58,28 +59,53 @@ async def body(request: Request, model: type[_M], bytes_max: int = BODY_BYTES_MA
 
 async def json_body(request: Request, bytes_max: int = BODY_BYTES_MAX) -> object:
     """The request's body, decoded. Raises `HubError` where it is too large or not JSON."""
+    return decoded(await body_text(request, bytes_max))
+
+
+async def body_text(request: Request, bytes_max: int = BODY_BYTES_MAX) -> bytes:
+    """The request's body. Raises `HubError` where it is too large."""
     text = bytearray()
     async for chunk in request.stream():
         text += chunk
         if len(text) > bytes_max:
             raise HubError(Code.PAYLOAD_TOO_LARGE, f"the body is at most {bytes_max} bytes")
+    return bytes(text)
+
+
+def decoded(text: bytes) -> object:
+    """What a body says. Raises `HubError` where it is not JSON."""
     try:
-        return json_text.decode(bytes(text))
+        return json_text.decode(text)
     except ValueError:
         raise HubError(Code.BAD_REQUEST, "the body is not JSON") from None
 
 
 def signed_in(authenticator: Authenticator, handler: UserHandler) -> Handler:
-    """The handler, with the user who asks. Raises `HubError(NOT_LOGGED_IN)` before it is called."""
+    """The handler, with the user who asks. Raises `HubError` before it is called: `NOT_LOGGED_IN`,
+    and `RATE_LIMITED` for a user who does not read what they are answered. A GET may be refused so
+    also after it."""
 
     @wraps(handler)  # the documents describe the handler, and a test looks for it
     async def handle(request: Request) -> Response:
         token = bearer(request.headers.get("authorization", ""))
         if token is None:
             raise HubError(Code.NOT_LOGGED_IN)
-        return await handler(request, await authenticator.authenticate(token))
+        who = await authenticator.authenticate(token)
+        backlog = backlog_of(request)
+        if backlog is None:
+            return await handler(request, who)
+        backlog.asked_by(who.user_id)
+        response = await handler(request, who)
+        backlog.hold(len(getattr(response, "body", b"")), may_refuse=request.method == "GET")
+        return response
 
     return handle
+
+
+def backlog_of(request: Request) -> Backlog | None:
+    """Of the request's connection; None where there is none, as in a test."""
+    backlog: Backlog | None = request.scope.get("state", {}).get("backlog")
+    return backlog
 
 
 def bearer(authorization: str) -> str | None:

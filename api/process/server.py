@@ -85,6 +85,11 @@ class Server(uvicorn.Server):
             server.close()  # no new connections; another node takes them from the shared socket
         await self._drain()
         await super().shutdown(sockets)
+        # One that is left would fail the closing of the loop.
+        left = cast("set[HttpProtocol | SocketWire]", self.server_state.connections)
+        for connection in list(left):
+            connection.abort()
+        await asyncio.sleep(0)
 
 
 def configured(
@@ -103,6 +108,7 @@ def configured(
     Http.timeouts = door.timeouts
     Http.connections_by_address = connections or Connections()
     Http.refusals = Counter() if refusals is None else refusals
+    Http.unread = door.unread
 
     class Socket(SocketWire):
         __slots__ = ()

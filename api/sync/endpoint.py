@@ -9,8 +9,10 @@ from websockets.http11 import Request
 from api.http.connections import Connections
 from api.http.guard import ApiKeys, RequestLimits
 from api.http.requests import as_uuid, bearer
+from api.http.unread import Unread
 from api.sync.wire import Admitted, SocketWire, raw_headers
 from api.timeouts import AppTimeouts
+from hub.budget.records import UserId
 from hub.errors import Code, HubError
 from hub.frames.websocket import FRAME_BYTES_MAX, PROTOCOL, UNSIGNED_FRAME_BYTES_MAX
 from hub.hub import Hub
@@ -34,6 +36,7 @@ class SyncDoor:
         keys: ApiKeys,
         limits: RequestLimits,
         connections: Connections,
+        unread: Unread,
         origins: Collection[str],
         now_ms: Callable[[], int],
         new_id: Callable[[], str],
@@ -43,6 +46,7 @@ class SyncDoor:
         self._keys = keys
         self._limits = limits
         self.connections = connections
+        self.unread = unread
         self._origins = origins
         self._authenticator = authenticator
         self._now_ms = now_ms
@@ -88,8 +92,8 @@ class SyncDoor:
     def message_bytes_max(self, *, signed_in: bool) -> int:
         return FRAME_BYTES_MAX if signed_in else UNSIGNED_FRAME_BYTES_MAX
 
-    def pace(self, now_s: float, *, signed_in: bool) -> Bucket:
-        return self._hub.rates.of_frames(now_s, signed_in=signed_in)
+    def pace(self, now_s: float, user_id: UserId | None) -> Sequence[Bucket]:
+        return self._hub.rates.of_frames(now_s, user_id)
 
     async def _upgrading(self, request: Request) -> Principal | None:
         """Whom the request's own header names, None without one. Raises `HubError`.

@@ -7,7 +7,8 @@
 |         |                                        | with an HTTP error                          |
 | OPEN    | frames, one by one, unless held        | we close: CLOSING; the peer closes: GONE    |
 | CLOSING | is dropped unread                      | the peer's close frame or end comes, or     |
-|         |                                        | `close_s` is over: GONE                     |
+|         |                                        | `close_s` is over in which it took nothing, |
+|         |                                        | or `LINGER_S_MAX`: GONE                     |
 | GONE    | is dropped unread                      |                                             |
 
 CLOSING reads on because TCP resets a connection that is closed while data is unread. The reset
@@ -19,8 +20,12 @@ them to the class in its `ws=` parameter.
 """
 
 import asyncio
-from collections.abc import Callable
+import fcntl
+import sys
+import termios
+from collections.abc import Callable, Sequence
 from enum import Enum
+from functools import partial
 from typing import NamedTuple, Protocol, cast
 
 from websockets.exceptions import ProtocolError
@@ -31,9 +36,11 @@ from websockets.server import ServerProtocol
 from api.http.addresses import peer_of
 from api.http.edge import id_of
 from api.http.refusals import refuse
+from api.http.unread import Backlog, Unread
 from api.sync import framing
 from api.sync.framing import Frames, Violation
 from api.timeouts import AppTimeouts
+from hub.budget.records import UserId
 from hub.errors import Code, HubError
 from hub.limits import Bucket
 from hub.session import RESTART
@@ -42,6 +49,7 @@ HIGH_WATER_BYTES = 64 * 1024  # written and not sent: above this, the peer count
 # How many frames of one connection a turn of the loop handles. One read can bring thousands, and
 # the other connections would wait for all of them.
 FRAMES_PER_TURN = 64
+LINGER_S_MAX = 60.0  # a slow peer has so long to read up to our close frame
 PACE_S = 0.1  # pause of a connection that has used up its rate
 
 DEFECT = 1011
@@ -51,6 +59,9 @@ REASON_BYTES_MAX = framing.CONTROL_BYTES_MAX - 2
 
 # Reasons to stop reading. The transport reads only while there is none.
 _OPENING, _RECEIVER, _TURN, _PACE = 1, 2, 4, 8
+
+# What asks Linux how many bytes of a socket the other end has not acknowledged.
+_KERNEL_HOLDS = termios.TIOCOUTQ if sys.platform == "linux" else None
 
 _PING = Frame(Opcode.PING, b"").serialize(mask=False)
 
@@ -84,6 +95,7 @@ class Door(Protocol):
     """Decides which requests become sockets."""
 
     timeouts: AppTimeouts
+    unread: Unread
 
     async def admit(self, peer: tuple[str, int] | None, request: Request) -> Admitted:
         """`peer` is the other end of the connection. Raises `HubError`; the wire answers the
@@ -102,8 +114,9 @@ class Door(Protocol):
         """The largest message that a peer may send."""
         ...
 
-    def pace(self, now_s: float, *, signed_in: bool) -> Bucket:
-        """The rate of WebSocket frames of one connection. `now_s` is on the loop's clock."""
+    def pace(self, now_s: float, user_id: UserId | None) -> Sequence[Bucket]:
+        """The rates of WebSocket frames: of one connection, and of all connections of the user, if
+        one has signed in. `now_s` is on the loop's clock."""
         ...
 
 
@@ -112,11 +125,13 @@ class SocketWire(asyncio.Protocol):
     handshakes that a shutdown waits for."""
 
     __slots__ = (
+        "_backlog",
         "_connected",
         "_door",
         "_frames",
         "_heard",
         "_held",
+        "_linger_until_s",
         "_loop",
         "_pace",
         "_paid",
@@ -128,6 +143,7 @@ class SocketWire(asyncio.Protocol):
         "_timer",
         "_transport",
         "_unsent",
+        "_user_id",
         "full",
     )
     _transport: asyncio.Transport
@@ -146,14 +162,17 @@ class SocketWire(asyncio.Protocol):
         self._state = State.NEW
         self._receiver: Receiver | None = None
         self._frames = Frames(door.message_bytes_max(signed_in=False))
-        self._pace = door.pace(self._loop.time(), signed_in=False)
+        self._pace = door.pace(self._loop.time(), None)
         self._paid = 0  # frames already charged to the pace and not received yet
         self._held = _OPENING
         self._soon: list[bytes] | None = None  # for the end of this turn of the loop
         self._heard = True  # any sign of life since the last ping
-        self._unsent = 0  # size of the write buffer at the last ping
+        self._unsent = 0  # how much the peer had not taken when we looked last
+        self._linger_until_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._shutting_down = False
+        self._user_id: UserId | None = None
+        self._backlog: Backlog | None = None  # most sockets never have one
         self.full = False
 
     # From the transport
@@ -177,12 +196,21 @@ class SocketWire(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.full = True
+        if self._backlog is None:
+            drop = partial(self._loop.call_soon, self._transport.abort)
+            unsent = self._transport.get_write_buffer_size
+            self._backlog = self._door.unread.backlog(unsent, drop)
+            if self._user_id is not None:
+                self._backlog.belongs_to(self._user_id)
+        self._backlog.full()
         if self._receiver is not None:
             self._receiver.full()
 
     def resume_writing(self) -> None:
         self.full = False
         self._heard = True  # it reads
+        if self._backlog is not None:
+            self._backlog.drained()
         if self._receiver is not None:
             self._receiver.drained()
 
@@ -190,6 +218,8 @@ class SocketWire(asyncio.Protocol):
         self._state = State.GONE
         self._connected.discard(self)
         self._door.ended(self._transport)
+        if self._backlog is not None:
+            self._backlog.lost()
         self._after(None)
         self._lost(ABNORMAL)
 
@@ -197,8 +227,12 @@ class SocketWire(asyncio.Protocol):
         """The process ends. Peers get `farewell_s` to read the close frame and to answer it."""
         self._shutting_down = True
         self.close(RESTART, "restart")
+        self._linger_until_s = 0.0
         if self._state is State.CLOSING:
             self._after(self._door.timeouts.farewell_s)
+
+    def abort(self) -> None:
+        self._transport.abort()
 
     # The handshake
 
@@ -273,6 +307,8 @@ class SocketWire(asyncio.Protocol):
                 self._received(*frame)
         except Violation as violation:
             self.close(violation.code, violation.reason)
+        if left < FRAMES_PER_TURN:
+            self._heard = True  # what waited for its pace was read from the peer long before
         if not left and not self._held & _TURN and self._state is State.OPEN:
             self._hold(_TURN)  # even with nothing pending: the loop may read again in this turn
             self._loop.call_soon(self._go_on)
@@ -280,8 +316,9 @@ class SocketWire(asyncio.Protocol):
     def _pay(self) -> bool:
         """Charge the next frames to the pace in advance; return whether it allowed any."""
         now_s = self._loop.time()
-        self._paid = min(FRAMES_PER_TURN, int(self._pace.left(now_s)))
-        self._pace.take(self._paid, now_s)
+        self._paid = min(FRAMES_PER_TURN, *(int(bucket.left(now_s)) for bucket in self._pace))
+        for bucket in self._pace:
+            bucket.take(self._paid, now_s)
         return self._paid > 0
 
     def _received(self, opcode: int, data: bytes) -> None:
@@ -347,6 +384,8 @@ class SocketWire(asyncio.Protocol):
             self._flush()
         if self._state is State.OPEN and not self._transport.is_closing():
             self._transport.write(data)
+            if self._backlog is not None and self.full:
+                self._backlog.full()  # by so much more: verdicts in flight, for one
 
     def write_soon(self, data: bytes) -> None:
         if self._soon is None:
@@ -365,9 +404,10 @@ class SocketWire(asyncio.Protocol):
     def resume_reading(self) -> None:
         self._release(_RECEIVER)
 
-    def signed_in(self) -> None:
+    def signed_in(self, user_id: UserId) -> None:
+        self._user_id = user_id
         self._frames.message_bytes_max = self._door.message_bytes_max(signed_in=True)
-        self._pace = self._door.pace(self._loop.time(), signed_in=True)
+        self._pace = self._door.pace(self._loop.time(), user_id)
         self._paid = 0
 
     def close(self, code: int, reason: str = "") -> None:
@@ -381,6 +421,8 @@ class SocketWire(asyncio.Protocol):
     def _linger(self, seconds: float) -> None:
         """Read and discard, so that the peer can read what was written last."""
         self._state = State.CLOSING
+        self._unsent = self._untaken()
+        self._linger_until_s = self._loop.time() + LINGER_S_MAX
         self._after(seconds)
         if not self._transport.is_closing():
             self._transport.resume_reading()
@@ -400,17 +442,32 @@ class SocketWire(asyncio.Protocol):
         self._timer = None if seconds is None else self._loop.call_later(seconds, self._due)
 
     def _due(self) -> None:
+        unsent = self._untaken()
         if self._state is not State.OPEN:
-            self._transport.abort()  # `close` would wait until everything is sent
+            takes = self._state is State.CLOSING and unsent < self._unsent
+            if takes and self._loop.time() < self._linger_until_s:
+                self._unsent = unsent
+                self._after(self._door.timeouts.close_s)
+            else:
+                self._transport.abort()  # `close` would wait until everything is sent
             return
-        unsent = self._transport.get_write_buffer_size()
         if self._heard or unsent < self._unsent:
             self._heard, self._unsent = False, unsent
             self.write(_PING)
             self._after(self._door.timeouts.ping_s)
         else:  # unsent data would keep the socket open for ever (P8)
             self.close(STALLED, "no answer")
+            self._linger_until_s = 0.0
             self._after(self._door.timeouts.flush_s)
+
+    def _untaken(self) -> int:
+        """How many bytes the peer has not taken. The kernel holds megabytes of them, and asks for
+        more only when a third of that has left."""
+        size = self._transport.get_write_buffer_size()
+        if _KERNEL_HOLDS is not None and not self._transport.is_closing():
+            held = fcntl.ioctl(self._transport.get_extra_info("socket"), _KERNEL_HOLDS, bytes(4))
+            size += int.from_bytes(held, sys.byteorder)
+        return size
 
     def _lost(self, close_code: int) -> None:
         """Tell the receiver at once: nothing can be written from here on."""

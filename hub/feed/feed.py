@@ -27,10 +27,12 @@ from hub.feed.presence import Presence
 from hub.feed.tail import Tail
 from hub.frames import server
 from hub.frames.events import Frame, event_frames
+from hub.gate import Gate
 from hub.measures import Measures
 from hub.ports import EventLog, Page
 from hub.timeouts import Timeouts
 from hub.tracing import Trail
+from hub.turns import Crowded
 
 PAGE_EVENTS_MAX = 500
 
@@ -74,6 +76,7 @@ class Shared(NamedTuple):
     measures: Measures
     trail: Trail
     timeouts: Timeouts
+    joins: Gate
     now_ms: Callable[[], int]
     spawn: Callable[[Coroutine[Any, Any, None]], object]
     stirred: Callable[["Feed"], None]
@@ -305,9 +308,7 @@ class Feed:
     async def _join(self, subscription: Subscription) -> None:
         await self.listening.wait()
         try:
-            page = await self._read(
-                subscription, self.position if self.track.known else INTEGER_MAX
-            )
+            page = await self._first_page(subscription)
             if page is None:
                 return
             if not self.track.known:
@@ -315,10 +316,10 @@ class Feed:
             self.noticed(page.head)
             if subscription.cursor > page.head:
                 raise HubError(Code.CURSOR_AHEAD)
-        except Disconnected:
+        except (Disconnected, TimeoutError):
             self._end(subscription, Code.UNAVAILABLE)
             return
-        except Held:
+        except (Held, Crowded):
             self._end(subscription, Code.BUSY)
             return
         except StatementFailed:
@@ -340,6 +341,15 @@ class Feed:
         if not self._end_if_over(subscription):  # of a deleted budget it may have had all before
             self._give(subscription, event_frames(self.budget_id, page.events))
         await self._catch_up(subscription)
+
+    async def _first_page(self, subscription: Subscription) -> Page | None:
+        """None if it ended before its turn: a client that subscribes again and again, or is gone,
+        costs no reads. Raises what `_read` raises, `Crowded` and `TimeoutError`."""
+        async with self._shared.joins.turn(subscription.user_id, self._shared.timeouts.join_s):
+            if subscription.state is SubscriptionState.ENDED:
+                return None
+            up_to = self.position if self.track.known else INTEGER_MAX
+            return await self._read(subscription, up_to)
 
     async def _catch_up(self, subscription: Subscription) -> None:
         while True:

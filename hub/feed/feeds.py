@@ -14,10 +14,17 @@ from hub.budget.state import LogRow
 from hub.feed.feed import Feed, Follower, Shared, Subscription, permitted
 from hub.feed.sweeper import Sweeper
 from hub.frames.events import Frame, event_frames
+from hub.gate import Gate
 from hub.measures import Measures
 from hub.ports import Bus, EventLog, NodeId, Page
 from hub.timeouts import Timeouts
 from hub.tracing import Origins, Trail, in_context, shared_ids
+
+# First pages that are read at a time: twice what feeds have connections, so that none is idle.
+JOINS = 8
+JOINS_PER_USER = 4
+# Of one user's that wait: more than all their devices have budgets.
+JOINS_WAITING_MAX = 20_000
 
 
 class Feeds:
@@ -41,7 +48,15 @@ class Feeds:
         self._feeds: dict[BudgetId, Feed] = {}
         self._stirred: set[Feed] = set()
         self._shared = Shared(
-            log, measures, trail, timeouts, now_ms, spawn, self._stir, self._abandon
+            log,
+            measures,
+            trail,
+            timeouts,
+            Gate(JOINS, JOINS_PER_USER, JOINS_WAITING_MAX),
+            now_ms,
+            spawn,
+            self._stir,
+            self._abandon,
         )
         self.sweeper = Sweeper(log, self._feeds, measures)
 

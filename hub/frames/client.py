@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pydantic.alias_generators import to_camel
 
 from hub import json_text
-from hub.budget.events import describe
+from hub.budget.events import EVENTS_PER_FRAME_MAX, describe
 from hub.budget.scalars import Uuid, Whole
 
 RequestId: TypeAlias = int | str | None
@@ -79,13 +79,16 @@ _MODELS: Mapping[str, type[ClientFrame]] = {
 
 class BadFrame(Exception):
     """What arrived is no frame (`fatal`: the connection ends with 4400), or a frame of a known type
-    with wrong fields (an `error` frame answers it)."""
+    with wrong fields (an `error` frame answers it). It may name `events` all the same: so many."""
 
-    def __init__(self, detail: str, *, request_id: RequestId = None, fatal: bool) -> None:
+    def __init__(
+        self, detail: str, *, request_id: RequestId = None, fatal: bool, events: int = 0
+    ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.request_id = request_id
         self.fatal = fatal
+        self.events = events
 
 
 def parse(text: bytes | str) -> ClientFrame:
@@ -103,7 +106,13 @@ def parse(text: bytes | str) -> ClientFrame:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise BadFrame(describe(error), request_id=_request_id(raw), fatal=False) from None
+        named = raw.get("events")
+        raise BadFrame(
+            describe(error),
+            request_id=_request_id(raw),
+            fatal=False,
+            events=min(len(named), EVENTS_PER_FRAME_MAX) if isinstance(named, list) else 0,
+        ) from None
 
 
 def _request_id(raw: Mapping[str, object]) -> RequestId:

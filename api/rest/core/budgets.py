@@ -7,7 +7,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from typing_extensions import TypedDict
 
-from api.http.answers import VARY, JsonResponse, respond, respond_large
+from api.http.answers import VARY, JsonResponse, respond, respond_large, respond_text
+from api.http.reads import Reads
 from api.http.requests import ForUsers, correlation, json_body, path_id, query_int
 from api.http.verdicts import submitted
 from hub.budget.events import parse_batch
@@ -103,19 +104,20 @@ else:
 class BudgetRoutes(NamedTuple):
     hub: Hub
     snapshots: Snapshots
+    reads: Reads
 
     def routes(self, user: ForUsers) -> list[Route]:
         return [
             Route("/budget", user(self.create), methods=["POST"]),
             Route("/budgets", user(self.create), methods=["POST"]),
             Route("/budgets", user(self.list_budgets)),
-            Route("/budgets/{budget_id}", user(self.read)),
-            Route("/budgets/{budget_id}/delta", user(self.delta)),
+            Route("/budgets/{budget_id}", user(self.reads.in_turn(self.read))),
+            Route("/budgets/{budget_id}/delta", user(self.reads.in_turn(self.delta))),
             Route("/budgets/{budget_id}/last-event-sequence", user(self.head)),
-            Route("/budgets/{budget_id}/participants", user(self.participants)),
-            Route("/budgets/{budget_id}/categories", user(self.categories)),
+            Route("/budgets/{budget_id}/participants", user(self.reads.in_turn(self.participants))),
+            Route("/budgets/{budget_id}/categories", user(self.reads.in_turn(self.categories))),
             Route("/budgets/{budget_id}/categories/{category_id}", user(self.category)),
-            Route("/budgets/{budget_id}/expenses", user(self.expenses)),
+            Route("/budgets/{budget_id}/expenses", user(self.reads.in_turn(self.expenses))),
             Route("/budgets/{budget_id}/expenses/{expense_id}", user(self.expense)),
         ]
 
@@ -143,8 +145,7 @@ class BudgetRoutes(NamedTuple):
             if tag in seen or "*" in seen:
                 return Response(status_code=304, headers={**_tagged(tag), **VARY})
         snapshot = await self.snapshots.read(budget_id, who.user_id)
-        answer: Snapshot = written(snapshot.text)
-        return await respond_large(request, answer, _tagged(snapshot.tag))
+        return await respond_text(request, snapshot.text, _tagged(snapshot.tag))
 
     async def delta(self, request: Request, who: Principal) -> JsonResponse[Delta]:
         budget_id, key = path_id(request, "budget_id"), query_int(request, "key", 0)

@@ -11,10 +11,21 @@ from starlette.routing import Route
 from typing_extensions import TypedDict
 
 from api.http.answers import JsonResponse, respond
-from api.http.requests import ForUsers, as_int, as_uuid, correlation, json_body, path_id, query_int
+from api.http.reads import Reads
+from api.http.requests import (
+    ForUsers,
+    as_int,
+    as_uuid,
+    backlog_of,
+    body_text,
+    correlation,
+    decoded,
+    path_id,
+    query_int,
+)
 from api.http.verdicts import submitted
 from api.rest.core.followers import EventStream, EventStreamResponse, Poll, RestEvent, rest_event
-from hub.budget.events import EVENTS_PER_REQUEST_MAX, parse_batch
+from hub.budget.events import EVENTS_PER_REQUEST_MAX, Submitted, parse_batch
 from hub.budget.shapes.scalars import Head, Id, Key, LogId, NextKey
 from hub.budget.shapes.stream import StreamEvent
 from hub.budget.shapes.verdicts import Verdict
@@ -22,6 +33,7 @@ from hub.committer import Mode
 from hub.errors import Code, HubError
 from hub.hub import Hub
 from hub.json_text import written
+from hub.limits import cost_of
 from hub.ports import Principal
 
 COUNT_MAX = 100
@@ -51,6 +63,7 @@ class EventRoutes(NamedTuple):
     hub: Hub
     now_ms: Callable[[], int]
     keep_alive_s: float
+    reads: Reads
 
     def routes(self, user: ForUsers) -> list[Route]:
         return [
@@ -63,9 +76,7 @@ class EventRoutes(NamedTuple):
         self, request: Request, who: Principal
     ) -> JsonResponse[EventsAnswer, Literal[200, 207]]:
         mode = _mode(request)
-        raw = await json_body(request)
-        listed = raw.get("events") if isinstance(raw, dict) else None
-        events = parse_batch(listed, EVENTS_PER_REQUEST_MAX)
+        events = self._paid_batch(who, await body_text(request))
         verdicts = await submitted(self.hub, who.user_id, events, mode, correlation(request))
         partly = mode == "each" and not all(verdict.accepted for verdict in verdicts)
         return respond(
@@ -73,12 +84,33 @@ class EventRoutes(NamedTuple):
             207 if partly else 200,
         )
 
+    def _paid_batch(self, who: Principal, text: bytes) -> list[Submitted]:
+        """The events of a request, charged to its user like those of a socket, on the sessions'
+        clock: the bytes before they are parsed, the events before they are checked. Raises
+        `HubError`."""
+        now_s = self.now_ms() / 1000
+        bucket = self.hub.rates.of_user(who.user_id, now_s)
+
+        def take(amount: int) -> None:
+            if missing_s := bucket.take(amount, now_s):
+                raise HubError(Code.RATE_LIMITED, retry_after_s=missing_s)
+
+        charged = cost_of(len(text))
+        take(charged)
+        raw = decoded(text)
+        listed = raw.get("events") if isinstance(raw, dict) else None
+        named = min(len(listed), EVENTS_PER_REQUEST_MAX) if isinstance(listed, list) else 0
+        if named > charged:
+            take(named - charged)
+        return parse_batch(listed, EVENTS_PER_REQUEST_MAX)
+
     async def read(self, request: Request, who: Principal) -> JsonResponse[LogPage]:
         budget_id = as_uuid(request.query_params.get("budgetId"), "budgetId")
         key = query_int(request, "key", 0)
         count = min(query_int(request, "count", COUNT_MAX, least=1), COUNT_MAX)
         wait_s = query_int(request, "wait", WAIT_S, most=WAIT_S_MAX)
-        page = await self.hub.feeds.read(budget_id, who.user_id, key, count)
+        async with self.reads.turn(request, who):
+            page = await self.hub.feeds.read(budget_id, who.user_id, key, count)
         if key > page.head:
             raise HubError(Code.CURSOR_AHEAD)
         head = page.head
@@ -108,7 +140,9 @@ class EventRoutes(NamedTuple):
         key = query_int(request, "key", 0)
         if seen := request.headers.get("last-event-id"):
             key = as_int(seen, "Last-Event-ID")
-        events = EventStream(self.hub, who, self.keep_alive_s)
+        backlog = backlog_of(request)
+        holds = None if backlog is None else backlog.hold
+        events = EventStream(self.hub, who, self.keep_alive_s, holds)
         await events.open(budget_id, key)
         # A HEAD, which comes with GET, is over at once: others wait for its connection.
         ends_in_s = 0 if request.method == "HEAD" else (who.expires_at_ms - self.now_ms()) / 1000

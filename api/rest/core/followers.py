@@ -7,7 +7,7 @@ see the same events in the same order.
 import asyncio
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -125,9 +125,18 @@ class EventStream:
 
     attends = False
 
-    def __init__(self, hub: Hub, principal: Principal, keep_alive_s: float) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        principal: Principal,
+        keep_alive_s: float,
+        holds: Callable[[int], None] | None = None,
+    ) -> None:
+        """`holds` is told how many bytes wait here while the peer is slow, and then that none
+        do."""
         self.principal = principal
         self._keep_alive_s = keep_alive_s
+        self._holds = holds
         self.full = False
         self._hub = hub
         self._subscription: Subscription | None = None
@@ -224,11 +233,15 @@ class EventStream:
             self.full = True
             if self._subscription is not None:
                 self._subscription.lag()
+        if self.full and self._holds is not None:
+            self._holds(self._bytes)
 
     def _taken(self, size: int) -> None:
         self._bytes -= size
         if self.full and self._bytes <= HIGH_WATER_BYTES // 4:
             self.full = False
+            if self._holds is not None:
+                self._holds(0)
             assert self._subscription is not None
             self._subscription.drained()
 

@@ -16,6 +16,8 @@ import uvloop
 from starlette.types import Message
 
 from api.app import App, open_app
+from api.http import reads
+from api.http.reads import READS_PER_USER
 from api.http.verdicts import submitted
 from api.rest.core import events as events_module, followers
 from api.rest.core.followers import EventStream
@@ -312,7 +314,7 @@ def test_a_stream_ends_with_its_token_though_timers_strike_early(app: App) -> No
 @pytest.mark.parametrize(
     ("path", "table", "at_once"),
     [
-        ("", "expenses", SHARES["rest"].per_user),
+        ("", "expenses", READS_PER_USER),
         ("/invites", "invites", SHARES["owners"].per_user),
     ],
 )
@@ -325,6 +327,7 @@ async def test_p7_what_waits_for_the_database_leaves_the_feeds_their_connections
     table: str,
     at_once: int,
 ) -> None:
+    monkeypatch.setattr(reads, "TURN_S", 0.5)
     sql = await asyncpg.connect(database_url)
     requests = [Request(f"/budgets/{budget_id}{path}") for _ in range(20)]
     try:

@@ -630,6 +630,16 @@ async def test_p8_who_is_slow_to_read_history_gets_it_as_he_reads(
     await follower.reaches(10)
 
 
+async def test_p8_who_subscribes_again_and_again_reads_the_log_once(node: Node) -> None:
+    """A subscription that was replaced, or whose socket is gone, costs no page."""
+    budget_id = await node.budget()
+    node.log.reads.clear()
+    for _ in range(100):
+        node.follow("ann", budget_id).subscription.end()
+    await node.follow("ann", budget_id).joins()
+    assert node.log.reads.count("ann") == 1
+
+
 async def test_p8_nothing_live_is_written_to_who_was_full_when_he_had_caught_up(node: Node) -> None:
     """The end of history filled his wire, which says so only once."""
     budget_id = await node.budget(expenses=3)

@@ -44,6 +44,10 @@ def test_exactly_this_version(library: str) -> None:
         (HttpToolsProtocol.on_message_complete, ["self"]),
         (HttpToolsProtocol.on_response_complete, ["self"]),
         (HttpToolsProtocol._start_asgi_task, ["self", "cycle", "app"]),
+        (HttpToolsProtocol.shutdown, ["self"]),
+        (HttpToolsProtocol.timeout_keep_alive_handler, ["self"]),
+        (HttpToolsProtocol.pause_writing, ["self"]),
+        (HttpToolsProtocol.resume_writing, ["self"]),
         (Server.startup, ["self", "sockets"]),
         (Server.shutdown, ["self", "sockets"]),
         (Server.handle_exit, ["self", "sig", "frame"]),
@@ -74,6 +78,8 @@ def test_functions_take_what_they_took(function: object, parameters: list[str]) 
                 "loop",
                 "parser",
                 "pipeline",
+                "scope",
+                "timeout_keep_alive",
                 "timeout_keep_alive_task",
                 "transport",
             ],
@@ -111,7 +117,9 @@ def test_uvicorn_parses_and_upgrades_as_our_copy_does() -> None:
         "self.handle_websocket_upgrade()",
     ):
         assert line in source
-    assert "self.url" in inspect.getsource(HttpToolsProtocol.on_message_begin)
+    begun = inspect.getsource(HttpToolsProtocol.on_message_begin)
+    assert "self.url" in begun
+    assert '"state": self.app_state.copy()' in begun
     made = inspect.getsource(HttpToolsProtocol.__init__)
     assert "set_dangerous_leniencies(lenient_data_after_close=True)" in made
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings, strategies as st
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 
+from api.http.unread import Unread
 from api.sync.framing import DROPPED_MAX
 from api.sync.wire import FRAMES_PER_TURN, HIGH_WATER_BYTES, Admitted, SocketWire
 from api.timeouts import APP_TIMEOUTS
@@ -179,7 +180,15 @@ class Socket:
 
     timeouts = APP_TIMEOUTS
 
-    def __init__(self, rate: Rate = PLENTY, refuse: Exception | None = None) -> None:
+    def __init__(
+        self,
+        rate: Rate = PLENTY,
+        refuse: Exception | None = None,
+        of_user: Bucket | None = None,
+        unread: Unread | None = None,
+    ) -> None:
+        self.of_user = of_user or Bucket(PLENTY, 0)
+        self.unread = unread or Unread()
         self.clock, self.transport, self.receiver = Clock(), Transport(), Receiver()
         self.connected: set[SocketWire] = set()
         self.refusals: list[Code] = []
@@ -204,8 +213,10 @@ class Socket:
     def message_bytes_max(self, *, signed_in: bool) -> int:
         return BYTES_MAX if signed_in else UNSIGNED_BYTES_MAX
 
-    def pace(self, now_s: float, *, signed_in: bool) -> Bucket:
-        return Bucket(self._rate if signed_in else UNSIGNED, now_s)
+    def pace(self, now_s: float, user_id: str | None) -> tuple[Bucket, ...]:
+        if user_id is None:
+            return (Bucket(UNSIGNED, now_s),)
+        return Bucket(self._rate, now_s), self.of_user
 
     def opened(self, *, signed_in: bool = True) -> "Socket":
         self.wire.data_received(HEAD + b"\r\n")
@@ -214,7 +225,7 @@ class Socket:
         assert self.written().startswith(b"HTTP/1.1 101 ")
         assert self.transport.reading
         if signed_in:
-            self.wire.signed_in()
+            self.wire.signed_in("ann")
         return self
 
     def send(self, data: bytes) -> None:
@@ -361,7 +372,7 @@ def test_p8_a_stranger_sends_small_messages_and_few_frames() -> None:
     assert not socket.transport.reading
     socket.clock.advance(2.1)
     assert socket.written().count(b"\x8a\x00") == 2
-    socket.wire.signed_in()
+    socket.wire.signed_in("ann")
     socket.clock.advance(0.2)
     assert socket.written().count(b"\x8a\x00") == 43  # the rest
     large = masked(Opcode.TEXT, b"x" * (UNSIGNED_BYTES_MAX + 1))
@@ -394,6 +405,17 @@ def test_p8_every_frame_is_charged_and_above_the_rate_read_slower(data: bytes) -
     socket.clock.advance(0.3)
     assert socket.transport.reading
     assert socket.transport.ended == ""
+
+
+def test_p8_all_sockets_of_a_user_share_a_rate_of_frames() -> None:
+    of_user = Bucket(Rate(per_s=100, burst=200), 0)
+    socket, another, bobs = Socket(of_user=of_user), Socket(of_user=of_user), Socket()
+    for each in (socket, another, bobs):
+        each.opened().send(PING * 150)
+        each.clock.settle()
+    assert [each.transport.reading for each in (socket, another, bobs)] == [True, False, True]
+    another.clock.advance(2)
+    assert another.transport.reading
 
 
 def test_p8_nothing_is_taken_while_the_receiver_does_not_read() -> None:
@@ -456,6 +478,37 @@ def test_the_receiver_is_told_when_the_peer_does_not_take_what_is_written() -> N
     socket.wire.resume_writing()
     assert not socket.wire.full
     assert socket.receiver.told == ["full", "drained"]
+
+
+def test_p8_what_the_peer_does_not_take_counts_for_its_user_also_what_is_written_later() -> None:
+    """Verdicts in flight still come when nothing more is read."""
+    unread = Unread()
+    socket = Socket(unread=unread).opened()
+    socket.transport.unsent = 70_000
+    socket.wire.pause_writing()
+    assert unread.of("ann") == 70_000
+    socket.transport.unsent = 3_000_000
+    socket.wire.write(b"verdicts")
+    assert unread.bytes == 3_000_000
+    socket.transport.unsent = 0
+    socket.wire.resume_writing()
+    assert unread.bytes == 0
+    socket.transport.unsent = 70_000
+    socket.wire.pause_writing()
+    socket.lost()
+    assert unread.bytes == 0
+
+
+def test_p8_a_socket_with_too_much_unread_is_dropped() -> None:
+    """Not at once: its hub is just writing to it."""
+    socket = Socket(unread=Unread(all_bytes_max=100_000)).opened()
+    socket.transport.unsent = 100_001
+    socket.wire.pause_writing()
+    assert socket.transport.ended == ""
+    socket.clock.settle()
+    assert socket.transport.ended == "aborted"
+    socket.lost()
+    assert socket.receiver.lost_with == [1006]
 
 
 # The end

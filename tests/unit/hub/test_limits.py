@@ -2,7 +2,7 @@
 
 from hypothesis import given, settings, strategies as st
 
-from hub.limits import UNSIGNED_FRAMES_AT_ONCE, Bucket, Places, Rate, Rates
+from hub.limits import COST_BYTES, UNSIGNED_FRAMES_AT_ONCE, Bucket, Places, Rate, Rates, cost_of
 
 RATE = Rate(per_s=10, burst=20)
 
@@ -60,11 +60,26 @@ def test_never_more_than_burst_and_rate(steps: list[tuple[float, float]]) -> Non
 
 
 def test_websocket_frames_have_ten_times_the_rate_of_events_and_a_second_of_it_at_once() -> None:
-    assert Rates(500, 1000).of_frames(0, signed_in=True).rate == Rate(per_s=5_000, burst=5_000)
-    assert Rates(1, 1000).of_frames(0, signed_in=True).rate == Rate(per_s=10, burst=1_000)
+    def rates_of(rates: Rates, user_id: str | None) -> list[Rate]:
+        return [bucket.rate for bucket in rates.of_frames(0, user_id)]
+
+    assert rates_of(Rates(500, 1000), "ann") == [(5_000, 5_000), (10_000, 10_000)]
+    assert rates_of(Rates(1, 2), "ann") == [(10, 1_000), (20, 1_000)]
     for rates in (Rates(500, 1000), Rates(1, 1000)):
-        stranger = rates.of_frames(0, signed_in=False)
-        assert stranger.rate == Rate(per_s=10, burst=UNSIGNED_FRAMES_AT_ONCE)
+        assert rates_of(rates, None) == [(10, UNSIGNED_FRAMES_AT_ONCE)]
+
+
+def test_all_connections_of_a_user_share_a_rate_of_frames_and_no_two_users_do() -> None:
+    rates = Rates(500, 1000)
+    (own, shared), (own_too, shared_too) = rates.of_frames(0, "ann"), rates.of_frames(0, "ann")
+    assert own is not own_too
+    assert shared is shared_too
+    assert rates.of_frames(0, "bob")[1] is not shared
+
+
+def test_a_frame_costs_its_events_or_its_bytes() -> None:
+    assert [cost_of(size) for size in (0, COST_BYTES, 10 * COST_BYTES)] == [1, 1, 10]
+    assert [cost_of(10 * COST_BYTES, events) for events in (0, 9, 100)] == [10, 10, 100]
 
 
 def test_what_is_left_grows_with_time_up_to_the_burst() -> None:

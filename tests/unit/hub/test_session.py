@@ -17,7 +17,7 @@ from hub.committer import Answer
 from hub.errors import Code, HubError
 from hub.frames.websocket import framed, texts
 from hub.hub import Hub
-from hub.limits import Rates
+from hub.limits import COST_BYTES, Rates
 from hub.measures import Measures
 from hub.ports import Principal
 from hub.session import (
@@ -214,7 +214,7 @@ class FakeWire:
     def resume_reading(self) -> None:
         self.reading = True
 
-    def signed_in(self) -> None:
+    def signed_in(self, user_id: str) -> None:
         self.trusted = True
 
     def close(self, code: int, reason: str = "") -> None:
@@ -890,6 +890,46 @@ def test_p8_what_a_frame_costs(bench: Bench, frame: Json, cost: int) -> None:
         peer.send(frame)
     assert "error" not in {each["type"] for each in peer.read()}
     peer.send(frame)
+    assert [error_of(each) for each in peer.read()] == ["RATE_LIMITED"]
+
+
+def without_an_id(batch: Json) -> Json:
+    del batch["events"][-1]["eventId"]
+    return batch
+
+
+REFUSED = {
+    "a batch with an event without an id": (without_an_id(events_frame(1, 100)), 100),
+    "a batch that is too long": (events_frame(1, 101), 100),
+    "a batch in no mode": (events_frame(1, 100, mode="none"), 100),
+    "a batch of much text": ({"type": "events", "events": ["x" * 40 * COST_BYTES]}, 40),
+    "a batch that is no list": ({"type": "events", "events": "x" * 40 * COST_BYTES}, 40),
+    "any frame of much text": (PING | {"pad": "x" * 40 * COST_BYTES}, 40),
+}
+
+
+@pytest.mark.parametrize(("frame", "cost"), REFUSED.values(), ids=REFUSED)
+def test_p8_what_is_refused_costs_what_it_holds(bench: Bench, frame: Json, cost: int) -> None:
+    bench.hub.rates = Rates(100_000, 20)  # the user may send 200 at once
+    peer = bench.signed_in()
+    for _ in range(200 // cost):
+        peer.send(frame)
+    assert "RATE_LIMITED" not in [error_of(each) for each in peer.read() if "error" in each]
+    peer.send(frame)
+    assert [error_of(each) for each in peer.read()] == ["RATE_LIMITED"]
+
+
+def test_p8_long_events_cost_their_bytes(bench: Bench) -> None:
+    bench.hub.rates = Rates(100_000, 20)  # the user may send 200 at once
+    peer = bench.signed_in()
+    batch = events_frame(1, 10)
+    for event in batch["events"]:
+        event["note"] = "x" * 4 * COST_BYTES
+    for _ in range(5):
+        peer.send(batch)
+    assert peer.read() == []
+    assert [len(posted.events) for posted in bench.hub.posted] == [10] * 5
+    peer.send(batch)
     assert [error_of(each) for each in peer.read()] == ["RATE_LIMITED"]
 
 
