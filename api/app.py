@@ -28,7 +28,7 @@ from api.rest.people import photos as photo_routes, profiles as profile_routes
 from api.services import Services, new_id, now_ms, open_services
 from api.settings import Settings
 from api.sync.endpoint import SyncDoor
-from api.telemetry import loop_lag, metrics
+from api.telemetry import logs, loop_lag, metrics
 from api.telemetry.siblings import Siblings
 from api.timeouts import APP_TIMEOUTS, AppTimeouts
 from hub.hub import Hub
@@ -182,6 +182,7 @@ def _sources(services: Services, edge: Edge) -> metrics.Sources:
         edge=edge,
         workers=services.settings.web_concurrency,
         lag_s=services.lag_s,
+        lost_lines=logs.lost_lines,
     )
 
 
