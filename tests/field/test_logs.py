@@ -7,7 +7,7 @@ dropped while the probes said that all was well, and a hub did not start.
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from signal import SIGKILL
 
@@ -123,12 +123,11 @@ async def test_a_log_that_takes_nothing_from_the_start_costs_lines_only(
 async def test_a_hub_serves_where_nobody_reads_that_it_does(
     cluster: Cluster, tmp_path: Path, broken: str
 ) -> None:
-    port = Port()
-    async with hubs(cluster, tmp_path, BROKEN[broken].format(n=1)) as others:
-        node = await silent(others, port)
-        await serve(node, cluster.token("ada"))
-        assert await node.stop() == 0
-    port.close()
+    with closing(Port()) as port:
+        async with hubs(cluster, tmp_path, BROKEN[broken].format(n=1)) as others:
+            node = await silent(others, port)
+            await serve(node, cluster.token("ada"))
+            assert await node.stop() == 0
 
 
 @pytest.mark.parametrize("broken", ["gone", "full"])
