@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
+from asyncpg.connect_utils import SessionAttribute
 
 from api.auth.closed_accounts import ClosedAccountWatch
 from api.auth.closing import AccountClosing
@@ -146,10 +147,12 @@ async def open_services(
 
 @asynccontextmanager
 async def open_database(
-    url: str, timeouts: StorageTimeouts = STORAGE_TIMEOUTS
+    url: str,
+    timeouts: StorageTimeouts = STORAGE_TIMEOUTS,
+    target: SessionAttribute = SessionAttribute.read_write,
 ) -> AsyncIterator[Database]:
     """Raises `Disconnected` if Postgres is out of reach, `StatementFailed`, `NotMigrated`."""
-    database = await Database.connect(url, timeouts=timeouts)
+    database = await Database.connect(url, timeouts=timeouts, target=target)
     try:
         async with database.connection("feeds") as connection:
             if lacking := await pending(connection):

@@ -1,15 +1,17 @@
 """The pools: who may use which connection, and with which timeouts."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import asyncpg
+from asyncpg.connect_utils import SessionAttribute
 
 from hub.committer import APART_MAX, LANES
-from hub.errors import Disconnected, Held, StorageError
+from hub.errors import Disconnected, Held, ReadOnly, StatementFailed, StorageError
 from storage.postgres.errors import Defects, closed, translated
 from storage.timeouts import STORAGE_TIMEOUTS, StorageTimeouts
 
@@ -26,6 +28,9 @@ STATEMENT_TIMEOUT_S = 30
 LOCK_TIMEOUT_S = 5  # longer than that, so that a frozen hub costs a wait and not an error
 
 Purpose: TypeAlias = Literal["commits", "feeds", "watch", "rest", "owners", "housekeeping"]
+
+
+RENEW_S = 5.0  # before all sessions are made anew once more
 
 
 class Quota(NamedTuple):
@@ -87,13 +92,43 @@ class PoolUse(NamedTuple):
     timeouts: int
 
 
+class _Doubt:
+    """Whether the sessions that there are may have been made in a bad moment: by a server that was
+    about to become a standby, or with settings that were wrong for a while. A session never changes
+    by itself, so one that answers so goes on answering so; all of them are made anew, and again
+    after `RENEW_S` at the soonest, because a lasting defect is no reason to connect for each
+    statement."""
+
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
+        self._next_s = now_s()
+        self._raised = False
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """By what fails in it."""
+        try:
+            yield
+        except (ReadOnly, StatementFailed):
+            self._raised = self._raised or self._now_s() >= self._next_s
+            raise
+
+    def settle(self) -> bool:
+        """Whether to make them anew now."""
+        raised, self._raised = self._raised, False
+        if raised:
+            self._next_s = self._now_s() + RENEW_S
+        return raised
+
+
 class _Counted:
     """A pool that knows who waits for it."""
 
-    def __init__(self, pool: "Pool", quota: Quota, defects: Defects) -> None:
+    def __init__(self, pool: "Pool", quota: Quota, defects: Defects, doubt: _Doubt) -> None:
         self.pool = pool
         self._quota = quota
         self._defects = defects
+        self._doubt = doubt
         self._waiting = 0
         self._timeouts = 0
 
@@ -110,8 +145,11 @@ class _Counted:
         finally:
             self._waiting -= 1
         try:
-            with translated(partial(closed, connection), self._defects.note):
+            with self._doubt.raised(), translated(partial(closed, connection), self._defects.note):
                 yield connection
+        except ReadOnly:
+            connection.terminate()  # released, it would be the next one's
+            raise
         finally:
             await self.pool.release(connection)
 
@@ -123,9 +161,10 @@ class _Counted:
 class Database:
     """A pool for each purpose, on one Postgres (design 4)."""
 
-    def __init__(self, pools: Mapping[Purpose, _Counted], defects: Defects) -> None:
+    def __init__(self, pools: Mapping[Purpose, _Counted], defects: Defects, doubt: _Doubt) -> None:
         self._pools = pools
         self.defects = defects
+        self._doubt = doubt
 
     @classmethod
     async def connect(
@@ -133,15 +172,21 @@ class Database:
         url: str,
         quotas: Mapping[Purpose, Quota] = QUOTAS,
         timeouts: StorageTimeouts = STORAGE_TIMEOUTS,
+        target: SessionAttribute = SessionAttribute.read_write,
     ) -> "Database":
-        """Open the pools; connections themselves are made when first needed.
+        """Open the pools; connections themselves are made when first needed. Of several servers in
+        the URL, the first that is the target is taken.
 
-        Raises `Disconnected` if the server cannot be reached."""
-        defects = Defects()
+        Raises `Disconnected` if none can be reached, `ReadOnly` if none is the target."""
+        defects, doubt = Defects(), _Doubt()
         with translated():
-            pools = {each: await _pool(url, each, quotas[each], timeouts) for each in quotas}
-        counted = {each: _Counted(pool, quotas[each], defects) for each, pool in pools.items()}
-        return cls(counted, defects)
+            pools = {
+                each: await _pool(url, each, quotas[each], timeouts, target) for each in quotas
+            }
+        counted = {
+            each: _Counted(pool, quotas[each], defects, doubt) for each, pool in pools.items()
+        }
+        return cls(counted, defects, doubt)
 
     async def close(self) -> None:
         for counted in self._pools.values():
@@ -154,30 +199,37 @@ class Database:
     @asynccontextmanager
     async def committing(self) -> AsyncIterator["Connection"]:
         """A connection reserved for commits, inside a transaction."""
-        counted = self._pools["commits"]
-        with translated(counted.pool.is_closing, self.defects.note):
-            async with counted.connection() as connection, connection.transaction():
-                yield connection
+        async with self.connection("commits") as connection, connection.transaction():
+            yield connection
 
     @asynccontextmanager
     async def connection(self, purpose: Purpose) -> AsyncIterator["Connection"]:
         """One of the connections of that purpose. Raises what its quota says if none is free in
         time."""
         counted = self._pools[purpose]
-        with translated(counted.pool.is_closing, self.defects.note):
-            async with counted.connection() as connection:
-                yield connection
+        try:
+            with translated(counted.pool.is_closing, self.defects.note):
+                async with counted.connection() as connection:
+                    yield connection
+        finally:
+            if self._doubt.settle():
+                for each in self._pools.values():
+                    await each.pool.expire_connections()
 
-    def translated(self, connection: "Connection") -> AbstractContextManager[None]:
+    @contextmanager
+    def translated(self, connection: "Connection") -> Iterator[None]:
         """For a statement whose failure does not end the use of the connection."""
-        return translated(partial(closed, connection), self.defects.note)
+        with self._doubt.raised(), translated(partial(closed, connection), self.defects.note):
+            yield
 
     def pools(self) -> dict[str, PoolUse]:
         """How the pools are used now, by their purpose."""
         return {purpose: counted.use() for purpose, counted in self._pools.items()}
 
 
-async def _pool(url: str, purpose: Purpose, quota: Quota, timeouts: StorageTimeouts) -> "Pool":
+async def _pool(
+    url: str, purpose: Purpose, quota: Quota, timeouts: StorageTimeouts, target: SessionAttribute
+) -> "Pool":
     commits = purpose == "commits"
     # Nothing here changes a session's state, so the reset between two users of a connection, a
     # round trip each, is left out.
@@ -188,6 +240,7 @@ async def _pool(url: str, purpose: Purpose, quota: Quota, timeouts: StorageTimeo
         max_inactive_connection_lifetime=0,
         command_timeout=timeouts.command_s,
         timeout=timeouts.connect_s,
+        target_session_attrs=target,
         server_settings=COMMIT_SESSION if commits else SESSION,
         reset=_keep,
     )
