@@ -36,6 +36,7 @@ class SyncDoor:
         connections: Connections,
         origins: Collection[str],
         now_ms: Callable[[], int],
+        now_s: Callable[[], float],
         new_id: Callable[[], str],
         timeouts: AppTimeouts,
     ) -> None:
@@ -46,6 +47,7 @@ class SyncDoor:
         self._origins = origins
         self._authenticator = authenticator
         self._now_ms = now_ms
+        self._now_s = now_s
         self._new_id = new_id
         self._later = asyncio.get_running_loop().call_later
         self.timeouts = timeouts
@@ -71,6 +73,7 @@ class SyncDoor:
                 self._authenticator,
                 connection_id=self._new_id(),
                 now_ms=self._now_ms,
+                now_s=self._now_s,
                 spawn=self._hub.spawn,
                 later=self._later,
             )

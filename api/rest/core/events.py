@@ -49,7 +49,7 @@ class LogPage(TypedDict):
 
 class EventRoutes(NamedTuple):
     hub: Hub
-    now_ms: Callable[[], int]
+    now_s: Callable[[], float]
     keep_alive_s: float
 
     def routes(self, user: ForUsers) -> list[Route]:
@@ -88,7 +88,8 @@ class EventRoutes(NamedTuple):
         ]
         if not events and wait_s and not page.deleted:
             poll = Poll(who)
-            await poll.wait(self.hub, budget_id, key, wait_s, request)
+            left_s = max(who.ends_at_s - self.now_s(), 0.0)  # of the token
+            await poll.wait(self.hub, budget_id, key, min(wait_s, left_s), request)
             head, events = max(head, poll.head or 0), poll.events[:count]
         next_key = events[-1].sequence if events else key
         return respond(
@@ -111,7 +112,7 @@ class EventRoutes(NamedTuple):
         events = EventStream(self.hub, who, self.keep_alive_s)
         await events.open(budget_id, key)
         # A HEAD, which comes with GET, is over at once: others wait for its connection.
-        ends_in_s = 0 if request.method == "HEAD" else (who.expires_at_ms - self.now_ms()) / 1000
+        ends_in_s = 0 if request.method == "HEAD" else who.ends_at_s - self.now_s()
         return EventStreamResponse(events, ends_in_s)
 
 
