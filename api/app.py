@@ -27,10 +27,10 @@ from api.rest import errors, health
 from api.rest.core import budgets, events, invites, members
 from api.rest.files import disk_store
 from api.rest.people import photos as photo_routes, profiles as profile_routes
-from api.services import Services, new_id, now_ms, open_services
+from api.services import Services, new_id, open_services
 from api.settings import Settings
 from api.sync.endpoint import SyncDoor
-from api.telemetry import loop_lag, metrics
+from api.telemetry import logs, loop_lag, metrics
 from api.telemetry.siblings import Siblings
 from api.timeouts import APP_TIMEOUTS, AppTimeouts
 from hub.hub import Hub
@@ -39,6 +39,7 @@ from hub.service import Service
 from storage.objects import photos
 from storage.objects.disk import DiskPhotos
 from storage.postgres import housekeeping
+from storage.postgres.clock import LOOK_S
 from storage.postgres.core.invites import Invites
 from storage.postgres.core.snapshots import Snapshots
 from storage.postgres.housekeeping import Housekeeping
@@ -93,13 +94,14 @@ def background(services: Services) -> list[Service]:
     """What is done again and again."""
     settings = services.settings
     chores = {"photo uploads": services.photos.forget, "closing accounts": services.closing.finish}
-    keeper = Housekeeping(services.database, chores, now=time.time)
+    keeper = Housekeeping(services.database, chores, now=services.clock.now)
     found = [
         Service("sweeper", services.timeouts.sweep_s, services.hub.feeds.sweeper.run_once),
         Service(
             "photos", photos.SWEEP_S, services.photos.sweep, first_s=0.0, retry_s=photos.RETRY_S
         ),
         Service("closed accounts", CHECK_S, services.closed.look),
+        Service("clock", LOOK_S, services.clock.look),
         Service(
             "housekeeping",
             settings.housekeeping_interval_s,
@@ -109,7 +111,9 @@ def background(services: Services) -> list[Service]:
         ),
     ]
     if (accounts := services.identity.accounts) is not None:
-        revocations = Revocations(accounts, services.tokens.cache, services.hub, now_ms=now_ms)
+        revocations = Revocations(
+            accounts, services.tokens.cache, services.hub, now_s=time.monotonic
+        )
         found.append(Service("revocations", settings.revocation_check_s / 2, revocations.check))
     return found
 
@@ -123,7 +127,7 @@ async def open_rest(services: Services, siblings: Siblings) -> AsyncIterator[App
         settings.redis_url,
         hub.log_id,
         settings.auth_secret.encode(),
-        now=time.time,
+        now_s=time.monotonic,
         cluster=settings.redis_cluster,
         timeouts=services.timeouts,
     )
@@ -163,7 +167,8 @@ async def open_rest(services: Services, siblings: Siblings) -> AsyncIterator[App
         connections=Connections(settings.connections_per_address, settings.trusted_proxies),
         unread=Unread(),
         origins=origins,
-        now_ms=now_ms,
+        now_ms=services.clock.now_ms,
+        now_s=time.monotonic,
         new_id=new_id,
         timeouts=services.timeouts,
     )
@@ -185,18 +190,22 @@ def _sources(services: Services, edge: Edge) -> metrics.Sources:
         edge=edge,
         workers=services.settings.web_concurrency,
         lag_s=services.lag_s,
+        lost_lines=logs.lost_lines,
     )
 
 
 def _routes(services: Services, tokens: Authenticator, limits: RequestLimits) -> list[Route]:
     """What users ask for."""
     settings, hub, store = services.settings, services.hub, services.store
+    now_ms = services.clock.now_ms
     user = partial(signed_in, LimitedByUser(tokens, limits))
     snapshots, reads = Snapshots(services.database), Reads()
     local = services.identity.local
     return [
         *(auth_routes.AuthRoutes(local, limits).routes() if local is not None else []),
-        *events.EventRoutes(hub, now_ms, services.timeouts.keep_alive_s, reads).routes(user),
+        *events.EventRoutes(hub, time.monotonic, services.timeouts.keep_alive_s, reads).routes(
+            user
+        ),
         *budgets.BudgetRoutes(hub, snapshots, reads).routes(user),
         *members.MemberRoutes(hub, snapshots, settings.max_participants, now_ms, new_id).routes(
             user

@@ -6,13 +6,14 @@ REST and sockets (`api.app`) are one use of it.
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
+from asyncpg.connect_utils import SessionAttribute
 
 from api.auth.closed_accounts import ClosedAccountWatch
 from api.auth.closing import AccountClosing
@@ -29,6 +30,7 @@ from hub.ports import Authenticator
 from storage.objects.disk import PUBLIC_PATH, DiskPhotos
 from storage.objects.photos import Photos
 from storage.objects.store import PhotoStore
+from storage.postgres.clock import DatabaseClock
 from storage.postgres.core.event_log import PostgresLog
 from storage.postgres.database import Database
 from storage.postgres.migrate import pending
@@ -69,6 +71,7 @@ class Services:
     settings: Settings
     timeouts: AppTimeouts
     database: Database
+    clock: DatabaseClock
     hub: Hub
     bus: RedisBus | ClusterBus | None
     store: PhotoStore
@@ -89,6 +92,8 @@ async def open_services(
 
     Raises `Disconnected` if Postgres is out of reach, `StatementFailed`, `NotMigrated`."""
     async with open_database(settings.database_url, timeouts) as database:
+        clock = DatabaseClock(database)
+        await clock.look()
         log = PostgresLog(database)
         log_id = await log.log_id()
         bus = open_bus(settings, log_id, timeouts)
@@ -98,7 +103,7 @@ async def open_services(
             log,
             log_id,
             bus,
-            now_ms=now_ms,
+            now_ms=clock.now_ms,
             jitter=random.random,
             rates=rates,
             quotas=settings.quotas(),
@@ -106,21 +111,21 @@ async def open_services(
             tracer=tracer,
             timeouts=timeouts,
         )
-        identity = _identity(settings, database, timeouts)
-        tokens = CachedTokens(identity.authenticator, now_ms=now_ms)
+        identity = _identity(settings, database, clock, timeouts)
+        tokens = CachedTokens(identity.authenticator, now_s=time.monotonic)
         accounts = ClosedAccounts(database)
         closed = ClosedAccountWatch(accounts, hub)
         await closed.look()
         profiles = Profiles(database)
-        async with aclosing(photo_store(settings, timeouts)) as store:
-            photos = Photos(database, store, now=time.time, new_id=new_id)
+        async with aclosing(photo_store(settings, clock.now, timeouts)) as store:
+            photos = Photos(database, store, now=clock.now, new_id=new_id)
             closing = AccountClosing(
                 hub,
                 accounts,
                 closed,
                 profiles,
                 photos,
-                now_ms=now_ms,
+                now_ms=clock.now_ms,
                 new_id=new_id,
                 timeouts=timeouts,
             )
@@ -129,6 +134,7 @@ async def open_services(
                     settings=settings,
                     timeouts=timeouts,
                     database=database,
+                    clock=clock,
                     hub=hub,
                     bus=bus,
                     store=store,
@@ -147,10 +153,12 @@ async def open_services(
 
 @asynccontextmanager
 async def open_database(
-    url: str, timeouts: StorageTimeouts = STORAGE_TIMEOUTS
+    url: str,
+    timeouts: StorageTimeouts = STORAGE_TIMEOUTS,
+    target: SessionAttribute = SessionAttribute.read_write,
 ) -> AsyncIterator[Database]:
     """Raises `Disconnected` if Postgres is out of reach, `StatementFailed`, `NotMigrated`."""
-    database = await Database.connect(url, timeouts=timeouts)
+    database = await Database.connect(url, timeouts=timeouts, target=target)
     try:
         async with database.connection("feeds") as connection:
             if lacking := await pending(connection):
@@ -168,7 +176,9 @@ def _tracer(settings: Settings) -> "OpenTelemetry | None":
     return tracing.open_tracer(settings.otel_exporter_otlp_endpoint)
 
 
-def _identity(settings: Settings, database: Database, timeouts: AppTimeouts) -> Identity:
+def _identity(
+    settings: Settings, database: Database, clock: DatabaseClock, timeouts: AppTimeouts
+) -> Identity:
     if settings.auth_mode == "firebase":
         from api.auth import firebase  # here: it takes a second and 50 MB to import
 
@@ -179,14 +189,14 @@ def _identity(settings: Settings, database: Database, timeouts: AppTimeouts) -> 
             settings.firebase_project(),
             settings.firebase_service_account(),
             emulated=emulated,
-            keys=firebase.google_keys(now=time.time),
+            keys=firebase.google_keys(now_s=time.monotonic),
         )
         introduce = Profiles(database).introduce
-        identity = firebase.Firebase(client, introduce, now=time.time, timeouts=timeouts)
+        identity = firebase.Firebase(client, introduce, now=clock.now, timeouts=timeouts)
         return Identity(identity, accounts=identity)
     secrets = settings.auth_secrets()
-    local = LocalIdentity(secrets, Logins(database), now=time.time, new_id=new_id)
-    return Identity(Tokens(secrets, now=time.time), local=local)
+    local = LocalIdentity(secrets, Logins(database), now=clock.now, new_id=new_id)
+    return Identity(Tokens(secrets, now=clock.now), local=local)
 
 
 def open_bus(
@@ -208,14 +218,18 @@ def open_bus(
     )
 
 
-def photo_store(settings: Settings, timeouts: StorageTimeouts = STORAGE_TIMEOUTS) -> PhotoStore:
-    """S3 where there is a bucket, else a folder."""
+def photo_store(
+    settings: Settings,
+    now: Callable[[], float],
+    timeouts: StorageTimeouts = STORAGE_TIMEOUTS,
+) -> PhotoStore:
+    """S3 where there is a bucket, else a folder. `now` gives epoch seconds."""
     if settings.s3_bucket is None:
         return DiskPhotos(
             Path(settings.photo_dir),
             settings.auth_secrets(),
             base_url=settings.cdn_base_url or PUBLIC_PATH,
-            now=time.time,
+            now=now,
         )
     import boto3  # takes a while, and 30 MB
 
@@ -230,10 +244,6 @@ def photo_store(settings: Settings, timeouts: StorageTimeouts = STORAGE_TIMEOUTS
         cdn_base_url=settings.cdn_base_url,
         timeouts=timeouts,
     )
-
-
-def now_ms() -> int:
-    return int(time.time() * 1000)
 
 
 def new_node_id() -> bytes:

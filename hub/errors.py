@@ -163,7 +163,7 @@ class HubError(Exception):
 
 
 class StorageError(Exception):
-    """What storage tells, mostly as one of the six below. Vendor errors end there (design 7)."""
+    """What storage tells, mostly as one of those below. Vendor errors end there (design 7)."""
 
 
 class LostRace(StorageError):
@@ -181,6 +181,11 @@ class BadData(StorageError):
 
 class Disconnected(StorageError):
     """The connection was lost or refused; if it was lost in COMMIT the outcome is unknown."""
+
+
+class ReadOnly(Disconnected):
+    """The server takes no writes: a standby, or the primary before a failover, or one that somebody
+    made read-only. The connection stays so, and is of no use to anybody."""
 
 
 class StatementFailed(StorageError):

@@ -209,12 +209,15 @@ class Wire(Protocol):
 
 
 class Principal(NamedTuple):
-    """A signed-in user, by one token. Times are epoch milliseconds; `expires_at_ms` is when the
-    token stops counting."""
+    """A signed-in user, by one token. What the token says is in epoch milliseconds: when it expires,
+    as its client is told, and when it was issued. Here it counts until `ends_at_s` of the steady
+    clock: when it was verified, that was as far away as its end. So a clock that is set ends none,
+    and prolongs none."""
 
     user_id: UserId
     expires_at_ms: int
     issued_at_ms: int
+    ends_at_s: float
 
 
 class Authenticator(Protocol):

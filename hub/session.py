@@ -67,11 +67,12 @@ class Timer(Protocol):
 
 class Session:
     """`spawn` runs a coroutine in the background; `later` calls a function with its arguments after
-    some seconds."""
+    some seconds. `now_ms` is the time of day, for clients; `now_s` goes steadily, and everything
+    here goes by it."""
 
     __slots__ = (
         "_authenticator",
-        "_beat_at_ms",
+        "_beat_at_s",
         "_bucket",
         "_connection_id",
         "_follow_at_once",
@@ -80,6 +81,7 @@ class Session:
         "_in_flight",
         "_later",
         "_now_ms",
+        "_now_s",
         "_principal",
         "_reading",
         "_spawn",
@@ -100,6 +102,7 @@ class Session:
         *,
         connection_id: str,
         now_ms: Callable[[], int],
+        now_s: Callable[[], float],
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         later: Callable[..., Timer],
     ) -> None:
@@ -108,18 +111,19 @@ class Session:
         self._authenticator = authenticator
         self._connection_id = connection_id
         self._now_ms = now_ms
+        self._now_s = now_s
         self._spawn = spawn
         self._later = later
         self._state = State.NEW
         self._user_id: UserId = ""
         self._principal: Principal | None = None
         self._warned = False  # of the token's end
-        self._beat_at_ms = 0
+        self._beat_at_s = 0.0
         self._timer: Timer | None = None
         self._following: dict[BudgetId, _Following] = {}
         self._in_flight = 0  # events that await their verdicts
         self._reading = True
-        self._bucket = hub.rates.of_connection(now_ms() / 1000)
+        self._bucket = hub.rates.of_connection(now_s())
         self._user_bucket: Bucket | None = None
         self._strikes = 0  # refusals in a row
         self._follow_at_once: tuple[BudgetId, int] | None = None
@@ -283,7 +287,7 @@ class Session:
     def _may(self, request_id: RequestId, cost: int, correlation_id: str | None = None) -> bool:
         """Whether the rates allow it; if not, the client is told when it may come again, and one
         that does not listen is closed."""
-        now_s = self._now_ms() / 1000
+        now_s = self._now_s()
         missing_s = self._bucket.take(cost, now_s)
         if missing_s == 0 and self._user_bucket is not None:
             missing_s = self._user_bucket.take(cost, now_s)
@@ -331,14 +335,14 @@ class Session:
         self._state = State.OPEN
         self._wire.signed_in(principal.user_id)
         self._user_id = principal.user_id
-        self._user_bucket = self._hub.rates.of_user(principal.user_id, self._now_ms() / 1000)
+        self._user_bucket = self._hub.rates.of_user(principal.user_id, self._now_s())
         _log.info("socket open", connection_id=self._connection_id, user_id=self._user_id)
         self._wire.write(
             server.welcome(
                 principal.user_id, self._connection_id, self._now_ms(), LIMITS, HEARTBEAT_S
             )
         )
-        self._beat_at_ms = self._now_ms() + int(HEARTBEAT_S * 1000)
+        self._beat_at_s = self._now_s() + HEARTBEAT_S
         self._renewed(principal)
         if self._follow_at_once is not None and self._state is State.OPEN and self._may(None, 1):
             self._follow(*self._follow_at_once, None)
@@ -369,22 +373,21 @@ class Session:
             self._timer.cancel()
             self._timer = None
         assert self._principal is not None
-        now_ms, expires_at_ms = self._now_ms(), self._principal.expires_at_ms
-        if now_ms >= expires_at_ms:
+        now_s, ends_at_s = self._now_s(), self._principal.ends_at_s
+        if now_s >= ends_at_s:
             self.close(Code.NOT_LOGGED_IN)
             return
-        expiring_ms = expires_at_ms - EXPIRING_S * 1000
-        if not self._warned and now_ms >= expiring_ms:
+        expiring_s = ends_at_s - EXPIRING_S
+        if not self._warned and now_s >= expiring_s:
             self._warned = True
-            self._wire.write(server.auth_expiring(expires_at_ms))
-        if now_ms >= self._beat_at_ms:
-            self._beat_at_ms = now_ms + int(HEARTBEAT_S * 1000)
+            self._wire.write(server.auth_expiring(self._principal.expires_at_ms))
+        if now_s >= self._beat_at_s:
+            self._beat_at_s = now_s + HEARTBEAT_S
             if not self._wire.full:
                 heads = {id: f.subscription.feed.position for id, f in self._following.items()}
                 self._wire.write(server.heads(heads))
-        due_ms = min(self._beat_at_ms, expires_at_ms if self._warned else expiring_ms)
-        delay_s = max(due_ms - now_ms, 1) / 1000
-        self._timer = self._later(delay_s, self._tick)
+        due_s = min(self._beat_at_s, ends_at_s if self._warned else expiring_s)
+        self._timer = self._later(max(due_s - now_s, 0.001), self._tick)
 
     # Events in.
 

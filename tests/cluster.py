@@ -75,12 +75,12 @@ class Cluster:
         program: Sequence[str | Path] = (PROGRAM,),
     ) -> None:
         self.folder = folder
-        self._program = program
+        self.program = program
         self.database_url = database_url
         self.redis_url = redis_url
         self.nodes: list[Node] = []  # all that were ever started, in order
         self._ports: list[Port] = []
-        self._environ = {
+        self.environ = {
             "DATABASE_URL": database_url,
             "AUTH_SECRET": AUTH_SECRET,
             "PYTHONWARNINGS": "error",
@@ -94,7 +94,7 @@ class Cluster:
             "LOGINS_PER_MIN_EMAIL": "0",
         }
         if redis_url is not None:
-            self._environ["REDIS_URL"] = redis_url
+            self.environ["REDIS_URL"] = redis_url
 
     async def start(self, **settings: str) -> Node:
         """One more node, with settings of its own: `REDIS_URL=proxy.url`. Its port is kept for the
@@ -103,7 +103,7 @@ class Cluster:
         if "PORT" not in settings:
             self._ports.append(Port())
             settings["PORT"] = str(self._ports[-1].number)
-        node = Node(self.folder, name, {**self._environ, **settings}, self._program)
+        node = Node(self.folder, name, {**self.environ, **settings}, self.program)
         self.nodes.append(node)
         return await node.up()
 

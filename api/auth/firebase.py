@@ -9,6 +9,7 @@ import asyncio
 import json
 import re
 import threading
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -84,7 +85,7 @@ class Firebase:
         claims = await to_thread.run_sync(
             self._verified, token, limiter=self._verifying, abandon_on_cancel=True
         )
-        who = principal_of(claims, self._now())
+        who = principal_of(claims, self._now(), time.monotonic())
         valid_since_ms = await self._standing.of(who.user_id)
         if valid_since_ms is not None and who.issued_at_ms < valid_since_ms:
             raise HubError(Code.NOT_LOGGED_IN)
@@ -195,9 +196,9 @@ class GoogleKeys:
     wait, and kept as long as Google says. After a failure nobody tries for `KEYS_RETRY_S`; known
     ones count for `KEYS_STALE_S` more. `fetch` is a `google.auth.transport.Request`."""
 
-    def __init__(self, fetch: Callable[..., Response], *, now: Callable[[], float]) -> None:
+    def __init__(self, fetch: Callable[..., Response], *, now_s: Callable[[], float]) -> None:
         self._fetch = fetch
-        self._now = now
+        self._steady_s = now_s
         self._lock = threading.Lock()
         self._response: Response | None = None
         self._fresh_until_s = 0.0
@@ -206,7 +207,7 @@ class GoogleKeys:
     def __call__(self, url: str, method: str = "GET", **_: object) -> Response:
         """Raises `TransportError`."""
         with self._lock:
-            now_s = self._now()
+            now_s = self._steady_s()
             if now_s >= self._next_s:
                 self._renew(url, now_s)
             if self._response is None:
@@ -278,12 +279,12 @@ def reach(keys: GoogleKeys) -> bool:
     return True
 
 
-def google_keys(*, now: Callable[[], float]) -> GoogleKeys:
+def google_keys(*, now_s: Callable[[], float]) -> GoogleKeys:
     """The keys as Google publishes them."""
-    return GoogleKeys(google.auth.transport.requests.Request(), now=now)
+    return GoogleKeys(google.auth.transport.requests.Request(), now_s=now_s)
 
 
-def principal_of(claims: Mapping[str, Any], now_s: float) -> Principal:
+def principal_of(claims: Mapping[str, Any], now: float, now_s: float) -> Principal:
     """Whom the claims name. Raises `HubError` (`NOT_LOGGED_IN`) where they do not count now, by a
     clock that may be `SKEW_S` off. So much later than it says a token ends here."""
     user_id, expires, issued = claims.get("sub"), claims.get("exp"), claims.get("iat")
@@ -291,12 +292,12 @@ def principal_of(claims: Mapping[str, Any], now_s: float) -> Principal:
     if type(expires) is not int or type(issued) is not int or type(begins) is not int:
         raise HubError(Code.NOT_LOGGED_IN)
     ends = expires + SKEW_S
-    if now_s >= ends or max(issued, begins) > now_s + SKEW_S:
+    if now >= ends or max(issued, begins) > now + SKEW_S:
         raise HubError(Code.NOT_LOGGED_IN)
     # The library has looked at its length; the rest nobody could store.
     if not isinstance(user_id, str) or user_id != _clean(user_id):
         raise HubError(Code.NOT_LOGGED_IN)
-    return Principal(user_id, ends * 1000, issued * 1000)
+    return Principal(user_id, ends * 1000, issued * 1000, now_s + (ends - now))
 
 
 def profile_of(user_id: UserId, claims: Mapping[str, Any]) -> Profile | None:

@@ -44,17 +44,17 @@ class Revocations:
         tokens: TokenCache,
         hub: Hub,
         *,
-        now_ms: Callable[[], int],
+        now_s: Callable[[], float],
     ) -> None:
         self._accounts = accounts
         self._tokens = tokens
         self._hub = hub
-        self._now_ms = now_ms
+        self._now_s = now_s
 
     async def check(self) -> None:
         """Ask for everybody who is signed in here, once."""
         # A session may outlive its token in the cache, which is bounded, and REST has no session.
-        users = iter(self._hub.signed_in() | self._tokens.users(self._now_ms()))
+        users = iter(self._hub.signed_in() | self._tokens.users(self._now_s()))
         valid_since_ms: dict[UserId, int] = {}
         try:
             while some := list(islice(users, USERS_PER_CALL_MAX)):

@@ -29,7 +29,7 @@ def token_hash(token: str) -> TokenHash:
 
 class TokenCache:
     """At most `size_max` tokens by their hash; when there are more, the ones not asked for longest
-    are forgotten. Times are epoch milliseconds."""
+    are forgotten. `now_s` is on the steady clock."""
 
     def __init__(self, size_max: int) -> None:
         self._principals: Recent[TokenHash, Principal] = Recent(size_max)
@@ -37,10 +37,10 @@ class TokenCache:
     def __len__(self) -> int:
         return len(self._principals)
 
-    def get(self, key: TokenHash, now_ms: int) -> Principal | None:
+    def get(self, key: TokenHash, now_s: float) -> Principal | None:
         """Whose token it is, if it counts still."""
         principal = self._principals.use(key)
-        if principal is not None and now_ms >= principal.expires_at_ms:
+        if principal is not None and now_s >= principal.ends_at_s:
             del self._principals[key]
             return None
         return principal
@@ -48,9 +48,9 @@ class TokenCache:
     def put(self, key: TokenHash, principal: Principal) -> None:
         self._principals[key] = principal
 
-    def users(self, now_ms: int) -> set[UserId]:
+    def users(self, now_s: float) -> set[UserId]:
         """Everybody with a token that counts. Forgets those that expired."""
-        expired = [key for key, who in self._principals.items() if now_ms >= who.expires_at_ms]
+        expired = [key for key, who in self._principals.items() if now_s >= who.ends_at_s]
         for key in expired:
             del self._principals[key]
         return {who.user_id for who in self._principals.values()}
@@ -73,13 +73,13 @@ class CachedTokens:
         self,
         authenticator: Authenticator,
         *,
-        now_ms: Callable[[], int],
+        now_s: Callable[[], float],
         tokens_max: int = TOKENS_MAX,
         verifying_max: int = VERIFYING_MAX,
     ) -> None:
         self.cache = TokenCache(tokens_max)
         self._authenticator = authenticator
-        self._now_ms = now_ms
+        self._now_s = now_s
         self._verifying: dict[TokenHash, asyncio.Task[Principal | Code]] = {}
         self._verifying_max = verifying_max
         self.outcomes: Counter[str] = Counter()  # of all that was asked
@@ -91,7 +91,7 @@ class CachedTokens:
             self.outcomes["refused"] += 1
             raise HubError(Code.NOT_LOGGED_IN)
         key = token_hash(token)
-        known = self.cache.get(key, self._now_ms())
+        known = self.cache.get(key, self._now_s())
         if known is not None:
             self.outcomes["remembered"] += 1
             return known

@@ -1,6 +1,7 @@
 """The short-lived tokens of the local identity: made and verified here, stored nowhere."""
 
 import hmac
+import time
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -45,17 +46,24 @@ class Tokens:
     """Issues tokens and verifies them (a `hub.ports.Authenticator`).
 
     The first of `secrets` signs and all of them verify: to rotate, put the new one in front, and
-    take the old one out when what it signed has expired. `now` gives epoch seconds.
+    take the old one out when what it signed has expired. `now` gives epoch seconds, `now_s` seconds
+    of the steady clock.
     """
 
     def __init__(
-        self, secrets: Sequence[bytes], *, now: Callable[[], float], token_ttl_s: int = 900
+        self,
+        secrets: Sequence[bytes],
+        *,
+        now: Callable[[], float],
+        now_s: Callable[[], float] = time.monotonic,
+        token_ttl_s: int = 900,
     ) -> None:
         if not secrets or not all(secrets):
             raise ValueError("an identity needs a secret, and no secret may be empty")
         self.keys = [Keys.derived(secret) for secret in secrets]
         self._token_keys = {keys.kid: keys.token for keys in self.keys}
         self._now = now
+        self._now_s = now_s
         self._token_ttl_s = token_ttl_s
 
     def issue(self, user_id: str) -> tuple[str, int]:
@@ -77,9 +85,11 @@ class Tokens:
             claims = jwt.decode(token, key, [_ALGORITHM], options=_CHECKS, issuer=ISSUER)
         except (jwt.InvalidTokenError, KeyError) as error:
             raise HubError(Code.NOT_LOGGED_IN) from error
-        if not claims["sub"] or not _counts(claims, self._now()):
+        now = self._now()
+        if not claims["sub"] or not _counts(claims, now):
             raise HubError(Code.NOT_LOGGED_IN)
-        return Principal(claims["sub"], claims["exp"] * 1000, claims["iat"] * 1000)
+        ends_at_s = self._now_s() + (claims["exp"] - now)
+        return Principal(claims["sub"], claims["exp"] * 1000, claims["iat"] * 1000, ends_at_s)
 
 
 def _counts(claims: Mapping[str, Any], now_s: float) -> bool:

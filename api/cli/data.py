@@ -11,6 +11,7 @@ from uuid import UUID
 
 import asyncpg
 import typer
+from asyncpg.connect_utils import SessionAttribute
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from api.cli.terminal import err, one_line_errors, out
@@ -117,7 +118,7 @@ async def _verify(budget: UUID | None) -> int:
 
     found = 0
     async with (
-        _opened() as database,
+        _opened(SessionAttribute.any) as database,
         aclosing(verify_budgets(database, None if budget is None else str(budget), show)) as lines,
     ):
         with bar:
@@ -130,7 +131,10 @@ async def _verify(budget: UUID | None) -> int:
 
 
 async def _export(budget: UUID) -> None:
-    async with _opened() as database, aclosing(export_budget(database, str(budget))) as lines:
+    async with (
+        _opened(SessionAttribute.any) as database,
+        aclosing(export_budget(database, str(budget))) as lines,
+    ):
         try:
             async for line in lines:
                 sys.stdout.buffer.write(line)
@@ -143,16 +147,16 @@ async def _export(budget: UUID) -> None:
 
 
 async def _import(file: BinaryIO) -> Header:
-    async with _opened() as database:
+    async with _opened(SessionAttribute.read_write) as database:
         return await import_budget(database, file)
 
 
 @asynccontextmanager
-async def _opened() -> AsyncIterator[Database]:
+async def _opened(target: SessionAttribute) -> AsyncIterator[Database]:
     """The database at DATABASE_URL. Raises `SettingsError`, `Disconnected`, `NotMigrated`."""
     url = _database_url()
-    await reach(url)
-    async with open_database(url) as database:
+    await reach(url, target)
+    async with open_database(url, target=target) as database:
         yield database
 
 
@@ -163,10 +167,10 @@ def _database_url() -> str:
     return url
 
 
-async def reach(database_url: str) -> None:
+async def reach(database_url: str, target: SessionAttribute = SessionAttribute.read_write) -> None:
     try:
         with translated():
-            connection = await asyncpg.connect(database_url, timeout=5)
+            connection = await asyncpg.connect(database_url, timeout=5, target_session_attrs=target)
             await connection.close()
     except BadData:  # its reason may quote the password
         raise SettingsError("DATABASE_URL: cannot be read as the URL of a Postgres") from None

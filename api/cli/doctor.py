@@ -73,7 +73,7 @@ async def examine(
     async for finding in of_postgres(settings, now):
         yield finding
     yield await of_redis(settings)
-    yield await of_photos(settings)
+    yield await of_photos(settings, now)
     async for finding in of_identity(settings, now):
         yield finding
 
@@ -350,10 +350,10 @@ async def of_redis(settings: Settings) -> Finding:
         )
 
 
-async def of_photos(settings: Settings) -> Finding:
+async def of_photos(settings: Settings, now: Callable[[], float]) -> Finding:
     about = "photos"
     where = "PHOTO_DIR" if settings.s3_bucket is None else f"bucket {settings.s3_bucket}"
-    async with aclosing(photo_store(settings)) as store:
+    async with aclosing(photo_store(settings, now)) as store:
         try:
             await store.check()
         except StoreDown as down:
@@ -395,7 +395,7 @@ async def of_identity(
     async def introduce(*_: object) -> None:
         """The doctor signs nobody in."""
 
-    keys = firebase.google_keys(now=now)
+    keys = firebase.google_keys(now_s=time.monotonic)
     client = firebase.open_client(
         settings.firebase_project(),
         settings.firebase_service_account(),

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from api.auth.tokens import Tokens
 from api.cli import data
 from api.cli.doctor import Mark, examine
 from api.cli.stats import Interval, NoMetrics, Reading, check_target, columns, read, rows
-from api.cli.terminal import err, one_line_errors, out
+from api.cli.terminal import err, one_line_errors, out, telling
 from api.process import server, supervisor
 from api.settings import Settings, SettingsError
 from api.telemetry.logs import configure
@@ -44,6 +45,7 @@ main = typer.Typer(
 
 def run() -> None:
     """The entry point: errors of usage are one line too."""
+    _open_standard_streams()
     try:
         sys.exit(main(standalone_mode=False) or 0)
     except typer.TyperException as error:
@@ -55,6 +57,16 @@ def run() -> None:
     except BrokenPipeError:  # the reader has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _open_standard_streams() -> None:
+    """Those that were closed when the process began: the next file or socket would be taken for
+    one, and be written to."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
 
 
 @main.command()
@@ -69,7 +81,8 @@ def dev(
     """Everything on this machine: a real Postgres and Redis out of wheels, and the hub."""
     with one_line_errors():
         listening = server.bind(host, port)
-        out.print(f"budget-hub: data in {data_dir}, starting Postgres and Redis …")
+        tell = telling()
+        tell.print(f"budget-hub: data in {data_dir}, starting Postgres and Redis …")
         with EmbeddedPostgres.start(data_dir) as postgres, EmbeddedRedis.start(data_dir) as redis:
             settings = Settings(
                 host=host,
@@ -86,8 +99,8 @@ def dev(
             asyncio.run(apply_migrations(settings.database_url))
             url = server.address(listening)
             option = "" if data_dir == Path(".data") else f" --data-dir {data_dir}"
-            supervisor.run(settings, listening, lambda: _welcome(url, option))
-            out.print("budget-hub: stopped")
+            supervisor.run(settings, listening, lambda: _welcome(tell, url, option))
+            tell.print("budget-hub: stopped")
 
 
 @main.command()
@@ -105,8 +118,8 @@ def serve(
         configure(settings)
         asyncio.run(data.when_up(lambda: data.reach(settings.database_url)))
         listening = server.bind(settings.host, settings.port)
-        url = server.address(listening)
-        supervisor.run(settings, listening, lambda: out.print(f"budget-hub: serving on {url}"))
+        url, tell = server.address(listening), telling()
+        supervisor.run(settings, listening, lambda: tell.print(f"budget-hub: serving on {url}"))
 
 
 main.command("migrate")(data.migrate)
@@ -212,11 +225,11 @@ def load(context: typer.Context) -> None:
     raise typer.Exit(load_main(context.args, "budget-hub load"))
 
 
-def _welcome(url: str, option: str) -> None:
-    out.print(f"budget-hub: serving on {url}  (Ctrl-C stops everything)")
-    out.print(f"  a token:       .venv/bin/budget-hub token alice{option}")
+def _welcome(tell: Console, url: str, option: str) -> None:
+    tell.print(f"budget-hub: serving on {url}  (Ctrl-C stops everything)")
+    tell.print(f"  a token:       .venv/bin/budget-hub token alice{option}")
     budget = f'{{"eventId":"{uuid.uuid4()}","id":"{uuid.uuid4()}","title":"Home","when":0}}'
-    out.print(
+    tell.print(
         f'  a first event: curl -H "Authorization: Bearer $(.venv/bin/budget-hub token alice'
         f"{option})\" {url}/budget -d '{budget}'"
     )

@@ -1,7 +1,9 @@
 """What a command prints: plain lines on stdout, and one line on stderr when it fails."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, TextIO, cast
 
 import typer
 from rich.console import Console
@@ -10,6 +12,7 @@ from api.process.server import PortTaken
 from api.process.supervisor import NodeFailed
 from api.services import NotMigrated
 from api.settings import SettingsError
+from api.telemetry.logs import opened
 from hub.errors import Disconnected, StatementFailed
 from storage.care.transfer import Refused
 from storage.care.verify import NoSuchBudget
@@ -18,8 +21,14 @@ from storage.postgres.core.redigest import NotReplayable
 from storage.postgres.log_identity import NodesRunning
 
 # What is printed may quote a user id or a path, which can look like markup.
-out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+_PLAIN: Any = {"highlight": False, "soft_wrap": True, "markup": False, "emoji": False}
+out = Console(**_PLAIN)
+err = Console(stderr=True, **_PLAIN)
+
+
+def telling() -> Console:
+    """Stdout for a server, which goes on when nobody reads what it says."""
+    return Console(file=cast(TextIO, opened(sys.stdout)), **_PLAIN)
 
 
 @contextmanager

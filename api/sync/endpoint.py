@@ -39,6 +39,7 @@ class SyncDoor:
         unread: Unread,
         origins: Collection[str],
         now_ms: Callable[[], int],
+        now_s: Callable[[], float],
         new_id: Callable[[], str],
         timeouts: AppTimeouts,
     ) -> None:
@@ -50,6 +51,7 @@ class SyncDoor:
         self._origins = origins
         self._authenticator = authenticator
         self._now_ms = now_ms
+        self._now_s = now_s
         self._new_id = new_id
         self._later = asyncio.get_running_loop().call_later
         self.timeouts = timeouts
@@ -75,6 +77,7 @@ class SyncDoor:
                 self._authenticator,
                 connection_id=self._new_id(),
                 now_ms=self._now_ms,
+                now_s=self._now_s,
                 spawn=self._hub.spawn,
                 later=self._later,
             )

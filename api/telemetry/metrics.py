@@ -57,6 +57,7 @@ class Sources:
     edge: Edge
     workers: int
     lag_s: Histogram
+    lost_lines: Callable[[], int]  # of the log
 
 
 class Moment(NamedTuple):
@@ -367,6 +368,14 @@ METRICS: Sequence[Metric] = (
         "Above some tens of milliseconds: the worker has more than its core can do, or something"
         " blocks it",
         lambda of: _one(of.sources.lag_s),
+    ),
+    Metric(
+        "log_lines_lost",
+        "counter",
+        (),
+        "Lines of this worker's log that could not be written, or came while too many waited",
+        "Who reads the log is gone or too slow, or its disk is full. The worker goes on without",
+        lambda of: _one(of.sources.lost_lines()),
     ),
     Metric(
         "process_cpu_seconds",

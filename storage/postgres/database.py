@@ -1,16 +1,18 @@
 """The pools: who may use which connection, and with which timeouts."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import asyncpg
+from asyncpg.connect_utils import SessionAttribute
 
 from hub.budget.records import UserId
 from hub.committer import APART_MAX, LANES
-from hub.errors import Disconnected, Held, StorageError
+from hub.errors import Disconnected, Held, ReadOnly, StatementFailed, StorageError
 from hub.gate import Gate
 from hub.turns import Crowded
 from storage.postgres.errors import Defects, closed, translated
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 IDLE_IN_TRANSACTION_S = 3
 STATEMENT_TIMEOUT_S = 30
 LOCK_TIMEOUT_S = 5  # longer than that, so that a frozen hub costs a wait and not an error
+RENEW_S = 5.0  # before all sessions are made anew once more
 
 Purpose: TypeAlias = Literal["commits", "gaps", "feeds", "watch", "rest", "owners", "housekeeping"]
 
@@ -95,14 +98,44 @@ class PoolUse(NamedTuple):
     timeouts: int
 
 
+class _Doubt:
+    """Whether the sessions that there are may have been made in a bad moment: by a server that was
+    about to become a standby, or with settings that were wrong for a while. A session never changes
+    by itself, so one that answers so goes on answering so; all of them are made anew, and again
+    after `RENEW_S` at the soonest, because a lasting defect is no reason to connect for each
+    statement."""
+
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
+        self._next_s = now_s()
+        self._raised = False
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """By what fails in it."""
+        try:
+            yield
+        except (ReadOnly, StatementFailed):
+            self._raised = self._raised or self._now_s() >= self._next_s
+            raise
+
+    def settle(self) -> bool:
+        """Whether to make them anew now."""
+        raised, self._raised = self._raised, False
+        if raised:
+            self._next_s = self._now_s() + RENEW_S
+        return raised
+
+
 class _Counted:
     """A pool that gives each user their turn, and knows who waits for it."""
 
-    def __init__(self, pool: "Pool", share: Share, defects: Defects) -> None:
+    def __init__(self, pool: "Pool", share: Share, defects: Defects, doubt: _Doubt) -> None:
         self.pool = pool
         self._share = share
         self._gate = Gate(share.connections, share.per_user)
         self._defects = defects
+        self._doubt = doubt
         self._connecting = 0
         self._timeouts = 0
 
@@ -113,8 +146,12 @@ class _Counted:
         try:
             connection = await self._acquired(until_s)
             try:
-                with translated(partial(closed, connection), self._defects.note):
+                translating = translated(partial(closed, connection), self._defects.note)
+                with self._doubt.raised(), translating:
                     yield connection
+            except ReadOnly:
+                connection.terminate()  # released, it would be the next one's
+                raise
             finally:
                 await self.pool.release(connection)
         finally:
@@ -153,9 +190,10 @@ class _Counted:
 class Database:
     """A pool for each purpose, on one Postgres (design 4)."""
 
-    def __init__(self, pools: Mapping[Purpose, _Counted], defects: Defects) -> None:
+    def __init__(self, pools: Mapping[Purpose, _Counted], defects: Defects, doubt: _Doubt) -> None:
         self._pools = pools
         self.defects = defects
+        self._doubt = doubt
 
     @classmethod
     async def connect(
@@ -163,15 +201,21 @@ class Database:
         url: str,
         shares: Mapping[Purpose, Share] = SHARES,
         timeouts: StorageTimeouts = STORAGE_TIMEOUTS,
+        target: SessionAttribute = SessionAttribute.read_write,
     ) -> "Database":
-        """Open the pools; connections themselves are made when first needed.
+        """Open the pools; connections themselves are made when first needed. Of several servers in
+        the URL, the first that is the target is taken.
 
-        Raises `Disconnected` if the server cannot be reached."""
-        defects = Defects()
+        Raises `Disconnected` if none can be reached, `ReadOnly` if none is the target."""
+        defects, doubt = Defects(), _Doubt()
         with translated():
-            pools = {each: await _pool(url, each, shares[each], timeouts) for each in shares}
-        counted = {each: _Counted(pool, shares[each], defects) for each, pool in pools.items()}
-        return cls(counted, defects)
+            pools = {
+                each: await _pool(url, each, shares[each], timeouts, target) for each in shares
+            }
+        counted = {
+            each: _Counted(pool, shares[each], defects, doubt) for each, pool in pools.items()
+        }
+        return cls(counted, defects, doubt)
 
     async def close(self) -> None:
         for counted in self._pools.values():
@@ -184,10 +228,8 @@ class Database:
     @asynccontextmanager
     async def committing(self) -> AsyncIterator["Connection"]:
         """A connection reserved for commits, inside a transaction."""
-        counted = self._pools["commits"]
-        with translated(counted.pool.is_closing, self.defects.note):
-            async with counted.connection(None) as connection, connection.transaction():
-                yield connection
+        async with self.connection("commits") as connection, connection.transaction():
+            yield connection
 
     @asynccontextmanager
     async def connection(
@@ -196,20 +238,29 @@ class Database:
         """One of the connections of that purpose, for that user; None is the hub itself. Raises
         what its share says if none is free in time, and `Held` where too many of the user wait."""
         counted = self._pools[purpose]
-        with translated(counted.pool.is_closing, self.defects.note):
-            async with counted.connection(user_id) as connection:
-                yield connection
+        try:
+            with translated(counted.pool.is_closing, self.defects.note):
+                async with counted.connection(user_id) as connection:
+                    yield connection
+        finally:
+            if self._doubt.settle():
+                for each in self._pools.values():
+                    await each.pool.expire_connections()
 
-    def translated(self, connection: "Connection") -> AbstractContextManager[None]:
+    @contextmanager
+    def translated(self, connection: "Connection") -> Iterator[None]:
         """For a statement whose failure does not end the use of the connection."""
-        return translated(partial(closed, connection), self.defects.note)
+        with self._doubt.raised(), translated(partial(closed, connection), self.defects.note):
+            yield
 
     def pools(self) -> dict[str, PoolUse]:
         """How the pools are used now, by their purpose."""
         return {purpose: counted.use() for purpose, counted in self._pools.items()}
 
 
-async def _pool(url: str, purpose: Purpose, share: Share, timeouts: StorageTimeouts) -> "Pool":
+async def _pool(
+    url: str, purpose: Purpose, share: Share, timeouts: StorageTimeouts, target: SessionAttribute
+) -> "Pool":
     commits = purpose == "commits"
     # Nothing here changes a session's state, so the reset between two users of a connection, a
     # round trip each, is left out.
@@ -220,6 +271,7 @@ async def _pool(url: str, purpose: Purpose, share: Share, timeouts: StorageTimeo
         max_inactive_connection_lifetime=0,
         command_timeout=timeouts.command_s,
         timeout=timeouts.connect_s,
+        target_session_attrs=target,
         server_settings=COMMIT_SESSION if commits else SESSION,
         reset=_keep,
     )

@@ -13,7 +13,15 @@ from typing import Protocol
 import asyncpg
 import structlog
 
-from hub.errors import BadData, Disconnected, Held, LostRace, StatementFailed, StorageError
+from hub.errors import (
+    BadData,
+    Disconnected,
+    Held,
+    LostRace,
+    ReadOnly,
+    StatementFailed,
+    StorageError,
+)
 from hub.recent import Recent
 
 # By SQLSTATE, or by its first two characters, which are its class.
@@ -28,7 +36,7 @@ MEANINGS: Mapping[str, type[StorageError]] = {
     "23": BadData,
     # Out of reach: the same may work when it is tried again.
     "08": Disconnected,  # the connection was lost, or refused
-    "25006": Disconnected,  # read-only: a standby, which is about to take over or has not yet
+    "25006": ReadOnly,  # a standby, which is about to take over or has not yet
     "25P03": Disconnected,  # timeouts of the session, which was cut off: in a transaction,
     "25P04": Disconnected,  # … of a transaction,
     "57P05": Disconnected,  # … without one
@@ -114,6 +122,8 @@ def translated(
         if gone():
             raise Disconnected(_said(error)) from error
         raise _noted(StatementFailed(DRIVER, _said(error)), error, note) from None
+    except asyncpg.TargetServerAttributeNotMatched as error:
+        raise ReadOnly("no server that can be reached takes writes") from error
     except (asyncpg.InternalClientError, OSError, TimeoutError) as error:
         raise Disconnected(_said(error)) from error
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import asyncpg
+from asyncpg.connect_utils import SessionAttribute
 
 from storage.postgres.database import SESSION
 from storage.postgres.errors import closed, translated
@@ -40,7 +41,9 @@ async def refuse_beside_nodes(connection: "Connection") -> None:
 async def renew_log_id(database_url: str) -> str:
     """The new one. Raises `NodesRunning`, `Disconnected`."""
     with translated():
-        connection = await asyncpg.connect(database_url, timeout=5)
+        connection = await asyncpg.connect(
+            database_url, timeout=5, target_session_attrs=SessionAttribute.read_write
+        )
         try:
             with translated(partial(closed, connection)):
                 await refuse_beside_nodes(connection)

@@ -12,6 +12,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, NamedTuple
 
 import asyncpg
+from asyncpg.connect_utils import SessionAttribute
 
 from storage.postgres.core.redigest import finish, redigest_all
 from storage.postgres.errors import closed, translated
@@ -63,7 +64,9 @@ async def migrate(
     `NotReplayable`, `Disconnected` and `StatementFailed`; what was applied until then stays, and
     the next call goes on.
     """
-    connection = await asyncpg.connect(database_url)
+    connection = await asyncpg.connect(
+        database_url, target_session_attrs=SessionAttribute.read_write
+    )
     try:
         with translated(partial(closed, connection)):
             return await _apply(connection, progress)

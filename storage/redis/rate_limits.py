@@ -35,8 +35,8 @@ class RateLimits:
     """Counts by limit and caller.
 
     The caller is hashed with `secret`: no address, user id or e-mail stands in Redis. Nodes
-    of one database, which `log_id` names, count together if they have the same secret. `now` gives
-    epoch seconds."""
+    of one database, which `log_id` names, count together if they have the same secret. `now_s` is a clock
+    that goes steadily."""
 
     def __init__(
         self,
@@ -44,13 +44,13 @@ class RateLimits:
         log_id: str,
         secret: bytes,
         *,
-        now: Callable[[], float],
+        now_s: Callable[[], float],
         cluster: bool = False,
         timeouts: StorageTimeouts = STORAGE_TIMEOUTS,
     ) -> None:
         self._prefix = f"budget-hub:{log_id}:rate"
         self._secret = secret[: blake2b.MAX_KEY_SIZE]
-        self._now = now
+        self._now_s = now_s
         self._timeouts = timeouts
         self._here = Windows(WINDOWS_MAX)
         self._redis = None if redis_url is None else _client(redis_url, cluster, timeouts)
@@ -69,7 +69,7 @@ class RateLimits:
         ).hexdigest()
         key = f"{self._prefix}:{limit.name}:{hashed}"
         missing_s = await self._ask(limit, key)
-        return self._here.take(limit, key, self._now()) if missing_s is None else missing_s
+        return self._here.take(limit, key, self._now_s()) if missing_s is None else missing_s
 
     async def close(self) -> None:
         for asked in self._asked:
@@ -106,7 +106,9 @@ class RateLimits:
         pipeline.pttl(key)
         try:
             _, count, left_ms = await pipeline.execute()
-            if left_ms < 0:  # it ended between the commands, and began without an end
+            # It ended between the commands, and began without an end; or Redis' clock was set
+            # back, by which it would go on for as long as that.
+            if not 0 <= left_ms <= limit.window_s * 1000:
                 await redis.expire(key, limit.window_s)
                 left_ms = limit.window_s * 1000
         # The last two are the driver's and uvloop's ways to say that the connection was lost.

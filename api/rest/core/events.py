@@ -61,7 +61,7 @@ class LogPage(TypedDict):
 
 class EventRoutes(NamedTuple):
     hub: Hub
-    now_ms: Callable[[], int]
+    now_s: Callable[[], float]
     keep_alive_s: float
     reads: Reads
 
@@ -85,10 +85,9 @@ class EventRoutes(NamedTuple):
         )
 
     def _paid_batch(self, who: Principal, text: bytes) -> list[Submitted]:
-        """The events of a request, charged to its user like those of a socket, on the sessions'
-        clock: the bytes before they are parsed, the events before they are checked. Raises
+        """The events of a request, charged to its user like those of a socket: the bytes before they are parsed, the events before they are checked. Raises
         `HubError`."""
-        now_s = self.now_ms() / 1000
+        now_s = self.now_s()
         bucket = self.hub.rates.of_user(who.user_id, now_s)
 
         def take(amount: int) -> None:
@@ -120,7 +119,8 @@ class EventRoutes(NamedTuple):
         ]
         if not events and wait_s and not page.deleted:
             poll = Poll(who)
-            await poll.wait(self.hub, budget_id, key, wait_s, request)
+            left_s = max(who.ends_at_s - self.now_s(), 0.0)  # of the token
+            await poll.wait(self.hub, budget_id, key, min(wait_s, left_s), request)
             head, events = max(head, poll.head or 0), poll.events[:count]
         next_key = events[-1].sequence if events else key
         return respond(
@@ -145,7 +145,7 @@ class EventRoutes(NamedTuple):
         events = EventStream(self.hub, who, self.keep_alive_s, holds)
         await events.open(budget_id, key)
         # A HEAD, which comes with GET, is over at once: others wait for its connection.
-        ends_in_s = 0 if request.method == "HEAD" else (who.expires_at_ms - self.now_ms()) / 1000
+        ends_in_s = 0 if request.method == "HEAD" else who.ends_at_s - self.now_s()
         return EventStreamResponse(events, ends_in_s)
 
 

@@ -74,6 +74,7 @@ async def test_a_table_is_missing_and_comes_back(cluster: Cluster, database_url:
             assert await ready(node) == {
                 "status": "degraded",
                 "postgres": True,
+                "degraded": ["defects"],
                 "defects": ["42P01"],
             }
             reading = await read(client)

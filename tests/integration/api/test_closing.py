@@ -1,5 +1,6 @@
 """An account that closes, and what is left of it: nothing that is personal, and every log whole."""
 
+import math
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -76,7 +77,7 @@ class World:
 
     def signed_in(self, user_id: str, *, ago_s: float = 1) -> Principal:
         issued_at_ms = self.now_ms() - int(ago_s * 1000)
-        return Principal(user_id, issued_at_ms + 900_000, issued_at_ms)
+        return Principal(user_id, issued_at_ms + 900_000, issued_at_ms, math.inf)
 
     async def budget(self, user_id: str, *others: str) -> str:
         """One of the user's, in which the others take part too."""

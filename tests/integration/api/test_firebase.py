@@ -76,7 +76,7 @@ def firebase(google: Google, introduced: list[Profile]) -> Firebase:
 
 def firebase_of(google: Google, introduce: Callable[[Profile, datetime], Any]) -> Firebase:
     client = open_client(
-        PROJECT, google.service_account(), emulated=False, keys=google_keys(now=time.time)
+        PROJECT, google.service_account(), emulated=False, keys=google_keys(now_s=time.monotonic)
     )
     return Firebase(client, introduce, now=time.time, timeouts=PATIENT)
 
@@ -94,7 +94,9 @@ async def test_a_token_names_its_user_and_its_end(firebase: Firebase, google: Go
     now_s = int(time.time())
     token = google.signer.token("ada", iat=now_s - 5, exp=now_s + 100)
     who = await firebase.authenticate(token)
-    assert who == Principal("ada", (now_s + 100 + SKEW_S) * 1000, (now_s - 5) * 1000)
+    assert who[:3] == ("ada", (now_s + 100 + SKEW_S) * 1000, (now_s - 5) * 1000)
+    left_s = who.ends_at_s - time.monotonic()  # by the clock that nobody sets
+    assert SKEW_S < left_s <= 100 + SKEW_S
     assert google.lookups == [["ada"]]
 
 
@@ -192,11 +194,12 @@ def test_times_are_checked_here_too(changed: dict[str, object], counts: bool) ->
     """The emulator's tokens pass the library whatever they say."""
     claims = {**CLAIMS, **changed}
     if counts:
-        who = principal_of(claims, NOW_S)
+        who = principal_of(claims, NOW_S, 7.0)
+        assert who.ends_at_s == 7 + who.expires_at_ms / 1000 - NOW_S
         assert who.expires_at_ms == (int(str(claims["exp"])) + SKEW_S) * 1000
     else:
         with pytest.raises(HubError):
-            principal_of(claims, NOW_S)
+            principal_of(claims, NOW_S, 7.0)
 
 
 async def test_with_the_emulator_expired_tokens_are_refused_still(
@@ -204,11 +207,11 @@ async def test_with_the_emulator_expired_tokens_are_refused_still(
 ) -> None:
     host = google.url.removeprefix("http://")
     monkeypatch.setenv("FIREBASE_AUTH_EMULATOR_HOST", host)
-    client = open_client(PROJECT, None, emulated=True, keys=google_keys(now=time.time))
+    client = open_client(PROJECT, None, emulated=True, keys=google_keys(now_s=time.monotonic))
     claims = client.verify_id_token(google.signer.token("ada", exp=1000))
     assert claims["exp"] == 1000  # the trap
     with pytest.raises(HubError):
-        principal_of(claims, time.time())
+        principal_of(claims, time.time(), 0.0)
 
 
 def test_an_emulator_that_the_settings_do_not_know_ends_the_start(
@@ -303,7 +306,7 @@ class Clock:
 )
 def test_keys_are_kept_as_long_as_google_says(max_age: str, kept_s: float) -> None:
     clock, fetch = Clock(), Fetch(Answer(max_age=max_age))
-    keys = GoogleKeys(fetch, now=clock)
+    keys = GoogleKeys(fetch, now_s=clock)
     for waited_s, calls in ((0, 1), (kept_s - 1, 1), (1, 2)):
         clock.now_s += waited_s
         assert keys("url").status == 200
@@ -320,7 +323,7 @@ def test_keys_are_fetched_once_for_all_who_wait() -> None:
         time.sleep(0.05)  # time for the others to do what they must not
         return Answer()
 
-    keys = GoogleKeys(fetch, now=Clock())
+    keys = GoogleKeys(fetch, now_s=Clock())
 
     def ask() -> Any:
         all_ask.wait(30)
@@ -340,7 +343,7 @@ def test_keys_are_fetched_once_for_all_who_wait() -> None:
 def test_known_keys_count_a_while_longer(failure: Answer | None) -> None:
     clock = Clock()
     fetch = Fetch(Answer(max_age="max-age=100"), failure)
-    keys = GoogleKeys(fetch, now=clock)
+    keys = GoogleKeys(fetch, now_s=clock)
     keys("url")
     clock.now_s += 100
     with capture_logs() as logs:
@@ -454,23 +457,23 @@ class FakeHub:
 
 
 def revocations(accounts: FakeAccounts, hub: FakeHub) -> Revocations:
-    tokens = CachedTokens(None, now_ms=lambda: 0)  # type: ignore[arg-type]
-    tokens.cache.put(b"1", Principal("rest-only", 1000, 10))  # type: ignore[arg-type]
+    tokens = CachedTokens(None, now_s=lambda: 0)  # type: ignore[arg-type]
+    tokens.cache.put(b"1", Principal("rest-only", 1000, 10, 1.0))  # type: ignore[arg-type]
     return Revocations(
         accounts,
         tokens.cache,
         hub,  # type: ignore[arg-type]
-        now_ms=lambda: 0,
+        now_s=lambda: 0,
     )
 
 
 async def test_a_round_asks_for_everybody_and_ends_what_was_issued_before() -> None:
-    old = Attachment(Principal("ann", 1000, 10))
-    new = Attachment(Principal("ann", 1000, 20))
-    disabled = Attachment(Principal("dan", 1000, 999_999))
-    bystander = Attachment(Principal("bob", 1000, 10))
+    old = Attachment(Principal("ann", 1000, 10, 1.0))
+    new = Attachment(Principal("ann", 1000, 20, 1.0))
+    disabled = Attachment(Principal("dan", 1000, 999_999, 1.0))
+    bystander = Attachment(Principal("bob", 1000, 10, 1.0))
     nobody = Attachment(None)
-    crowd = [Attachment(Principal(f"user-{number}", 1000, 10)) for number in range(196)]
+    crowd = [Attachment(Principal(f"user-{number}", 1000, 10, 1.0)) for number in range(196)]
     accounts = FakeAccounts()
     accounts.since = {"ann": 20, "dan": NEVER_MS}
     round_ = revocations(accounts, FakeHub([old, new, disabled, bystander, nobody, *crowd]))
@@ -482,7 +485,7 @@ async def test_a_round_asks_for_everybody_and_ends_what_was_issued_before() -> N
 
 
 async def test_p10_a_round_that_fails_acts_on_what_it_knows() -> None:
-    crowd = [Attachment(Principal(f"user-{number}", 1000, 10)) for number in range(150)]
+    crowd = [Attachment(Principal(f"user-{number}", 1000, 10, 1.0)) for number in range(150)]
     accounts = FakeAccounts()
     accounts.since = {f"user-{number}": NEVER_MS for number in range(150)}
     accounts.fails_after = 1

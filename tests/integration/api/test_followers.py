@@ -303,7 +303,7 @@ def test_a_stream_ends_with_its_token_though_timers_strike_early(app: App) -> No
     async def ends() -> list[bytes]:
         said = []
         for after in range(300):
-            stream = EventStream(app.hub, Principal("ann", 0, 0), APP_TIMEOUTS.keep_alive_s)
+            stream = EventStream(app.hub, Principal("ann", 0, 0, 0.0), APP_TIMEOUTS.keep_alive_s)
             said += [chunk async for chunk in stream.chunks(0.001 + after / 1e6)]
         return said
 

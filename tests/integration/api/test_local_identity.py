@@ -60,7 +60,7 @@ def identity(logins: Logins, clock: Clock) -> LocalIdentity:
 
 @pytest.fixture
 async def client(identity: LocalIdentity, clock: Clock) -> AsyncIterator[AsyncClient]:
-    limits = RequestLimits(RateLimits(None, "log", SECRET, now=clock), PerMinute())
+    limits = RequestLimits(RateLimits(None, "log", SECRET, now_s=clock), PerMinute())
     app = Starlette(routes=AuthRoutes(identity, limits).routes(), exception_handlers=ERROR_HANDLERS)
     async with AsyncClient(transport=ASGITransport(Edge(app)), base_url="http://hub") as client:
         yield client

@@ -5,6 +5,7 @@ import gc
 import random
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -21,7 +22,6 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from api.http.verdicts import submitted
-from api.services import now_ms
 from api.settings import Settings, SettingsError
 from api.telemetry.tracing import OpenTelemetry
 from hub.budget.events import parse_batch
@@ -76,7 +76,7 @@ class Node:
             PostgresLog(database),
             log_id,
             bus,
-            now_ms=now_ms,
+            now_ms=lambda: int(time.time() * 1000),
             jitter=random.random,
             rates=Rates(1e6, 1e6),
             tracer=self.tracer,

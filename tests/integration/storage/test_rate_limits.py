@@ -43,7 +43,8 @@ async def pair(redis: EmbeddedRedis) -> AsyncIterator[tuple[RateLimits, RateLimi
     """Two nodes of one database."""
     log_id = new_id()
     here, there = (
-        RateLimits(redis.url, log_id, SECRET, now=time.time, timeouts=ASKING) for _ in range(2)
+        RateLimits(redis.url, log_id, SECRET, now_s=time.monotonic, timeouts=ASKING)
+        for _ in range(2)
     )
     yield here, there
     await here.close()
@@ -86,7 +87,7 @@ async def test_p9_redis_does_not_learn_who_it_is(
 
 async def test_alone_a_process_counts_by_itself() -> None:
     clock = Clock()
-    limits = RateLimits(None, "log", SECRET, now=clock)
+    limits = RateLimits(None, "log", SECRET, now_s=clock)
     assert await taken(limits, "ada", 7) == 5
     clock.now_s += 45
     assert await limits.take(FIVE, "ada") == 15
@@ -97,14 +98,14 @@ async def test_alone_a_process_counts_by_itself() -> None:
 
 async def test_p10_redis_that_is_killed_fails_nothing_and_is_used_again(tmp_path: Path) -> None:
     redis = FragileRedis(tmp_path)
-    limits = RateLimits(redis.url, "log", SECRET, now=time.time, timeouts=ASKING)
+    limits = RateLimits(redis.url, "log", SECRET, now_s=time.monotonic, timeouts=ASKING)
     try:
         assert await taken(limits, "ada", 5) == 5
         redis.kill()
         assert await taken(limits, "ada", 7) == 5  # counted here, from the beginning
         assert await taken(limits, "ada", 1) == 0
         await redis.restart()
-        other = RateLimits(redis.url, "log", SECRET, now=time.time, timeouts=ASKING)
+        other = RateLimits(redis.url, "log", SECRET, now_s=time.monotonic, timeouts=ASKING)
         async with asyncio.timeout(30):  # it is empty: what is counted there is new
             while await limits.take(FIVE, "ada"):  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0.05)
@@ -128,7 +129,7 @@ async def test_p10_redis_that_is_silent_slows_hardly_anything(
 
     async with Proxy(redis.url) as proxy:
         timeouts = replace(PATIENT, patience_s=0.2)
-        limits = RateLimits(proxy.url, new_id(), SECRET, now=time.time, timeouts=timeouts)
+        limits = RateLimits(proxy.url, new_id(), SECRET, now_s=time.monotonic, timeouts=timeouts)
         try:
             await taken(limits, "ada", 1)
             proxy.black_hole()
@@ -146,7 +147,7 @@ async def test_p10_redis_that_is_silent_slows_hardly_anything(
 
 
 async def test_p10_redis_that_was_never_there_fails_nothing() -> None:
-    limits = RateLimits("redis://127.0.0.1:1", "log", SECRET, now=time.time)
+    limits = RateLimits("redis://127.0.0.1:1", "log", SECRET, now_s=time.monotonic)
     assert await taken(limits, "ada", 7) == 5
     await limits.close()
 
@@ -154,4 +155,4 @@ async def test_p10_redis_that_was_never_there_fails_nothing() -> None:
 async def test_a_url_needs_no_port() -> None:
     """As for the bus, which the same setting is for."""
     for url in ("redis://127.0.0.1", "redis://:pass@word@127.0.0.1", "unix:///nowhere/redis.sock"):
-        await RateLimits(url, "log", SECRET, now=time.time).close()
+        await RateLimits(url, "log", SECRET, now_s=time.monotonic).close()

@@ -19,6 +19,7 @@ from storage.postgres.people.logins import Logins
 
 SECRET = b"s" * 32
 OTHER_SECRET = b"o" * 32
+STEADY_S = 77.0
 NOW_S = 1_000_000_000.75  # long ago, so that a look at the real clock would show
 KEYS = Keys.derived(SECRET)
 CLAIMS = {"sub": "ada", "iat": int(NOW_S), "exp": int(NOW_S) + 900, "iss": "budget-hub"}
@@ -36,7 +37,7 @@ class Clock:
 
 
 def tokens_of(*secrets: bytes, now: Callable[[], float] | None = None) -> Tokens:
-    return Tokens(secrets or [SECRET], now=now or Clock())
+    return Tokens(secrets or [SECRET], now=now or Clock(), now_s=lambda: STEADY_S)
 
 
 def signed(
@@ -72,7 +73,8 @@ async def test_a_fresh_token_names_its_user_and_its_end() -> None:
     token, expires_at_ms = tokens_of().issue("ada")
     assert expires_at_ms == (int(NOW_S) + 900) * 1000
     who = await authenticator.authenticate(token)
-    assert who == Principal("ada", expires_at_ms, issued_at_ms=int(NOW_S) * 1000)
+    left_s = expires_at_ms / 1000 - NOW_S
+    assert who == Principal("ada", expires_at_ms, int(NOW_S) * 1000, STEADY_S + left_s)
     assert jwt.get_unverified_header(token)["kid"] == hashlib.sha256(SECRET).hexdigest()[:8]
 
 

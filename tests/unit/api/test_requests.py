@@ -11,7 +11,7 @@ from api.http.requests import signed_in
 from hub.errors import Code, HubError
 from hub.ports import Principal
 
-ANN = Principal("ann", 2, 1)
+ANN = Principal("ann", 2, 1, 2.0)
 
 
 class Known:

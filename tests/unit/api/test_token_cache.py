@@ -10,14 +10,24 @@ from hub.errors import Code, HubError
 from hub.ports import Principal
 
 NOW_MS = 1_795_257_600_000
-ANN = Principal("ann", NOW_MS + 1000, NOW_MS)
+NOW_S = 1000.0  # steady
+
+
+def principal(
+    user_id: str, issued_at_ms: int, ends_in_s: float = 1.0, now_s: float = NOW_S
+) -> Principal:
+    expires_at_ms = NOW_MS - 5000  # what the token says is for its client
+    return Principal(user_id, expires_at_ms, issued_at_ms, now_s + ends_in_s)
+
+
+ANN = principal("ann", NOW_MS)
 
 
 class Clock:
-    now_ms = NOW_MS
+    now_s = NOW_S
 
-    def __call__(self) -> int:
-        return self.now_ms
+    def __call__(self) -> float:
+        return self.now_s
 
 
 class Slow:
@@ -38,7 +48,7 @@ class Slow:
             raise HubError(Code.UNAVAILABLE)
         if token == "defect":
             raise ZeroDivisionError
-        return Principal(token, self._clock.now_ms + 1000, self._clock.now_ms)
+        return principal(token, NOW_MS, now_s=self._clock.now_s)
 
 
 @pytest.fixture
@@ -53,16 +63,16 @@ def slow(clock: Clock) -> Slow:
 
 @pytest.fixture
 def tokens(slow: Slow, clock: Clock) -> CachedTokens:
-    return CachedTokens(slow, now_ms=clock, tokens_max=3, verifying_max=2)
+    return CachedTokens(slow, now_s=clock, tokens_max=3, verifying_max=2)
 
 
 def test_a_token_counts_up_to_its_end() -> None:
     cache = TokenCache(10)
     key = token_hash("a")
     cache.put(key, ANN)
-    assert cache.get(key, NOW_MS + 999) == ANN
-    assert cache.get(key, NOW_MS + 1000) is None
-    assert cache.get(key, NOW_MS) is None  # it is forgotten
+    assert cache.get(key, NOW_S + 0.999) == ANN
+    assert cache.get(key, NOW_S + 1) is None
+    assert cache.get(key, NOW_S) is None  # it is forgotten
     assert len(cache) == 0
 
 
@@ -71,9 +81,9 @@ def test_p8_the_one_not_asked_for_longest_is_forgotten() -> None:
     first, second, third = (token_hash(name) for name in "abc")
     cache.put(first, ANN)
     cache.put(second, ANN)
-    assert cache.get(first, NOW_MS)
+    assert cache.get(first, NOW_S)
     cache.put(third, ANN)
-    assert [bool(cache.get(key, NOW_MS)) for key in (first, second, third)] == [True, False, True]
+    assert [bool(cache.get(key, NOW_S)) for key in (first, second, third)] == [True, False, True]
 
 
 def test_only_tokens_from_before_are_revoked() -> None:
@@ -83,15 +93,15 @@ def test_only_tokens_from_before_are_revoked() -> None:
     cache.put(new, ANN._replace(issued_at_ms=NOW_MS + 1))
     cache.put(other, ANN._replace(user_id="bob"))
     cache.revoke({"ann": NOW_MS + 1})
-    assert [bool(cache.get(key, NOW_MS)) for key in (old, new, other)] == [False, True, True]
+    assert [bool(cache.get(key, NOW_S)) for key in (old, new, other)] == [False, True, True]
 
 
 def test_users_are_those_whose_tokens_count() -> None:
     cache = TokenCache(10)
     cache.put(token_hash("a"), ANN)
-    cache.put(token_hash("b"), Principal("bob", NOW_MS + 2000, NOW_MS))
-    assert cache.users(NOW_MS) == {"ann", "bob"}
-    assert cache.users(NOW_MS + 1000) == {"bob"}
+    cache.put(token_hash("b"), principal("bob", NOW_MS, ends_in_s=2))
+    assert cache.users(NOW_S) == {"ann", "bob"}
+    assert cache.users(NOW_S + 1) == {"bob"}
     assert len(cache) == 1
 
 
@@ -110,19 +120,20 @@ def test_p9_no_token_is_kept() -> None:
 def test_a_cache_never_says_more_than_it_was_told(steps: list[tuple[str, int]]) -> None:
     """Against a plain dictionary that forgets nothing: what the cache says is right, and it is
     bounded."""
-    cache, model, now_ms = TokenCache(4), dict[str, Principal](), NOW_MS
+    cache, model, now_ms, now_s = TokenCache(4), dict[str, Principal](), NOW_MS, NOW_S
     for at, (step, number) in enumerate(steps):
         name = str(number)
         now_ms += 1
+        now_s += 0.1
         if step == "put":
-            model[name] = Principal(f"user-{number % 3}", now_ms + 10 * number, now_ms - at % 5)
+            model[name] = principal(f"user-{number % 3}", now_ms - at % 5, number, now_s)
             cache.put(token_hash(name), model[name])
         elif step == "get":
-            said = cache.get(token_hash(name), now_ms)
-            assert said is None or (said == model[name] and now_ms < said.expires_at_ms)
+            said = cache.get(token_hash(name), now_s)
+            assert said is None or (said == model[name] and now_s < said.ends_at_s)
         elif step == "users":
-            counting = {who.user_id for who in model.values() if now_ms < who.expires_at_ms}
-            assert cache.users(now_ms) <= counting
+            counting = {who.user_id for who in model.values() if now_s < who.ends_at_s}
+            assert cache.users(now_s) <= counting
         else:
             revoked = {f"user-{number % 3}": now_ms}
             cache.revoke(revoked)
@@ -152,7 +163,7 @@ async def test_a_token_is_asked_for_again_after_its_end(
     tokens: CachedTokens, slow: Slow, clock: Clock
 ) -> None:
     await tokens.authenticate("ann")
-    clock.now_ms += 1000
+    clock.now_s += 1
     await tokens.authenticate("ann")
     assert slow.asked == ["ann", "ann"]
 

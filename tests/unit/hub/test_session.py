@@ -63,7 +63,16 @@ class Clock:
 
     def __init__(self) -> None:
         self.now_ms = NOW_MS
+        self.set_ms = 0  # by so much the time of day was changed
         self.timers: list[Timer] = []
+
+    @property
+    def wall_ms(self) -> int:
+        return self.now_ms + self.set_ms
+
+    @property
+    def now_s(self) -> float:
+        return self.now_ms / 1000
 
     def later(self, delay_s: float, call: Callable[..., None], *args: Any) -> "Timer":
         timer = Timer(self.now_ms + delay_s * 1000, call, args)
@@ -229,6 +238,12 @@ class Pause:
         yield
 
 
+def whose(user_id: str, seconds: float, clock: Clock) -> Principal:
+    """A token that was issued now."""
+    expires_at_ms = clock.wall_ms + int(1000 * seconds)
+    return Principal(user_id, expires_at_ms, clock.wall_ms, clock.now_s + seconds)
+
+
 class FakeAuthenticator:
     """A token `ann` or `ann:30` is Ann's, for `TOKEN_S` or 30 seconds; a `bad` one is nobody's;
     whose the `unknown` one is cannot be told now."""
@@ -245,8 +260,7 @@ class FakeAuthenticator:
         if token == "unknown":
             raise HubError(Code.UNAVAILABLE)
         user_id, _, seconds = token.partition(":")
-        now_ms = self._clock.now_ms
-        return Principal(user_id, now_ms + 1000 * int(seconds or TOKEN_S), now_ms)
+        return whose(user_id, int(seconds or TOKEN_S), self._clock)
 
 
 class Bench:
@@ -297,7 +311,8 @@ class Peer:
             wire,
             bench.authenticator,
             connection_id="the-connection",
-            now_ms=lambda: bench.clock.now_ms,
+            now_ms=lambda: bench.clock.wall_ms,
+            now_s=lambda: bench.clock.now_s,
             spawn=bench.spawn,
             later=bench.clock.later,
         )
@@ -370,7 +385,7 @@ def test_p20_new_a_user_with_too_many_connections_is_closed_4429(bench: Bench, w
     bench.hub.crowded = True
     peer = bench.connect()
     if way == "header":
-        peer.session.start(Principal("ann", bench.clock.now_ms + 1000, bench.clock.now_ms))
+        peer.session.start(whose("ann", 1, bench.clock))
     else:
         peer.session.start(token="ann" if way == "subprotocol" else None)
     if way == "frame":
@@ -546,12 +561,51 @@ def test_authenticating_a_peer_that_goes_is_not_welcomed(bench: Bench) -> None:
     assert_over(bench, peer)
 
 
+# The time of day is changed
+
+HOURS_MS = 5 * 3600 * 1000
+
+
+@pytest.mark.parametrize("set_ms", [HOURS_MS, -HOURS_MS])
+def test_p10_a_clock_that_is_set_ends_no_session_and_stops_no_heartbeat(
+    bench: Bench, set_ms: int
+) -> None:
+    peer = bench.signed_in()
+    bench.clock.set_ms = set_ms
+    bench.clock.advance(HEARTBEAT_S)
+    assert [frame["type"] for frame in peer.read()] == ["heads"]
+    peer.send({"type": "ping"})
+    assert peer.read() == [{"type": "pong", "serverTime": bench.clock.wall_ms}]
+    bench.clock.advance(TOKEN_S - HEARTBEAT_S - 1)
+    assert peer.close_code is None
+    expiring = [frame for frame in peer.read() if frame["type"] == "auth.expiring"]
+    assert expiring == [{"type": "auth.expiring", "expiresAt": NOW_MS + 1000 * TOKEN_S}]
+    bench.clock.advance(1)  # and none lives longer
+    assert peer.close_code == 4401
+
+
+@pytest.mark.parametrize("set_ms", [HOURS_MS, -HOURS_MS])
+def test_p10_a_clock_that_is_set_limits_nobody(bench: Bench, set_ms: int) -> None:
+    peer = bench.signed_in()
+    while True:
+        peer.send({"type": "ping"})
+        [frame] = peer.read()
+        if frame["type"] == "error":
+            break
+    bench.clock.set_ms = set_ms
+    peer.send({"type": "ping"})  # it gives nothing either
+    assert [frame["type"] for frame in peer.read()] == ["error"]
+    bench.clock.advance(1)
+    peer.send({"type": "ping"})
+    assert [frame["type"] for frame in peer.read()] == ["pong"]
+
+
 # OPEN: the greeting, the clock
 
 
 def test_open_the_welcome_says_who_and_within_which_limits(bench: Bench) -> None:
     peer = bench.connect()
-    peer.session.start(Principal("ann", NOW_MS + 1000 * TOKEN_S, NOW_MS))
+    peer.session.start(whose("ann", TOKEN_S, bench.clock))
     assert peer.read() == [
         {
             "type": "welcome",
@@ -649,7 +703,7 @@ def test_open_a_token_that_ends_within_the_minute_is_told_at_once(bench: Bench) 
 
 def test_open_a_token_that_has_just_ended_follows_nothing(bench: Bench) -> None:
     peer = bench.connect()
-    peer.session.start(Principal("ann", NOW_MS, NOW_MS), follow=(new_id(), 0))
+    peer.session.start(whose("ann", 0, bench.clock), follow=(new_id(), 0))
     assert peer.close_code == 4401
     assert_over(bench, peer)
 
@@ -1105,7 +1159,7 @@ def test_p11_leaving_verdicts_in_flight_are_sent_then_it_is_closed_1012(
 
 def test_p11_who_comes_to_a_hub_that_has_ended_is_closed_1012(bench: Bench) -> None:
     bench.hub.ended = True
-    who = Principal("ann", NOW_MS + 1000, NOW_MS)
+    who = whose("ann", 1, bench.clock)
     for principal, token in ((who, None), (None, "ann"), (None, None)):
         peer = bench.connect()
         peer.session.start(principal, token=token)

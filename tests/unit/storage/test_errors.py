@@ -9,7 +9,15 @@ import pytest
 from asyncpg import exceptions
 from structlog.testing import capture_logs
 
-from hub.errors import BadData, Disconnected, Held, LostRace, StatementFailed, StorageError
+from hub.errors import (
+    BadData,
+    Disconnected,
+    Held,
+    LostRace,
+    ReadOnly,
+    StatementFailed,
+    StorageError,
+)
 from storage.postgres.errors import DRIVER, RECENT_S, Defects, closed, translated
 
 PRIVATE = "what-nobody-may-ever-read"
@@ -28,6 +36,8 @@ def expected(error: type[asyncpg.PostgresError]) -> type[StorageError]:
         return LostRace
     if state == "55P03":
         return Held
+    if state == "25006":
+        return ReadOnly
     if state[:2] in ("22", "23"):
         return BadData
     return Disconnected if state[:2] == "08" or state in RETRIED else StatementFailed
@@ -67,6 +77,7 @@ def test_a_state_counts_whatever_class_the_driver_gives_it(state: str) -> None:
         (exceptions.DataError, BadData),
         (asyncpg.InternalClientError, Disconnected),
         (asyncpg.OutdatedSchemaCacheError, Disconnected),
+        (asyncpg.TargetServerAttributeNotMatched, ReadOnly),
         (ConnectionResetError, Disconnected),
         (TimeoutError, Disconnected),
         (LostRace, LostRace),
