@@ -85,8 +85,8 @@ class EventRoutes(NamedTuple):
         )
 
     def _paid_batch(self, who: Principal, text: bytes) -> list[Submitted]:
-        """The events of a request, charged to its user like those of a socket: the bytes before they are parsed, the events before they are checked. Raises
-        `HubError`."""
+        """The events of a request, charged to its user like those of a socket: the bytes before
+        they are parsed, the events before they are checked. Raises `HubError`."""
         now_s = self.now_s()
         bucket = self.hub.rates.of_user(who.user_id, now_s)
 
