@@ -2,9 +2,11 @@
 is an argument."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
+from hub.budget.events import Event, Submitted
 from hub.budget.records import UserId
 from hub.recent import Recent
 
@@ -16,7 +18,12 @@ FRAMES_PER_EVENT = 10
 FRAMES_AT_ONCE = 1_000
 UNSIGNED_FRAMES_PER_S = 10  # while nobody has signed in on the connection
 UNSIGNED_FRAMES_AT_ONCE = 100
-COST_BYTES = 2048  # of a frame or body, for each 1 of cost: six times an ordinary event
+COST_BYTES = 8192  # of a frame or body, for each 1 of cost: one of 256 KiB costs 32
+# Characters of text, of one user: how many for each event of the rate, and for how many seconds at
+# once. What a long text leaves in the log is for ever.
+TEXT_PER_EVENT = 128
+TEXT_BURST_S = 21
+ORDINARY_BYTES = 512  # of an event; where a batch has no more of each, nobody counts its text
 
 
 class Rate(NamedTuple):
@@ -63,6 +70,19 @@ def cost_of(size_bytes: int, events: int = 0) -> int:
     return max(1, events, size_bytes // COST_BYTES)
 
 
+def text_of(events: Sequence[Submitted], size_bytes: int) -> int:
+    """The characters in the texts of a batch that had so many bytes; 0 where these are few."""
+    if size_bytes <= ORDINARY_BYTES * len(events):
+        return 0
+    return sum(
+        len(value)
+        for event in events
+        if isinstance(event, Event)
+        for value in event.named.values()
+        if isinstance(value, str)
+    )
+
+
 class Rates:
     """How much a connection and a user may ask for.
 
@@ -72,6 +92,7 @@ class Rates:
     | accepted, rejected or refused as a whole     | where that is more                            |
     | any other frame                              | 1; 1 for every `COST_BYTES`, where that is    |
     |                                              | more                                          |
+    | the texts of a batch of long events          | their characters, of a rate of their own      |
     | a WebSocket frame, also a fragment or a ping | 1 of rates of their own, for frames           |
     """
 
@@ -83,6 +104,8 @@ class Rates:
         self._unsigned_frames = Rate(UNSIGNED_FRAMES_PER_S, UNSIGNED_FRAMES_AT_ONCE)
         user_frames_per_s = FRAMES_PER_EVENT * user_per_s
         self._user_frames = Rate(user_frames_per_s, max(user_frames_per_s, FRAMES_AT_ONCE))
+        text_per_s = TEXT_PER_EVENT * user_per_s
+        self._texts_of_users = _Shared(Rate(text_per_s, TEXT_BURST_S * text_per_s))
         self._events_of_users = _Shared(self._user)
         self._frames_of_users = _Shared(self._user_frames)
 
@@ -100,6 +123,10 @@ class Rates:
     def of_user(self, user_id: UserId, now_s: float) -> Bucket:
         """The one bucket of all that the user sends to this process."""
         return self._events_of_users.of(user_id, now_s)
+
+    def of_text(self, user_id: UserId, now_s: float) -> Bucket:
+        """The one bucket of the user's characters."""
+        return self._texts_of_users.of(user_id, now_s)
 
 
 class _Shared:

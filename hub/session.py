@@ -32,7 +32,7 @@ from hub.frames import client, server
 from hub.frames.client import BadFrame, RequestId
 from hub.frames.websocket import FRAME_BYTES_MAX
 from hub.hub import Hub
-from hub.limits import Bucket, cost_of
+from hub.limits import Bucket, cost_of, text_of
 from hub.ports import Authenticator, Principal, Wire
 from hub.tracing import Correlation
 
@@ -285,12 +285,16 @@ class Session:
                 self._wire.pause_reading()
 
     def _may(self, request_id: RequestId, cost: int, correlation_id: str | None = None) -> bool:
-        """Whether the rates allow it; if not, the client is told when it may come again, and one
-        that does not listen is closed."""
+        """Whether the rates allow it (`_within`)."""
         now_s = self._now_s()
         missing_s = self._bucket.take(cost, now_s)
         if missing_s == 0 and self._user_bucket is not None:
             missing_s = self._user_bucket.take(cost, now_s)
+        return self._within(missing_s, request_id, correlation_id)
+
+    def _within(self, missing_s: float, request_id: RequestId, correlation_id: str | None) -> bool:
+        """Whether nothing is missing; if it is, the client is told when it may come again, and one
+        that does not listen is closed."""
         if missing_s == 0:
             self._strikes = 0
             return True
@@ -401,6 +405,11 @@ class Session:
         except HubError as error:
             self._refuse(frame.id, error.code, error.detail, correlation_id=correlation_id)
             return
+        if text := text_of(events, size_bytes):
+            now_s = self._now_s()
+            missing_s = self._hub.rates.of_text(self._user_id, now_s).take(text, now_s)
+            if not self._within(missing_s, frame.id, correlation_id):
+                return
         self._in_flight += len(events)
         answer = _Answer(self, frame.id, len(events), correlation_id)
         correlation = None if correlation_id is None else Correlation(correlation_id, shared=True)

@@ -33,7 +33,7 @@ from hub.committer import Mode
 from hub.errors import Code, HubError
 from hub.hub import Hub
 from hub.json_text import written
-from hub.limits import cost_of
+from hub.limits import Bucket, cost_of, text_of
 from hub.ports import Principal
 
 COUNT_MAX = 100
@@ -88,9 +88,10 @@ class EventRoutes(NamedTuple):
         """The events of a request, charged to its user like those of a socket: the bytes before
         they are parsed, the events before they are checked. Raises `HubError`."""
         now_s = self.now_s()
-        bucket = self.hub.rates.of_user(who.user_id, now_s)
+        rates = self.hub.rates
+        bucket = rates.of_user(who.user_id, now_s)
 
-        def take(amount: int) -> None:
+        def take(amount: int, bucket: Bucket = bucket) -> None:
             if missing_s := bucket.take(amount, now_s):
                 raise HubError(Code.RATE_LIMITED, retry_after_s=missing_s)
 
@@ -101,7 +102,10 @@ class EventRoutes(NamedTuple):
         named = min(len(listed), EVENTS_PER_REQUEST_MAX) if isinstance(listed, list) else 0
         if named > charged:
             take(named - charged)
-        return parse_batch(listed, EVENTS_PER_REQUEST_MAX)
+        events = parse_batch(listed, EVENTS_PER_REQUEST_MAX)
+        if characters := text_of(events, len(text)):
+            take(characters, rates.of_text(who.user_id, now_s))
+        return events
 
     async def read(self, request: Request, who: Principal) -> JsonResponse[LogPage]:
         budget_id = as_uuid(request.query_params.get("budgetId"), "budgetId")

@@ -17,7 +17,7 @@ from hub.committer import Answer
 from hub.errors import Code, HubError
 from hub.frames.websocket import framed, texts
 from hub.hub import Hub
-from hub.limits import COST_BYTES, Rates
+from hub.limits import COST_BYTES, TEXT_BURST_S, TEXT_PER_EVENT, Rates
 from hub.measures import Measures
 from hub.ports import Principal
 from hub.session import (
@@ -973,18 +973,37 @@ def test_p8_what_is_refused_costs_what_it_holds(bench: Bench, frame: Json, cost:
     assert [error_of(each) for each in peer.read()] == ["RATE_LIMITED"]
 
 
-def test_p8_long_events_cost_their_bytes(bench: Bench) -> None:
+def test_p8_fields_that_nobody_asked_for_cost_their_bytes(bench: Bench) -> None:
     bench.hub.rates = Rates(100_000, 20)  # the user may send 200 at once
     peer = bench.signed_in()
-    batch = events_frame(1, 10)
-    for event in batch["events"]:
-        event["note"] = "x" * 4 * COST_BYTES
-    for _ in range(5):
+    batch = events_frame(1, 1)
+    batch["events"][0]["later"] = "x" * 20 * COST_BYTES
+    for _ in range(10):
         peer.send(batch)
     assert peer.read() == []
-    assert [len(posted.events) for posted in bench.hub.posted] == [10] * 5
     peer.send(batch)
     assert [error_of(each) for each in peer.read()] == ["RATE_LIMITED"]
+
+
+def test_p8_long_texts_are_limited_over_all_sockets_of_their_user(bench: Bench) -> None:
+    bench.hub.rates = Rates(1000, 2)
+    at_once = int(2 * TEXT_PER_EVENT * TEXT_BURST_S)
+    phone, laptop, bobs = (bench.signed_in(token) for token in ("ann", "ann", "bob"))
+    batch = events_frame(1, 2)
+    for event in batch["events"]:
+        event |= {"eventType": "budget.create", "title": "Home"}
+        event["details"] = "ä" * (at_once // 4 - 4)  # characters, however many bytes they have
+    phone.send(batch)
+    laptop.send(batch)
+    assert (phone.read(), laptop.read()) == ([], [])
+    phone.send(batch)
+    [refused] = phone.read()
+    assert error_of(refused) == "RATE_LIMITED"
+    bobs.send(batch)
+    assert bobs.read() == []
+    bench.clock.advance(refused["error"]["retryAfterMs"] / 1000)
+    phone.send(batch)
+    assert phone.read() == []
 
 
 def test_p8_what_is_refused_was_not_looked_at_and_may_come_again_later(bench: Bench) -> None:
