@@ -109,7 +109,9 @@ def background(services: Services) -> list[Service]:
         ),
     ]
     if (accounts := services.identity.accounts) is not None:
-        revocations = Revocations(accounts, services.tokens.cache, services.hub, now_s=time.monotonic)
+        revocations = Revocations(
+            accounts, services.tokens.cache, services.hub, now_s=time.monotonic
+        )
         found.append(Service("revocations", settings.revocation_check_s / 2, revocations.check))
     return found
 

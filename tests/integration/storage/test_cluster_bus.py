@@ -190,7 +190,9 @@ async def test_rate_limits_count_together(cluster: RedisCluster, log_id: str) ->
     """Users are of all shards."""
     asking = replace(PATIENT, patience_s=30.0)
     nodes = [
-        RateLimits(member.url, log_id, b"secret", now_s=time.monotonic, cluster=True, timeouts=asking)
+        RateLimits(
+            member.url, log_id, b"secret", now_s=time.monotonic, cluster=True, timeouts=asking
+        )
         for member in cluster.members[:2]
     ]
     try:

@@ -43,7 +43,8 @@ async def pair(redis: EmbeddedRedis) -> AsyncIterator[tuple[RateLimits, RateLimi
     """Two nodes of one database."""
     log_id = new_id()
     here, there = (
-        RateLimits(redis.url, log_id, SECRET, now_s=time.monotonic, timeouts=ASKING) for _ in range(2)
+        RateLimits(redis.url, log_id, SECRET, now_s=time.monotonic, timeouts=ASKING)
+        for _ in range(2)
     )
     yield here, there
     await here.close()

@@ -13,7 +13,9 @@ NOW_MS = 1_795_257_600_000
 NOW_S = 1000.0  # steady
 
 
-def principal(user_id: str, issued_at_ms: int, ends_in_s: float = 1.0, now_s: float = NOW_S) -> Principal:
+def principal(
+    user_id: str, issued_at_ms: int, ends_in_s: float = 1.0, now_s: float = NOW_S
+) -> Principal:
     expires_at_ms = NOW_MS - 5000  # what the token says is for its client
     return Principal(user_id, expires_at_ms, issued_at_ms, now_s + ends_in_s)
 
