@@ -208,10 +208,10 @@ class Wire(Protocol):
 
 
 class Principal(NamedTuple):
-    """A signed-in user, by one token. What it says itself is in epoch milliseconds: when it expires,
-    as its client is told, and when it was issued. Here it counts until `ends_at_s` of the steady
-    clock, which was as far away as its end when it was verified: a clock that is set neither ends
-    nor prolongs it."""
+    """A signed-in user, by one token. What it says itself is in epoch milliseconds: when it
+    expires, as its client is told, and when it was issued. Here it counts until `ends_at_s` of the
+    steady clock, which was as far away as its end when it was verified: a clock that is set neither
+    ends nor prolongs it."""
 
     user_id: UserId
     expires_at_ms: int

@@ -26,9 +26,12 @@ def reads(tree: ast.AST) -> Iterator[int]:
             owner = of.id if isinstance(of, ast.Name) else getattr(of, "attr", "")
             if node.attr in FUNCTIONS.get(owner, ()) or node.attr in CLOCKS:
                 yield node.lineno
-        elif isinstance(node, ast.ImportFrom) and node.module == "time":
-            if {alias.name for alias in node.names} & (FUNCTIONS["time"] | CLOCKS):
-                yield node.lineno
+        elif (
+            isinstance(node, ast.ImportFrom)
+            and node.module == "time"
+            and {alias.name for alias in node.names} & (FUNCTIONS["time"] | CLOCKS)
+        ):
+            yield node.lineno
 
 
 def test_p10_only_who_has_a_reason_reads_the_time_of_day() -> None:
