@@ -209,10 +209,10 @@ class Wire(Protocol):
 
 
 class Principal(NamedTuple):
-    """A signed-in user, by one token. What the token says is in epoch milliseconds: when it expires,
-    as its client is told, and when it was issued. Here it counts until `ends_at_s` of the steady
-    clock: when it was verified, that was as far away as its end. So a clock that is set ends none,
-    and prolongs none."""
+    """A signed-in user, by one token. What it says itself is in epoch milliseconds: when it
+    expires, as its client is told, and when it was issued. Here it counts until `ends_at_s` of the
+    steady clock, which was as far away as its end when it was verified: a clock that is set neither
+    ends nor prolongs it."""
 
     user_id: UserId
     expires_at_ms: int

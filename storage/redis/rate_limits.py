@@ -35,8 +35,8 @@ class RateLimits:
     """Counts by limit and caller.
 
     The caller is hashed with `secret`: no address, user id or e-mail stands in Redis. Nodes
-    of one database, which `log_id` names, count together if they have the same secret. `now_s` is a clock
-    that goes steadily."""
+    of one database, which `log_id` names, count together if they have the same secret. `now_s`
+    is a steady clock."""
 
     def __init__(
         self,
