@@ -11,6 +11,7 @@ from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.http.addresses import ADDRESS
 from hub import json_text
 from hub.budget.events import describe
 from hub.budget.scalars import INTEGER_MAX, Uuid
@@ -77,7 +78,8 @@ def signed_in(authenticator: Authenticator, handler: UserHandler) -> Handler:
         token = bearer(request.headers.get("authorization", ""))
         if token is None:
             raise HubError(Code.NOT_LOGGED_IN)
-        return await handler(request, await authenticator.authenticate(token))
+        address = request.scope.get(ADDRESS, "")
+        return await handler(request, await authenticator.authenticate(token, address))
 
     return handle
 
