@@ -30,7 +30,6 @@ socket only loses the answer.
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
@@ -200,7 +199,7 @@ class Committer:
         self._apart = Gate(APART_MAX, APART_PER_USER)
         self._waiting: Waiting[Submission] = Waiting()
         self._waiting_events = 0
-        self._waiting_of: Counter[UserId] = Counter()
+        self._waiting_of: dict[UserId, int] = {}
         self._busy: set[BudgetId] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._told: dict[asyncio.Task[None], BaseException] = {}  # defects that somebody logs
@@ -245,15 +244,16 @@ class Committer:
     def _room(self, actor: UserId, events: int) -> bool:
         return (
             self._waiting_events + events <= WAITING_EVENTS_MAX
-            and self._waiting_of[actor] + events <= WAITING_PER_USER
+            and self._waiting_of.get(actor, 0) + events <= WAITING_PER_USER
         )
 
     def _count(self, actor: UserId, events: int) -> None:
         """So many more of the user's events wait, or fewer."""
         self._waiting_events += events
-        self._waiting_of[actor] += events
-        if not self._waiting_of[actor]:
-            del self._waiting_of[actor]
+        if of_user := self._waiting_of.get(actor, 0) + events:
+            self._waiting_of[actor] = of_user
+        else:
+            self._waiting_of.pop(actor, None)
 
     def _pump(self) -> None:
         """Start lanes on what waits and is free."""

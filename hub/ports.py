@@ -223,8 +223,9 @@ class Principal(NamedTuple):
 class Authenticator(Protocol):
     """Turns a bearer token into its user."""
 
-    async def authenticate(self, token: str) -> Principal:
-        """The token's user. `token` may be any text a client can send.
+    async def authenticate(self, token: str, address: str = "") -> Principal:
+        """The token's user. `token` may be any text a client can send; `address` is where it comes
+        from: while nobody knows whose it is, callers take turns by that.
 
         Raises `HubError`: `NOT_LOGGED_IN` for whatever is not a token of ours that counts now;
         `UNAVAILABLE` or `BUSY` while that cannot be told, and the same token may be good later.

@@ -88,11 +88,12 @@ class Waiting(Generic[S]):
         while turns and events < events_max:
             queue = turns.popleft()
             submission = queue.next(blocked)
-            if queue.passed:
-                passing[queue] = None
             if submission is None:
+                passing[queue] = None
                 stuck.append(queue)
                 continue
+            if queue.passed:
+                passing[queue] = None
             batch.append(submission)
             events += len(submission.events)
             queue.batch = self._batches

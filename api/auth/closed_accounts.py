@@ -62,9 +62,9 @@ class RefusingClosedAccounts:
         self._authenticator = authenticator
         self._closed = closed
 
-    async def authenticate(self, token: str) -> Principal:
+    async def authenticate(self, token: str, address: str = "") -> Principal:
         """Raises `HubError` as the other one does, and `NOT_LOGGED_IN`."""
-        who = await self._authenticator.authenticate(token)
+        who = await self._authenticator.authenticate(token, address)
         if self._closed.refuses(who):
             raise HubError(Code.NOT_LOGGED_IN)
         return who

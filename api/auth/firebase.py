@@ -28,16 +28,20 @@ from google.auth.transport import Response
 from google.oauth2 import service_account
 
 from api.auth.revocation import NEVER_MS, USERS_PER_CALL_MAX, Unreachable
+from api.auth.token_cache import VERIFYING_MAX
 from api.timeouts import APP_TIMEOUTS, AppTimeouts
 from hub.budget.records import UserId
 from hub.errors import Code, HubError, StorageError
+from hub.gate import Gate
 from hub.outage import Outage
 from hub.ports import Principal
+from hub.turns import Crowded
 from storage.postgres.people.profiles import Profile
 
 SKEW_S = 60  # how far Google's clock and ours may be apart; the most that the library takes
 # Threads. They are busy with Python, so two are no faster than one, and hold up the loop far more.
 VERIFYING_AT_ONCE = 1
+WAITING_PER_ADDRESS = VERIFYING_MAX // 2
 HTTP_TIMEOUT_S = 5.0  # of one attempt to reach Google
 KEYS_RETRY_S = 5.0  # after Google did not answer
 KEYS_STALE_S = 3600.0  # how long after their end known keys count while Google does not answer
@@ -73,18 +77,23 @@ class Firebase:
         self._introduce = introduce
         self._now = now
         self._verifying = CapacityLimiter(VERIFYING_AT_ONCE)
+        self._turns = Gate(VERIFYING_AT_ONCE, VERIFYING_AT_ONCE, WAITING_PER_ADDRESS)
         self._asking = CapacityLimiter(1)
         self._standing = Standing(self.valid_since_ms, timeouts.standing_s)
 
-    async def authenticate(self, token: str) -> Principal:
+    async def authenticate(self, token: str, address: str = "") -> Principal:
         """The token's user. Raises `HubError`: `NOT_LOGGED_IN`, `UNAVAILABLE` while Google's keys
-        are out of reach.
+        are out of reach, `BUSY` where too many of the address wait.
 
         Where only the user's standing is out of reach the token counts: `Revocations` goes on
         asking."""
-        claims = await to_thread.run_sync(
-            self._verified, token, limiter=self._verifying, abandon_on_cancel=True
-        )
+        try:
+            async with self._turns.turn(address):
+                claims = await to_thread.run_sync(
+                    self._verified, token, limiter=self._verifying, abandon_on_cancel=True
+                )
+        except Crowded:
+            raise HubError(Code.BUSY) from None
         who = principal_of(claims, self._now(), time.monotonic())
         valid_since_ms = await self._standing.of(who.user_id)
         if valid_since_ms is not None and who.issued_at_ms < valid_since_ms:

@@ -9,6 +9,7 @@ from starlette.routing import Route
 from typing_extensions import TypedDict
 
 from api.auth.local import LocalIdentity, SignedIn
+from api.http.addresses import ADDRESS
 from api.http.answers import JsonResponse, respond
 from api.http.guard import RequestLimits
 from api.http.requests import UNSIGNED_BODY_BYTES_MAX, Body, body
@@ -43,14 +44,14 @@ class AuthRoutes(NamedTuple):
             asked.password,
             asked.first_name,
             asked.last_name,
-            address=self.limits.address(request.scope),
+            address=request.scope.get(ADDRESS, ""),
         )
         return respond(_to_json(session), 201)
 
     async def login(self, request: Request) -> JsonResponse[SignedInAnswer]:
         asked = await body(request, LoginRequest, UNSIGNED_BODY_BYTES_MAX)
         await self.limits.login(request.scope, asked.email)
-        address = self.limits.address(request.scope)
+        address = request.scope.get(ADDRESS, "")
         session = await self.identity.login(asked.email, asked.password, address=address)
         return respond(_to_json(session))
 

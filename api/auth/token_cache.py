@@ -84,7 +84,7 @@ class CachedTokens:
         self._verifying_max = verifying_max
         self.outcomes: Counter[str] = Counter()  # of all that was asked
 
-    async def authenticate(self, token: str) -> Principal:
+    async def authenticate(self, token: str, address: str = "") -> Principal:
         """The token's user. Raises `HubError`: `NOT_LOGGED_IN`, `UNAVAILABLE`, `BUSY`."""
         # What is not ASCII is no token, and can hold what no encoder takes.
         if len(token) > TOKEN_LENGTH_MAX or not token.isascii():
@@ -100,7 +100,7 @@ class CachedTokens:
             if len(self._verifying) >= self._verifying_max:
                 self.outcomes["unknown"] += 1
                 raise HubError(Code.BUSY)
-            task = asyncio.create_task(self._verify(key, token))
+            task = asyncio.create_task(self._verify(key, token, address))
             self._verifying[key] = task
         # A caller that is gone must not take the others' answer along.
         outcome = await asyncio.shield(task)
@@ -116,9 +116,9 @@ class CachedTokens:
             task.cancel()
         await asyncio.gather(*self._verifying.values(), return_exceptions=True)
 
-    async def _verify(self, key: TokenHash, token: str) -> Principal | Code:
+    async def _verify(self, key: TokenHash, token: str, address: str) -> Principal | Code:
         try:
-            principal = await self._authenticator.authenticate(token)
+            principal = await self._authenticator.authenticate(token, address)
         except HubError as error:
             return error.code  # an exception would be one object for all who wait
         finally:

@@ -75,7 +75,7 @@ class Tokens:
         token = jwt.encode(claims, keys.token, _ALGORITHM, headers={"kid": keys.kid})
         return token, expires_at_s * 1000
 
-    async def authenticate(self, token: str) -> Principal:
+    async def authenticate(self, token: str, address: str = "") -> Principal:
         """The user of a token issued here. Raises `HubError` (`NOT_LOGGED_IN`)."""
         # PyJWT cannot even encode a lone surrogate; what is not ASCII is no token anyway.
         if len(token) > TOKEN_LENGTH_MAX or not token.isascii():

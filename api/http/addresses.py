@@ -6,6 +6,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 IPV6_PREFIX = 64  # what one subscriber gets, and can take a new address from for each request
 UNKNOWN = "unknown"  # a peer without an address, on a Unix socket
+ADDRESS = "budget_hub.address"  # where a request's scope has it, noted by the guard
 
 
 def sender(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.http.addresses import sender
+from api.http.addresses import ADDRESS, sender
 from api.http.errors import on_hub_error
 from hub.errors import Code, HubError
 from hub.ports import Authenticator, Principal
@@ -60,21 +60,20 @@ class RequestLimits:
         self._login_address = _limit(most.login_address, "login-address")
         self._login_email = _limit(most.login_email, "login-email")
 
-    async def from_address(
-        self, peer: tuple[str, int] | None, headers: Iterable[tuple[bytes, bytes]]
-    ) -> None:
-        await self._take(self._address, sender(peer, headers, self._trusted_proxies))
+    async def from_address(self, address: str) -> None:
+        await self._take(self._address, address)
 
     async def of_user(self, user_id: str) -> None:
         await self._take(self._user, user_id)
 
-    def address(self, scope: Scope) -> str:
+    def address(self, peer: tuple[str, int] | None, headers: Iterable[tuple[bytes, bytes]]) -> str:
         """Where a request comes from."""
-        return sender(scope.get("client"), scope["headers"], self._trusted_proxies)
+        return sender(peer, headers, self._trusted_proxies)
 
     async def login(self, scope: Scope, email: str) -> None:
         """Registrations count too: they tell whether an account exists."""
-        await self._take(self._login_address, self.address(scope))
+        address = self.address(scope.get("client"), scope["headers"])
+        await self._take(self._login_address, address)
         await self._take(self._login_email, email.strip().lower())
 
     async def _take(self, limit: Limit | None, caller: str) -> None:
@@ -90,15 +89,29 @@ class LimitedByUser:
         self._authenticator = authenticator
         self._limits = limits
 
-    async def authenticate(self, token: str) -> Principal:
+    async def authenticate(self, token: str, address: str = "") -> Principal:
         """Raises `HubError`: `NOT_LOGGED_IN`, `RATE_LIMITED`."""
-        who = await self._authenticator.authenticate(token)
+        who = await self._authenticator.authenticate(token, address)
         await self._limits.of_user(who.user_id)
         return who
 
 
+class FromAddress:
+    """An `Authenticator` for one connection: all its tokens come from there."""
+
+    __slots__ = ("_address", "_authenticator")
+
+    def __init__(self, authenticator: Authenticator, address: str) -> None:
+        self._authenticator = authenticator
+        self._address = address
+
+    async def authenticate(self, token: str, address: str = "") -> Principal:
+        """Raises `HubError` as the other one does."""
+        return await self._authenticator.authenticate(token, self._address)
+
+
 class Guard:
-    """ASGI middleware: answers what is not let in."""
+    """ASGI middleware: answers what is not let in, and notes in the scope where it comes from."""
 
     def __init__(self, app: ASGIApp, keys: ApiKeys, limits: RequestLimits) -> None:
         self._app = app
@@ -106,10 +119,11 @@ class Guard:
         self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[ADDRESS] = address = self._limits.address(scope.get("client"), scope["headers"])
         if scope["path"] not in PROBES:
             try:
                 # First: keys are not to be guessed either.
-                await self._limits.from_address(scope.get("client"), scope["headers"])
+                await self._limits.from_address(address)
                 if not scope["path"].startswith(KEYLESS):
                     self._keys.check(scope["headers"])
             except HubError as error:

@@ -11,6 +11,7 @@ from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.http.addresses import ADDRESS
 from api.http.unread import Backlog
 from hub import json_text
 from hub.budget.events import describe
@@ -90,7 +91,8 @@ def signed_in(authenticator: Authenticator, handler: UserHandler) -> Handler:
         token = bearer(request.headers.get("authorization", ""))
         if token is None:
             raise HubError(Code.NOT_LOGGED_IN)
-        who = await authenticator.authenticate(token)
+        address = request.scope.get(ADDRESS, "")
+        who = await authenticator.authenticate(token, address)
         backlog = backlog_of(request)
         if backlog is None:
             return await handler(request, who)

@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, unquote
 from websockets.http11 import Request
 
 from api.http.connections import Connections
-from api.http.guard import ApiKeys, RequestLimits
+from api.http.guard import ApiKeys, FromAddress, RequestLimits
 from api.http.requests import as_uuid, bearer
 from api.http.unread import Unread
 from api.sync.wire import Admitted, SocketWire, raw_headers
@@ -58,11 +58,13 @@ class SyncDoor:
 
     async def admit(self, peer: tuple[str, int] | None, request: Request) -> Admitted:
         """Raises `HubError`."""
-        await self._limits.from_address(peer, raw_headers(request))
+        address = self._limits.address(peer, raw_headers(request))
+        await self._limits.from_address(address)
         path, _, query = request.path.partition("?")
         if unquote(path) != PATH:
             raise HubError(Code.NOT_FOUND)
-        principal = await self._upgrading(request)
+        authenticator = FromAddress(self._authenticator, address)
+        principal = await self._upgrading(request, authenticator)
         offered = [
             entry.strip()
             for value in request.headers.get_all("Sec-WebSocket-Protocol")
@@ -74,7 +76,7 @@ class SyncDoor:
             session = Session(
                 self._hub,
                 wire,
-                self._authenticator,
+                authenticator,
                 connection_id=self._new_id(),
                 now_ms=self._now_ms,
                 now_s=self._now_s,
@@ -98,7 +100,7 @@ class SyncDoor:
     def pace(self, now_s: float, user_id: UserId | None) -> Sequence[Bucket]:
         return self._hub.rates.of_frames(now_s, user_id)
 
-    async def _upgrading(self, request: Request) -> Principal | None:
+    async def _upgrading(self, request: Request, authenticator: Authenticator) -> Principal | None:
         """Whom the request's own header names, None without one. Raises `HubError`.
 
         Only browsers send an `Origin`; with no list of them, any may come: what signs a socket in
@@ -110,7 +112,7 @@ class SyncDoor:
             token = bearer(value)
             if token is None:
                 raise HubError(Code.NOT_LOGGED_IN)
-            principal = await self._authenticator.authenticate(token)
+            principal = await authenticator.authenticate(token)
             self._hub.room_for(principal.user_id)
             return principal
         return None

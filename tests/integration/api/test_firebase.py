@@ -390,6 +390,19 @@ async def test_who_is_signed_out_already_is_not_let_in(
         await firebase.authenticate(google.signer.token("ada", iat=now_s - 4))
 
 
+async def test_p20_a_flood_of_tokens_from_one_address_holds_up_no_other(
+    firebase: Firebase, google: Google
+) -> None:
+    flood = [
+        asyncio.create_task(firebase.authenticate(google.signer.token(f"user-{n}"), "flood"))
+        for n in range(50)
+    ]
+    await asyncio.sleep(0)
+    await firebase.authenticate(google.signer.token("ada"), "ada's")
+    assert sum(task.done() for task in flood) < len(flood) / 2  # she was the next but one
+    await asyncio.gather(*flood)
+
+
 async def test_p10_where_nobody_knows_the_user_is_let_in_and_nobody_waits(
     firebase: Firebase, google: Google
 ) -> None:

@@ -7,9 +7,11 @@ import pytest
 
 from hub.errors import Disconnected, Held
 from hub.turns import WAITING_MAX
+from storage.postgres.core.event_log import PostgresLog
 from storage.postgres.database import CONNECTIONS_MAX, SHARES, Database, Purpose
 
 PURPOSES = list(SHARES)
+BUDGET = "00000000-0000-4000-8000-000000000001"
 
 
 @pytest.mark.parametrize("purpose", PURPOSES)
@@ -92,6 +94,15 @@ async def test_p20_a_user_has_no_more_waiting_than_the_hub_keeps_for_one(
             await _ask(database, "feeds", "flood")
         await _ask(database, "feeds", "ann")
         await taken.aclose()
+
+
+async def test_p7_p20_gaps_of_feeds_are_read_while_nobody_can_subscribe(
+    database: Database,
+) -> None:
+    async with AsyncExitStack() as taken:
+        for number in range(SHARES["feeds"].connections):
+            await taken.enter_async_context(database.connection("feeds", f"user {number}"))
+        assert await PostgresLog(database).page(BUDGET, None, 0, 1, 1) is None
 
 
 async def _ask(

@@ -17,7 +17,7 @@ ANN = Principal("ann", 2, 1, 2.0)
 class Known:
     """An `Authenticator` that knows one token."""
 
-    async def authenticate(self, token: str) -> Principal:
+    async def authenticate(self, token: str, address: str = "") -> Principal:
         if token != "good":
             raise HubError(Code.NOT_LOGGED_IN)
         return ANN

@@ -39,7 +39,7 @@ class Slow:
         self.may.set()
         self._clock = clock
 
-    async def authenticate(self, token: str) -> Principal:
+    async def authenticate(self, token: str, address: str = "") -> Principal:
         self.asked.append(token)
         await self.may.wait()
         if token == "bad":

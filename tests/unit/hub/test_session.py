@@ -252,7 +252,7 @@ class FakeAuthenticator:
         self.slow = False
         self._clock = clock
 
-    async def authenticate(self, token: str) -> Principal:
+    async def authenticate(self, token: str, address: str = "") -> Principal:
         if self.slow:
             await Pause()
         if token == "bad":
