@@ -2,7 +2,6 @@
 
 import asyncio
 import heapq
-import socket as socket_module
 from collections.abc import Callable, Coroutine
 from itertools import count
 from typing import Any, cast
@@ -14,6 +13,7 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 
 from api.http.unread import Unread
+from api.sync import wire as wire_module
 from api.sync.framing import DROPPED_MAX
 from api.sync.wire import (
     FRAMES_PER_TURN,
@@ -37,7 +37,12 @@ UNSIGNED_BYTES_MAX = 1024
 PLENTY = Rate(1e6, 1e6)
 UNSIGNED = Rate(per_s=1, burst=5)
 PEER = ("192.0.2.1", 4711)
-IDLE = socket_module.socket()  # whose kernel holds nothing
+
+
+@pytest.fixture(autouse=True)
+def _no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These transports have none."""
+    monkeypatch.setattr(wire_module, "_KERNEL_HOLDS", None)
 
 
 TEXT = masked(Opcode.TEXT, b"x")
@@ -122,7 +127,8 @@ class Transport:
         self.high: int | None = None
 
     def get_extra_info(self, name: str) -> object:
-        return {"peername": PEER, "socket": IDLE}[name]
+        assert name == "peername"
+        return PEER
 
     def set_write_buffer_limits(self, high: int) -> None:
         self.high = high
