@@ -182,7 +182,11 @@ class Settings(BaseModel):
     ] = 500
     events_per_s_user: Annotated[
         int,
-        Field(ge=1, description="What one user may send to this process over all their sockets"),
+        Field(
+            ge=1,
+            description="What one user may send to this process, over all their sockets and"
+            " `POST /events`",
+        ),
     ] = 1000
     max_participants: Annotated[
         int, Field(ge=1, description="Of one budget, its owner included")

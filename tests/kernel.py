@@ -21,11 +21,11 @@ api.process.server.bind = bind_small
 
 
 @asynccontextmanager
-async def silent(url: str) -> AsyncIterator[socket.socket]:
+async def silent(url: str, receive_bytes: int = SMALL_BYTES) -> AsyncIterator[socket.socket]:
     """A connection whose peer reads nothing unless told to, and whose kernel has no room either."""
     parts = urlsplit(url)
     with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BYTES)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         connection.setblocking(False)
         await asyncio.get_running_loop().sock_connect(connection, (parts.hostname, parts.port))
         yield connection

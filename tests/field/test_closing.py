@@ -1,5 +1,6 @@
 """Close codes arrive, and one bad connection never breaks the drain."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -15,7 +16,7 @@ from tests.device import connect
 from tests.field.large_budgets import a_large_budget
 from tests.kernel import SMALL_BUFFERS, sent, silent
 from tests.masked import masked
-from tests.raw_http import connected
+from tests.raw_http import Peer, connected
 
 SOCKET = (
     "GET /sync HTTP/1.1\r\nHost: hub\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -38,6 +39,46 @@ async def cluster(
     program = patched(SMALL_BUFFERS)
     async with checked(Cluster(folder, cluster_database_url, redis.url, program)) as cluster:
         yield cluster
+
+
+# Close codes
+
+
+@pytest.mark.parametrize("size", [256 * 1024 + 1, 2**20, 5 * 2**20])
+async def test_1009_reaches_who_is_still_sending(cluster: Cluster, size: int) -> None:
+    """Closed with the rest unread, TCP would reset the connection: 1006 says try again."""
+    node = await cluster.start()
+    whole = masked(Opcode.TEXT, b" " * size)
+    half = size // 2
+    parts = masked(Opcode.TEXT, b" " * half, fin=False) + masked(Opcode.CONT, b" " * (size - half))
+    for message in (whole, parts):
+        async with connected(node.url) as peer:
+            await opened(peer, cluster.token("ann"))
+            peer.writer.write(message)
+            await peer.writer.drain()  # fails where the connection breaks
+            async with asyncio.timeout(BUSY_S):
+                await peer.reader.readuntil(b"\x03\xf1over 262144 bytes")
+            peer.writer.write(masked(Opcode.CLOSE, b"\x03\xf1"))
+            assert await peer.ended() == b""
+
+
+async def test_4400_reaches_who_sends_on(cluster: Cluster) -> None:
+    node = await cluster.start()
+    async with connected(node.url) as peer:
+        await opened(peer, cluster.token("ann"))
+        peer.writer.write(masked(Opcode.TEXT, b"no frame") + masked(Opcode.TEXT, b"{}") * 10_000)
+        await peer.writer.drain()
+        async with asyncio.timeout(BUSY_S):
+            await peer.reader.readuntil((4400).to_bytes(2, "big") + b"not JSON")
+        peer.writer.write(masked(Opcode.CLOSE, (4400).to_bytes(2, "big")))
+        assert await peer.ended() == b""
+
+
+async def opened(peer: Peer, token: str) -> None:
+    peer.writer.write(SOCKET.format(token=token).encode() + b"\r\n")
+    async with asyncio.timeout(BUSY_S):
+        await peer.reader.readuntil(b'"expiresAt":')
+        await peer.reader.readuntil(b"}")
 
 
 # The drain

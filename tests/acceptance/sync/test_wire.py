@@ -42,6 +42,7 @@ from tests.device import (
 )
 from tests.lateness import again_if_too_late, in_time, unpaused
 from tests.masked import masked
+from tests.storm import NO_RATE_LIMITS
 
 WAIT_S = 30.0
 PING_S = 1  # of an impatient hub
@@ -441,7 +442,7 @@ async def test_p8_p4_hub_reads_no_further_than_400_events_in_flight(
     """While the database answers nothing: what a client sends on stays with the client, others are
     served, and in the end everything is answered and in the log."""
     async with Proxy(cluster.database_url) as proxy:
-        cut_off = await cluster.start(DATABASE_URL=proxy.url)
+        cut_off = await cluster.start(DATABASE_URL=proxy.url, **NO_RATE_LIMITS)
         budget_id = new_id()
         async with (
             connect(cut_off.url, token(user_id)) as sender,

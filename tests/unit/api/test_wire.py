@@ -13,8 +13,15 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 
 from api.http.unread import Unread
+from api.sync import wire as wire_module
 from api.sync.framing import DROPPED_MAX
-from api.sync.wire import FRAMES_PER_TURN, HIGH_WATER_BYTES, Admitted, SocketWire
+from api.sync.wire import (
+    FRAMES_PER_TURN,
+    HIGH_WATER_BYTES,
+    LINGER_S_MAX,
+    Admitted,
+    SocketWire,
+)
 from api.timeouts import APP_TIMEOUTS
 from hub.errors import Code, HubError
 from hub.limits import Bucket, Rate
@@ -30,6 +37,12 @@ UNSIGNED_BYTES_MAX = 1024
 PLENTY = Rate(1e6, 1e6)
 UNSIGNED = Rate(per_s=1, burst=5)
 PEER = ("192.0.2.1", 4711)
+
+
+@pytest.fixture(autouse=True)
+def _no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These transports have none."""
+    monkeypatch.setattr(wire_module, "_KERNEL_HOLDS", None)
 
 
 TEXT = masked(Opcode.TEXT, b"x")
@@ -539,6 +552,39 @@ def test_a_peer_that_does_not_answer_a_close_is_dropped() -> None:
     assert socket.transport.ended == "aborted"
 
 
+def test_a_peer_that_reads_up_to_our_close_slowly_has_time_for_it() -> None:
+    socket = Socket().opened()
+    socket.transport.unsent = 300_000
+    socket.wire.close(4401)
+    for _ in range(4):
+        socket.transport.unsent -= 50_000
+        socket.clock.advance(CLOSE_S)
+        assert socket.transport.ended == ""
+    socket.clock.advance(CLOSE_S)
+    assert socket.transport.ended == "aborted"
+
+
+def test_p8_a_peer_that_reads_up_to_our_close_for_ever_is_dropped() -> None:
+    socket = Socket().opened()
+    socket.transport.unsent = 300_000
+    socket.wire.close(4401)
+    socket.clock.advance(CLOSE_S / 2)
+    while socket.clock.now_s < LINGER_S_MAX + CLOSE_S and not socket.transport.ended:
+        socket.transport.unsent -= 1
+        socket.clock.advance(CLOSE_S)
+    assert socket.transport.ended == "aborted"
+
+
+def test_a_shutdown_waits_for_no_slow_reader() -> None:
+    socket = Socket().opened()
+    socket.transport.unsent = 300_000
+    socket.wire.close(4401)
+    socket.wire.shutdown()
+    socket.transport.unsent -= 50_000
+    socket.clock.advance(APP_TIMEOUTS.farewell_s + 0.1)
+    assert socket.transport.ended == "aborted"
+
+
 def test_p8_a_flood_behind_a_close_is_not_read_for_long() -> None:
     socket = Socket().opened()
     socket.wire.close(4429)
@@ -674,6 +720,15 @@ def test_a_peer_that_has_taken_what_was_written_stays() -> None:
     socket.wire.pause_writing()
     socket.wire.resume_writing()
     socket.clock.advance(PING_S)
+    assert socket.receiver.lost_with == []
+
+
+def test_a_peer_whose_frames_wait_for_their_pace_stays() -> None:
+    """All were read at once; the transport brings nothing more meanwhile."""
+    socket = Socket(Rate(per_s=10, burst=10)).opened()
+    socket.send(PING * 1500)
+    for _ in range(7):
+        socket.clock.advance(PING_S)
     assert socket.receiver.lost_with == []
 
 
