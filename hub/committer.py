@@ -65,6 +65,9 @@ BATCH_EVENTS_MAX = 1_000
 APART_PER_USER = 2
 WAITING_EVENTS_MAX = 20_000  # queued and set apart
 WAITING_PER_USER = 10_000  # half of it: nobody fills the queue alone
+# Of a user, also beyond that, up to twice as many of everybody: a few accounts together may fill the
+# queue, and a device with a handful of events is not to be refused for them.
+WAITING_FEW = 200
 RACES_MAX = 50
 BACKOFF_S = (0.05, 1.0)  # first and longest pause
 
@@ -242,10 +245,12 @@ class Committer:
             await asyncio.sleep(0)
 
     def _room(self, actor: UserId, events: int) -> bool:
-        return (
-            self._waiting_events + events <= WAITING_EVENTS_MAX
-            and self._waiting_of.get(actor, 0) + events <= WAITING_PER_USER
-        )
+        """Whether the user may have so many more waiting: few also where others fill the queue."""
+        theirs = self._waiting_of.get(actor, 0) + events
+        everybodys = self._waiting_events + events
+        if everybodys > WAITING_EVENTS_MAX:
+            return theirs <= WAITING_FEW and everybodys <= 2 * WAITING_EVENTS_MAX
+        return theirs <= WAITING_PER_USER
 
     def _count(self, actor: UserId, events: int) -> None:
         """So many more of the user's events wait, or fewer."""
