@@ -212,6 +212,7 @@ async def test_p4_p8_many_budgets_locked_elsewhere_are_busy_in_bounded_time(
     monkeypatch.setattr(committer_module, "APART_PER_USER", 2)
     node = await nodes(timeouts=replace(PATIENT, turn_s=0.5))
     monkeypatch.setattr(committer_module, "WAITING_EVENTS_MAX", 5)
+    monkeypatch.setattr(committer_module, "WAITING_FEW", 0)
     held, free = [await node.new_budget() for _ in range(5)], await node.new_budget()
     transactions, refused = node.log.transactions, list[asyncio.Future[list[Verdict]]]()
 
@@ -694,6 +695,7 @@ async def test_p8_a_full_queue_is_busy_at_once(
     node: Node, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(committer_module, "WAITING_EVENTS_MAX", 5)
+    monkeypatch.setattr(committer_module, "WAITING_FEW", 0)
     budget_id = await node.new_budget()
     queued = [node.send("ann", expense(budget_id), expense(budget_id)) for _ in range(2)]
     full = node.send("ann", expense(budget_id), expense(budget_id))
@@ -707,6 +709,24 @@ async def test_p8_a_full_queue_is_busy_at_once(
         assert set(outcomes(as_json(await within(answer)))) == {"accepted"}
     await node.made("ann", *[expense(budget_id) for _ in range(5)])  # and again for five
     assert len(await elsewhere.log(budget_id)) == 11
+
+
+async def test_p20_a_few_events_have_room_where_others_fill_the_queue(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer_module, "WAITING_EVENTS_MAX", 4)
+    monkeypatch.setattr(committer_module, "WAITING_FEW", 2)
+    budgets = {user: await node.new_budget(user) for user in ("ann", "ben", "cyd", "dee")}
+    queued = [
+        node.send(user, expense(budgets[user]), expense(budgets[user])) for user in ("ann", "ben")
+    ]
+    assert node.send("ann", expense(budgets["ann"])).done()  # has more than a few already
+    queued += [
+        node.send(user, expense(budgets[user]), expense(budgets[user])) for user in ("cyd", "dee")
+    ]
+    assert node.send("eve", expense(budgets["ann"])).done()  # twice as many, and no more
+    for answer in queued:
+        assert set(outcomes(as_json(await within(answer)))) == {"accepted"}
 
 
 async def test_a_frozen_hub_holds_a_row_for_a_moment_only(
