@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from base64 import urlsafe_b64decode
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -20,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from hub.budget.state import Quotas
+from hub.budget.state import ANY_NUMBER, Quotas
 
 AUTH_SECRET_BYTES_MIN = 32
 API_KEY_LENGTH_MIN = 16
@@ -373,7 +372,7 @@ class Settings(BaseModel):
     def quotas(self) -> Quotas:
         log_bytes = self.log_mb_per_budget * 1024 * 1024
         limits = self.budgets_per_user, self.records_per_budget, log_bytes
-        return Quotas(*(limit or sys.maxsize for limit in limits))
+        return Quotas(*(limit or ANY_NUMBER for limit in limits))
 
     def auth_secrets(self) -> list[bytes]:
         """The first one signs, all of them verify."""

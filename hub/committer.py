@@ -38,7 +38,7 @@ import structlog
 from hub.budget.events import Invalid, Submitted
 from hub.budget.records import BudgetId, UserId
 from hub.budget.rules import QUOTAS, decide, rejected
-from hub.budget.state import BudgetState, Change, LogRow, Quotas, Want
+from hub.budget.state import ANY_NUMBER, BudgetState, Change, LogRow, Quotas, Want
 from hub.budget.verdicts import Verdict
 from hub.errors import BadData, Code, Disconnected, Held, LostRace
 from hub.gate import Gate
@@ -65,8 +65,8 @@ BATCH_EVENTS_MAX = 1_000
 APART_PER_USER = 2
 WAITING_EVENTS_MAX = 20_000  # queued and set apart
 WAITING_PER_USER = 10_000  # half of it: nobody fills the queue alone
-# Of a user, also beyond that, up to twice as many of everybody: a few accounts together may fill the
-# queue, and a device with a handful of events is not to be refused for them.
+# Of a user, also beyond that, up to twice as many of everybody: some accounts together may fill
+# the queue, and a device with a handful of events is not to be refused for them.
 WAITING_FEW = 200
 RACES_MAX = 50
 BACKOFF_S = (0.05, 1.0)  # first and longest pause
@@ -407,7 +407,7 @@ class Committer:
         runs, held = batch.runs, list[_Run]()
         states: dict[BudgetId, BudgetState] = {}
         written_at_ms: int | None = None
-        want = _wanted(runs)
+        want = self._wanted(runs)
         if not want.budgets:
             decided, found = self._decide(runs, states, batch.ours)
         else:
@@ -419,7 +419,7 @@ class Committer:
                     if held:
                         if not free:
                             return held
-                        want = _wanted(free)
+                        want = self._wanted(free)
                     states = await transaction.load(want)
                     decided, found = self._decide(free, states, batch.ours)
                     changed = [state for state in states.values() if state.changes]
@@ -447,6 +447,16 @@ class Committer:
         for submission, verdict in decided:
             submission.settle(verdict)
         return held
+
+    def _wanted(self, runs: Sequence[_Run]) -> Want:
+        want = Want()
+        for submission, start, stop in runs:
+            for event in submission.events[start:stop]:
+                if type(event) is not Invalid:
+                    want.add(submission.actor, event)
+        if self._quotas.budgets == ANY_NUMBER:
+            want.comers.clear()  # nobody counts theirs
+        return want
 
     def _decide(
         self,
@@ -506,15 +516,6 @@ def _budgets(events: Sequence[Submitted]) -> set[BudgetId]:
 
 def _events(runs: Sequence[_Run]) -> int:
     return sum(run.stop - run.start for run in runs)
-
-
-def _wanted(runs: Sequence[_Run]) -> Want:
-    want = Want()
-    for submission, start, stop in runs:
-        for event in submission.events[start:stop]:
-            if type(event) is not Invalid:
-                want.add(submission.actor, event)
-    return want
 
 
 def _refuse(runs: Sequence[_Run], code: Code) -> None:

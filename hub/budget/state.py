@@ -4,6 +4,7 @@
 accepted event into it, and the storage writes its `changes`.
 """
 
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -70,9 +71,12 @@ class Change(NamedTuple):
         return self.row.verdict()
 
 
+ANY_NUMBER = sys.maxsize
+
+
 class Quotas(NamedTuple):
-    """How much may be stored. `budgets` is how many a user may take part in, `records` and
-    `log_bytes` are of one budget."""
+    """How much may be stored, up to `ANY_NUMBER`. `budgets` is how many a user may take part in,
+    `records` and `log_bytes` are of one budget."""
 
     budgets: int = 200
     records: int = 200_000

@@ -120,14 +120,12 @@ FROM json_to_recordset($2::json) AS line (
 """
 # `storage/migrations/0006_fairness.sql` says what is counted.
 COUNT_USED = """
-UPDATE budgets b
-SET record_count = (SELECT count(*) FROM categories WHERE budget_id = $1)
-                 + (SELECT count(*) FROM expenses WHERE budget_id = $1),
-    log_bytes = (
-        SELECT coalesce(sum(octet_length(event) + coalesce(octet_length(record), 0)), 0)
-        FROM accepted_events WHERE budget_id = $1
-    )
-WHERE b.id = $1
+UPDATE budgets
+SET record_count = $2, log_bytes = (
+    SELECT coalesce(sum(octet_length(event) + coalesce(octet_length(record), 0)), 0)
+    FROM accepted_events WHERE budget_id = $1
+)
+WHERE id = $1
 """
 
 
@@ -256,7 +254,7 @@ async def _write(
             await connection.execute(statement, header.budget_id, _array(batch))
     if header.version == 1:
         await redigest(connection, header.budget_id)
-    await connection.execute(COUNT_USED, header.budget_id)
+    await connection.execute(COUNT_USED, header.budget_id, sum(map(trailer.records, _RECORDS)))
 
 
 def _checked(file: BinaryIO) -> tuple[Header, Trailer]:

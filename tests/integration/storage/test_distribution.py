@@ -37,6 +37,8 @@ ACROSS = {
     "READ_RECENT": {"accepted_events"},
     # All budgets of one user, who takes part in a few: one question to each server, a page of rows.
     "READ_BUDGETS": {"participants"},
+    # The same, where a budget is made or joined.
+    "LOAD_TAKEN": {"participants"},
 }
 
 
