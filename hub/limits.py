@@ -19,10 +19,10 @@ FRAMES_AT_ONCE = 1_000
 UNSIGNED_FRAMES_PER_S = 10  # while nobody has signed in on the connection
 UNSIGNED_FRAMES_AT_ONCE = 100
 COST_BYTES = 8192  # of a frame or body, for each 1 of cost: one of 256 KiB costs 32
-# Characters of text, of one user: how many for each event of the rate, and for how many seconds at
-# once. What a long text leaves in the log is for ever.
-TEXT_PER_EVENT = 128
-TEXT_BURST_S = 21
+# Bytes of text, of one user: how many for each event of the rate, and for how many seconds at once.
+# What a long text leaves in the log is for ever.
+TEXT_PER_EVENT = 256
+TEXT_BURST_S = 42
 ORDINARY_BYTES = 512  # of an event; where a batch has no more of each, nobody counts its text
 
 
@@ -71,11 +71,11 @@ def cost_of(size_bytes: int, events: int = 0) -> int:
 
 
 def text_of(events: Sequence[Submitted], size_bytes: int) -> int:
-    """The characters in the texts of a batch that had so many bytes; 0 where these are few."""
+    """The bytes of UTF-8 in the texts of a batch that had so many bytes; 0 where these are few."""
     if size_bytes <= ORDINARY_BYTES * len(events):
         return 0
     return sum(
-        len(value)
+        len(value.encode())
         for event in events
         if isinstance(event, Event)
         for value in event.named.values()
@@ -92,7 +92,7 @@ class Rates:
     | accepted, rejected or refused as a whole     | where that is more                            |
     | any other frame                              | 1; 1 for every `COST_BYTES`, where that is    |
     |                                              | more                                          |
-    | the texts of a batch of long events          | their characters, of a rate of their own      |
+    | the texts of a batch of long events          | their bytes, of a rate of their own           |
     | a WebSocket frame, also a fragment or a ping | 1 of rates of their own, for frames           |
     """
 
@@ -125,7 +125,7 @@ class Rates:
         return self._events_of_users.of(user_id, now_s)
 
     def of_text(self, user_id: UserId, now_s: float) -> Bucket:
-        """The one bucket of the user's characters."""
+        """The one bucket of the user's texts."""
         return self._texts_of_users.of(user_id, now_s)
 
 

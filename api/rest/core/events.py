@@ -103,8 +103,8 @@ class EventRoutes(NamedTuple):
         if named > charged:
             take(named - charged)
         events = parse_batch(listed, EVENTS_PER_REQUEST_MAX)
-        if characters := text_of(events, len(text)):
-            take(characters, rates.of_text(who.user_id, now_s))
+        if long := text_of(events, len(text)):
+            take(long, rates.of_text(who.user_id, now_s))
         return events
 
     async def read(self, request: Request, who: Principal) -> JsonResponse[LogPage]:

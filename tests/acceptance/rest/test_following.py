@@ -317,7 +317,7 @@ async def test_p8_a_stream_that_stopped_reading_is_closed(
         patched(waiting(unread_s=UNREAD_S)),
     )
     try:
-        node = await impatient.start(EVENTS_PER_S_USER="1000000")  # long texts have a rate
+        node = await impatient.start()
         token = cluster.token("ann")
         note = "x" * 2000
         await submit(node, token, budget_create(budget_id))
